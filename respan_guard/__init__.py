@@ -1,0 +1,1 @@
+"""Rate limits, USD budgets and exact usage records per customer, for ASGI apps that call LLMs."""
