@@ -1,0 +1,352 @@
+"""Settings: keyword, else environment `RESPAN_GUARD_*`, else `respan_guard.toml`, else the default.
+
+Nothing else is read, no `.env` and no `pyproject.toml`: a stray file must not switch enforcement off. A name
+that is not known and a value that can't work are errors when the guard is made, not surprises later.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import reprlib
+import tomllib
+from collections.abc import Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias, TypedDict
+from zoneinfo import ZoneInfo
+
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from respan_guard.clock import Clock, SystemClock
+from respan_guard.errors import ConfigurationError
+from respan_guard.money import to_nano
+
+__all__ = ["CONFIG_FILE", "CONFIG_VARIABLE", "DEFAULT_LIMIT_FIELDS", "GuardOptions", "Settings", "mask_url", "nearest"]
+
+CONFIG_FILE: Final = "respan_guard.toml"
+"""The only file that is read, from the current directory."""
+CONFIG_VARIABLE: Final = "RESPAN_GUARD_CONFIG"
+"""The environment variable that names another file to read instead."""
+DEFAULT_LIMIT_FIELDS: Final = (
+    "rate_limit",
+    "budget_duration",
+    "period_budget",
+    "total_budget",
+    "period_start",
+    "period_end",
+    "markup_percentage",
+    "time_zone",
+)
+"""The fields of a customer that `default_limits` may set; the others say who one customer is."""
+
+_PREFIX = "RESPAN_GUARD_"
+_TEST_PREFIX = "RESPAN_GUARD_TEST_"  # where our own tests find servers
+_KEYWORD_ONLY = frozenset({"clock"})  # objects that no text can name
+
+# From the first colon behind the scheme to the last @, so that a password with any character in it goes, and also
+# where the URL is not a proper one (a lost slash, no scheme): that is when it ends up in an error message.
+_PASSWORD = re.compile(r"^([a-z][a-z0-9+.-]*:/+[^:@/]*|[^:@/]*(?!:/)):.*@", re.DOTALL | re.IGNORECASE)
+_SECRET_PARAMETER = re.compile(r"([?&][^=&]*(?:pass|secret|token|key)[^=&]*=)[^&]*", re.IGNORECASE)
+
+Mode: TypeAlias = Literal["enforce", "shadow", "off"]
+Money: TypeAlias = Decimal | int | float | str
+
+
+class GuardOptions(TypedDict, total=False):
+    """The keywords of `Guard`, beside `storage`. See `Settings` for what each means."""
+
+    mode: Mode
+    default_limits: Mapping[str, Any] | None
+    hold: Literal["upper_bound", "none"] | Money
+    default_hold: Money
+    default_max_output_tokens: int
+    prices: Mapping[str, Any]
+    unknown_price: Literal["reject", "flag"]
+    time_zone: str
+    namespace: str
+    retention: int | str | None
+    storage_timeout: float | None
+    hold_ttl: float
+    budget_status_code: int
+    show_amounts: bool
+    unknown_customers: Literal["admit", "refuse"]
+    trust_customer_params: bool
+    store_content: bool
+    missing_usage: Literal["hold", "estimate", "flag"]
+    journal_dir: str | Path | None
+    max_cached_customers: int
+    clock: Clock
+
+
+def mask_url(url: str) -> str:
+    """A storage URL without its passwords, fit for logs and messages."""
+    masked = _PASSWORD.sub(r"\1:***@", url)
+    return _SECRET_PARAMETER.sub(r"\1***", masked)
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """Say which known name was probably meant, or which there are, as the end of an error message."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+
+
+def _number(value: object) -> object:
+    # True is an int to Python, never to someone who writes settings.
+    if isinstance(value, bool):
+        raise ValueError("got a boolean")
+    return value
+
+
+def _money(value: object) -> object:
+    to_nano(value, "the amount")  # type: ignore[arg-type]  # it is there to refuse what is no amount
+    return Decimal(str(value))
+
+
+def _hold(value: object) -> object:
+    if isinstance(value, str) and value in ("upper_bound", "none"):
+        return value
+    return _money(value)
+
+
+def _days(value: object) -> object:
+    if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d{1,6})(?:\s*days?)?\s*", value)):
+        return int(match[1])
+    return _number(value)
+
+
+def _storage(value: object) -> object:
+    if not isinstance(value, str) or not re.match(r"\s*[a-z][a-z0-9+.-]*://", value) or "\0" in value:
+        raise ValueError("that is no URL")
+    return value.strip()  # a secret read from a file often ends with a newline
+
+
+def _zone(value: object) -> object:
+    try:
+        ZoneInfo(value)  # type: ignore[arg-type]  # a wrong type is one of the ways to fail
+    except (KeyError, ValueError, OSError, TypeError, AttributeError):
+        raise ValueError("there is no such zone") from None
+    return value
+
+
+def _default_limits(value: object) -> object:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise ValueError("that is no mapping")  # pydantic collects no TypeErrors
+    for name in value:
+        if name not in DEFAULT_LIMIT_FIELDS:
+            raise ValueError(f"{name!r} is no limit; {nearest(str(name), list(DEFAULT_LIMIT_FIELDS))}")
+    from respan_guard.customer import Customer  # only guards with defaults pay for it
+
+    return Customer.from_params("default", value).to_params()
+
+
+_Count = Annotated[int, BeforeValidator(_number)]
+_Seconds = Annotated[float, BeforeValidator(_number)]
+
+
+class Settings(BaseSettings):
+    """What a guard was told, checked. Made by `load`.
+
+    A field's description completes the sentence "NAME must be ...", which is the error for a value that can't work.
+
+    Attributes:
+        storage: Where everything is kept.
+        mode: "enforce"; "shadow" decides and reports and refuses nobody; "off" does nothing.
+        default_limits: `customer_params` limits of customers without their own, as checked JSON values.
+        hold: "upper_bound" holds what a call could cost at most; "none"; or an amount, USD.
+        default_hold: What a request holds whose body says nothing about an LLM call, USD.
+        default_max_output_tokens: The longest answer to expect where a request sets no maximum.
+        prices: Prices over those of genai-prices, USD per million tokens.
+        unknown_price: "reject" refuses calls to models without a price where a budget applies; "flag" lets them pass.
+        time_zone: Where days and months begin, for customers without their own.
+        namespace: Keeps several guards apart in one store.
+        retention: Days to keep records; None for ever. Sums stay.
+        storage_timeout: Seconds that storage may take; None for the backend's own default.
+        hold_ttl: Seconds after which a hold that nobody ended no longer counts.
+        budget_status_code: The answer to a spent budget.
+        show_amounts: Whether refusals and headers say amounts of money.
+        unknown_customers: Whether customers that were never put are admitted.
+        trust_customer_params: Whether limits in a request's `customer_params` are obeyed.
+        store_content: Whether prompts and completions are kept.
+        missing_usage: What a call whose reply has no usage is booked as: its "hold", an "estimate", or none ("flag").
+        journal_dir: Where records wait that storage can't take; None for beside the store.
+        max_cached_customers: How many customers' limits are kept in memory.
+        clock: Where time comes from.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX,
+        frozen=True,
+        extra="forbid",
+        arbitrary_types_allowed=True,
+        hide_input_in_errors=True,
+    )
+
+    storage: Annotated[str, BeforeValidator(_storage)] = Field(
+        "sqlite:///respan_guard.db", description='a URL like "sqlite:///guard.db" or "memory://"'
+    )
+    mode: Mode = Field("enforce", description='"enforce", "shadow" or "off"')
+    default_limits: Annotated[dict[str, Any] | None, BeforeValidator(_default_limits)] = Field(
+        None,
+        description='limits of a customer like {"rate_limit": 60, "budget_duration": "monthly", "period_budget": 5}',
+    )
+    hold: Annotated[Literal["upper_bound", "none"] | Decimal, BeforeValidator(_hold)] = Field(
+        "upper_bound", description='"upper_bound", "none" or an amount of USD from 0'
+    )
+    default_hold: Annotated[Decimal, BeforeValidator(_money)] = Field(Decimal(0), description="an amount of USD from 0")
+    default_max_output_tokens: _Count = Field(4096, ge=1, le=10_000_000, description="a number of tokens from 1")
+    prices: dict[str, Any] = Field(
+        {}, description='prices by model like {"my-model": {"input": 0.5, "output": 1.5}}, USD per million tokens'
+    )
+    unknown_price: Literal["reject", "flag"] = Field("reject", description='"reject" or "flag"')
+    time_zone: Annotated[str, BeforeValidator(_zone)] = Field(
+        "UTC", description='the name of a time zone like "UTC" or "Europe/Berlin"'
+    )
+    namespace: str = Field(
+        "default",
+        pattern=r"^[A-Za-z0-9_.-]{1,64}$",
+        description="1 to 64 letters, digits, dots, dashes and underscores",
+    )
+    retention: Annotated[int | None, BeforeValidator(_days)] = Field(
+        None, ge=1, le=100_000, description='a number of days from 1 like 400 or "400 days"'
+    )
+    storage_timeout: _Seconds | None = Field(None, gt=0, le=300, description="a number of seconds above 0, at most 300")
+    hold_ttl: _Seconds = Field(600.0, ge=1, le=86_400, description="a number of seconds from 1 to 86400")
+    budget_status_code: _Count = Field(402, ge=400, le=499, description="a status from 400 to 499, like 402 or 429")
+    show_amounts: bool = Field(False, description="true or false")
+    unknown_customers: Literal["admit", "refuse"] = Field("admit", description='"admit" or "refuse"')
+    trust_customer_params: bool = Field(False, description="true or false")
+    store_content: bool = Field(False, description="true or false")
+    missing_usage: Literal["hold", "estimate", "flag"] = Field("hold", description='"hold", "estimate" or "flag"')
+    journal_dir: Path | None = Field(None, description="the path of a directory")
+    max_cached_customers: _Count = Field(10_000, ge=1, le=100_000_000, description="a number from 1")
+    clock: Clock = Field(default_factory=SystemClock, description="an object with now_ms() and monotonic()")
+
+    _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take only what is passed: `load` has read the sources, each option from exactly one of them."""
+        return (init_settings,)
+
+    @classmethod
+    def load(cls, **options: Any) -> Self:
+        """Read the settings. `storage=None` is the same as leaving it out.
+
+        Raises:
+            ConfigurationError: A name is unknown, a value can't work, or the file can't be read.
+        """
+        if options.get("storage", "") is None:
+            del options["storage"]
+        known = list(cls.model_fields)
+        for name in options:
+            if name not in known:
+                raise ConfigurationError(f"{name} is no option of Guard; {nearest(name, known)}")
+        values: dict[str, Any] = {}
+        sources: dict[str, str] = {}
+        file, from_file = cls._from_file()
+        for name, value in from_file.items():
+            values[name], sources[name] = value, file
+        for name, value in cls._from_environment().items():
+            values[name], sources[name] = value, f"environment {_PREFIX}{name.upper()}"
+        for name, value in options.items():
+            values[name], sources[name] = value, "keyword"
+        try:
+            settings = cls(**values)
+        except ValidationError as error:
+            raise ConfigurationError(_explain(error, values, sources)) from None
+        settings._sources.update(sources)
+        return settings
+
+    def sources(self) -> dict[str, tuple[Any, str]]:
+        """Every option's value, secrets masked, and where it is from.
+
+        The source is "keyword", "environment RESPAN_GUARD_NAME", the file's name or "default".
+        """
+        return {
+            name: (_masked(name, getattr(self, name)), self._sources.get(name, "default"))
+            for name in type(self).model_fields
+        }
+
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        return [(name, _masked(name, getattr(self, name))) for name in type(self).model_fields]
+
+    @classmethod
+    def _from_environment(cls) -> dict[str, Any]:
+        known = {_PREFIX + name.upper(): name for name in cls.model_fields}
+        for variable, text in os.environ.items():
+            upper = variable.upper()
+            if not upper.startswith(_PREFIX) or upper.startswith(_TEST_PREFIX) or upper == CONFIG_VARIABLE:
+                continue
+            if upper not in known:
+                raise ConfigurationError(
+                    f"environment variable {variable} is no setting; {nearest(upper, [*known, CONFIG_VARIABLE])}"
+                )
+            if known[upper] in _KEYWORD_ONLY:
+                raise ConfigurationError(f"{variable} can't be set in the environment; pass {known[upper]}= to Guard")
+            if not text.strip():
+                raise ConfigurationError(f"environment variable {variable} is empty; give it a value or unset it")
+        try:
+            return EnvSettingsSource(cls)()
+        except SettingsError as error:
+            cause = error.__cause__
+            where = f": {cause}" if isinstance(cause, json.JSONDecodeError) else ""
+            name = next((n for n in cls.model_fields if f'"{n}"' in str(error)), "")
+            raise ConfigurationError(
+                f"environment variable {_PREFIX}{name.upper()} must be {_expected(name)}, as JSON{where}"
+            ) from None
+
+    @classmethod
+    def _from_file(cls) -> tuple[str, dict[str, Any]]:
+        named = os.environ.get(CONFIG_VARIABLE)
+        path = Path(named or CONFIG_FILE)
+        if not named and not path.exists():
+            return CONFIG_FILE, {}
+        try:
+            found = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigurationError(f"settings file {path} can't be read: {error.strerror}") from None
+        except ValueError as error:  # what is no TOML, and what is no UTF-8
+            raise ConfigurationError(f"settings file {path} is no TOML: {error}") from None
+        known = [name for name in cls.model_fields if name not in _KEYWORD_ONLY]
+        for name in found:
+            if name in _KEYWORD_ONLY:
+                raise ConfigurationError(f"{name} can't be set in {path}; pass {name}= to Guard")
+            if name not in known:
+                raise ConfigurationError(f"{name} in {path} is no setting; {nearest(name, known)}")
+        return str(path), found
+
+
+def _masked(name: str, value: Any) -> Any:
+    return mask_url(value) if name == "storage" and isinstance(value, str) else value
+
+
+def _expected(name: str) -> str:
+    field = Settings.model_fields.get(name)
+    return (field and field.description) or "something else"
+
+
+def _explain(error: ValidationError, values: Mapping[str, Any], sources: Mapping[str, str]) -> str:
+    lines: dict[str, str] = {}
+    for problem in error.errors(include_url=False, include_input=False):
+        name = str(problem["loc"][0])
+        if name in lines:  # a union reports each of its members
+            continue
+        why = problem.get("ctx", {}).get("error")
+        reason = f": {why}" if isinstance(why, ValueError) else ""
+        got = reprlib.repr(_masked(name, values.get(name)))
+        lines[name] = f"{name} must be {_expected(name)}, got {got}{reason} ({sources.get(name, 'default')})"
+    return "; ".join(lines.values())
