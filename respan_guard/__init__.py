@@ -1,1 +1,67 @@
-"""Rate limits, USD budgets and exact usage records per customer, for ASGI apps that call LLMs."""
+"""Rate limits, USD budgets and exact usage records per customer, for ASGI apps that call LLMs.
+
+Names load on first use, so that `import respan_guard` costs nothing and needs no optional package.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from respan_guard.admission import Admission, Refusal
+    from respan_guard.customer import Customer
+    from respan_guard.decision import Decision, Status
+    from respan_guard.errors import (
+        BudgetExceeded,
+        CustomerBlocked,
+        GuardError,
+        LimitExceeded,
+        RateLimitExceeded,
+        StorageUnavailable,
+    )
+    from respan_guard.guard import Guard
+    from respan_guard.middleware import GuardMiddleware
+    from respan_guard.usage import Usage, UsageRecord
+
+__all__ = [
+    "Admission",
+    "BudgetExceeded",
+    "Customer",
+    "CustomerBlocked",
+    "Decision",
+    "Guard",
+    "GuardError",
+    "GuardMiddleware",
+    "LimitExceeded",
+    "RateLimitExceeded",
+    "Refusal",
+    "Status",
+    "StorageUnavailable",
+    "Usage",
+    "UsageRecord",
+]
+
+_MODULES = {
+    "Admission": "admission",
+    "Customer": "customer",
+    "Decision": "decision",
+    "Guard": "guard",
+    "GuardMiddleware": "middleware",
+    "Refusal": "admission",
+    "Status": "decision",
+    "Usage": "usage",
+    "UsageRecord": "usage",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
+    globals()[name] = value  # found once, looked up as any other name from then on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

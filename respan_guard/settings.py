@@ -95,7 +95,7 @@ def mask_url(url: str) -> str:
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """Say which known name was probably meant, or which there are, as the end of an error message."""
+    """Say which known name was probably meant, else which there are: the end of an error message."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
 
@@ -142,7 +142,7 @@ def _default_limits(value: object) -> object:
     if value is None:
         return None
     if not isinstance(value, Mapping):
-        raise ValueError("that is no mapping")  # pydantic collects no TypeErrors
+        raise ValueError("that is no mapping; in the environment write it as JSON")  # a TypeError would get through
     for name in value:
         if name not in DEFAULT_LIMIT_FIELDS:
             raise ValueError(f"{name!r} is no limit; {nearest(str(name), list(DEFAULT_LIMIT_FIELDS))}")
@@ -304,7 +304,7 @@ class Settings(BaseSettings):
         except SettingsError as error:
             cause = error.__cause__
             where = f": {cause}" if isinstance(cause, json.JSONDecodeError) else ""
-            name = next((n for n in cls.model_fields if f'"{n}"' in str(error)), "")
+            name = next(name for name in cls.model_fields if f'"{name}"' in str(error))
             raise ConfigurationError(
                 f"environment variable {_PREFIX}{name.upper()} must be {_expected(name)}, as JSON{where}"
             ) from None
@@ -335,8 +335,7 @@ def _masked(name: str, value: Any) -> Any:
 
 
 def _expected(name: str) -> str:
-    field = Settings.model_fields.get(name)
-    return (field and field.description) or "something else"
+    return Settings.model_fields[name].description or ""
 
 
 def _explain(error: ValidationError, values: Mapping[str, Any], sources: Mapping[str, str]) -> str:
