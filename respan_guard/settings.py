@@ -22,6 +22,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from respan_guard.clock import Clock, SystemClock
+from respan_guard.customer import Customer
 from respan_guard.errors import ConfigurationError
 from respan_guard.money import to_nano
 
@@ -140,8 +141,6 @@ def _default_limits(value: object) -> object:
     for name in value:
         if name not in DEFAULT_LIMIT_FIELDS:
             raise ValueError(f"{name!r} is no limit; {nearest(str(name), list(DEFAULT_LIMIT_FIELDS))}")
-    from respan_guard.customer import Customer  # only guards with defaults pay for it
-
     return Customer.from_params("default", value).to_params()
 
 

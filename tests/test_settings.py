@@ -116,14 +116,14 @@ def test_environment_reads_numbers_booleans_and_json(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("RESPAN_GUARD_SHOW_AMOUNTS", "true")
     monkeypatch.setenv("RESPAN_GUARD_RETENTION", "400 days")
     monkeypatch.setenv("RESPAN_GUARD_BUDGET_STATUS_CODE", "429")
-    monkeypatch.setenv("RESPAN_GUARD_DEFAULT_LIMITS", '{"rate_limit": "5/minute"}')
+    monkeypatch.setenv("RESPAN_GUARD_DEFAULT_LIMITS", '{"rate_limit": "5/second"}')
     monkeypatch.setenv("RESPAN_GUARD_TEST_REDIS_URL", "redis://localhost")
     settings = Settings.load()
     assert settings.hold == Decimal("0.05")
     assert settings.show_amounts is True
     assert settings.retention == 400
     assert settings.budget_status_code == 429
-    assert settings.default_limits == {"rate_limit": "5/minute"}
+    assert settings.default_limits == {"rate_limit": "5/second"}
 
 
 @pytest.mark.parametrize("text", ["400", "400 days", " 400 days ", "400days"])
