@@ -4,6 +4,7 @@ GuardError
 ├── ConfigurationError(ValueError)     the app is set up wrongly: option, URL, extra, middleware order
 ├── InvalidInput(ValueError)           a value is unusable: id, money, date, body; nothing was written
 │   ├── InvalidIdentifier              a customer id that breaks the rules of ids
+│   ├── BodyTooLarge                   a request body that must be read is beyond the cap
 │   └── UnpricedModel                  a model without a price, where a budget applies
 ├── Unidentified                       a guarded path was reached by nobody we know
 ├── CustomerUnknown(LookupError)       no such customer
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BackendError",
+    "BodyTooLarge",
     "BudgetExceeded",
     "ConfigurationError",
     "CounterOverflow",
@@ -76,6 +78,10 @@ class InvalidInput(GuardError, ValueError):
 
 class InvalidIdentifier(InvalidInput):
     """A customer identifier that breaks the rules of identifiers."""
+
+
+class BodyTooLarge(InvalidInput):
+    """A request body that has to be read is larger than the middleware's `max_body_bytes`."""
 
 
 class UnpricedModel(InvalidInput):
