@@ -319,14 +319,16 @@ class Customer(BaseModel):
         Raises:
             InvalidInput: The customer is a copy made by `model_copy` with unusable values.
         """
-        sound = type(self)(**self.__dict__)  # model_copy(update=...) checks nothing
-        anchor, start, end = sound.anchor, sound.period_start, sound.period_end
+        return type(self)(**self.__dict__)._params()  # model_copy(update=...) checks nothing
+
+    def _params(self) -> dict[str, Any]:
+        anchor, start, end = self.anchor, self.period_start, self.period_end
         derived: dict[str, Any] = {"period_start": anchor, "period_end": None}
-        if anchor and start and end and sound.budget_duration is None:
+        if anchor and start and end and self.budget_duration is None:
             derived["period_end"] = anchor + (end - start)
         found: dict[str, Any] = {}
         for name in _PARAMS:
-            value = derived[name] if name in derived else getattr(sound, name)
+            value = derived[name] if name in derived else getattr(self, name)
             if value is None or value is False or value == {}:
                 continue
             if isinstance(value, Decimal):
@@ -335,6 +337,15 @@ class Customer(BaseModel):
                 value = value.isoformat()
             found[name] = value
         return found
+
+    @classmethod
+    def canonical(cls, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Params as `to_params` writes them.
+
+        Raises:
+            InvalidInput: As the constructor.
+        """
+        return cls.from_params("customer", params)._params()
 
     @classmethod
     def from_params(cls, identifier: object, params: Mapping[str, Any] | None) -> Self:

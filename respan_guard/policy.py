@@ -172,13 +172,13 @@ def fix_period_start(params: Mapping[str, Any], today: date) -> dict[str, Any]:
     Raises:
         InvalidInput: The params are no sound fields of a customer.
     """
-    found = Customer.from_params(_NOBODY, params).to_params()
+    found = Customer.canonical(params)
     if "period_budget" in found and "period_start" not in found:
         found["period_start"] = today.isoformat()
     return found
 
 
-def merge_params(stored: Mapping[str, Any] | None, given: Mapping[str, Any], today: date) -> Mapping[str, Any] | None:
+def merge_params(stored: Mapping[str, Any] | None, given: Mapping[str, Any], today: date) -> Mapping[str, Any]:
     """Merge params that came with a request into those of the customer.
 
     Given fields replace stored ones, absent and null ones leave them. The same params again change nothing, nor does
@@ -191,7 +191,7 @@ def merge_params(stored: Mapping[str, Any] | None, given: Mapping[str, Any], tod
         today: The local date in the customer's zone.
 
     Returns:
-        What to store; `stored` itself if nothing changes.
+        What to store; `stored` itself (nothing for None) if nothing changes.
 
     Raises:
         InvalidInput: A field is unusable, or the fields contradict each other once merged.
@@ -200,9 +200,7 @@ def merge_params(stored: Mapping[str, Any] | None, given: Mapping[str, Any], tod
     return _changed(stored, changes, today)
 
 
-def update_params(
-    stored: Mapping[str, Any] | None, changes: Mapping[str, Any], today: date
-) -> Mapping[str, Any] | None:
+def update_params(stored: Mapping[str, Any] | None, changes: Mapping[str, Any], today: date) -> Mapping[str, Any]:
     """Change a customer's params by hand: as `merge_params`, but None removes a field.
 
     Removing `period_budget` leaves the period fields for a later one. Removing `period_start` lets a budget's periods
@@ -216,30 +214,32 @@ def update_params(
     return _changed(stored, changes, today)
 
 
-def _changed(stored: Mapping[str, Any] | None, changes: Mapping[str, Any], today: date) -> Mapping[str, Any] | None:
-    base = stored or {}
+def _changed(stored: Mapping[str, Any] | None, changes: Mapping[str, Any], today: date) -> Mapping[str, Any]:
+    base = stored if stored is not None else {}
     if all(name in base and base[name] == value for name, value in changes.items()):
-        return stored  # the common case of a request that repeats its params
+        return base  # the common case of a request that repeats its params
     merged = fix_period_start(_overlay(base, changes, today), today)
-    return stored if merged == base else merged
+    return base if merged == base else merged
 
 
 def _overlay(base: Mapping[str, Any], changes: Mapping[str, Any], today: date) -> dict[str, Any]:
     changes = dict(changes)
     given = {name: str(changes[name]) for name in _BOUNDS if changes.get(name) is not None}
-    current = current_period(base, today)
-    if current is not None and given and "period_start" in base:
-        shown = {name: str(bound) for name, bound in zip(_BOUNDS, current, strict=True)}
-        if given.items() <= shown.items():  # what reads say of the period must not become the anchor
-            for name in given:
-                del changes[name]
-            given = {}
+    if given and given.items() <= _shown_bounds(base, today).items():
+        for name in given:  # what reads say of the period must not become the anchor
+            del changes[name]
+        given = {}
     kept = dict(base)
     if changes.get("budget_duration") is not None and "period_end" not in given:
         kept.pop("period_end", None)
     elif len(given) == len(_BOUNDS) and "budget_duration" not in changes and "period_anchor" not in changes:
         kept = _without_contradicted_duration(kept, given)
     return kept | changes
+
+
+def _shown_bounds(base: Mapping[str, Any], today: date) -> dict[str, str]:
+    current = current_period(base, today) if "period_start" in base else None
+    return {name: str(bound) for name, bound in zip(_BOUNDS, current, strict=True)} if current else {}
 
 
 def _without_contradicted_duration(kept: dict[str, Any], given: Mapping[str, str]) -> dict[str, Any]:
