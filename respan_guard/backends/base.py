@@ -476,6 +476,13 @@ class Backend(ABC):
     async def close(self) -> None:
         """Give every connection back. Idempotent; an opened instance is always closed."""
 
+    def abandon(self) -> None:
+        """Let go of connections whose loop is gone or whose process forked; from any thread, never blocks."""
+
+    def apply_now(self, ops: Sequence[Op], now: int) -> list[Outcome]:
+        """What `apply` does, without a loop, from any thread. Only where `shared` is set."""
+        raise TypeError(f"{type(self).__name__} is not a shared backend")
+
     @abstractmethod
     async def apply(self, ops: Sequence[Op], now: int | None = None) -> list[Outcome]:
         """Apply operations in order, in one transaction, and answer each.

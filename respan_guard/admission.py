@@ -1,0 +1,187 @@
+"""The right to do one piece of work: taken before, ended after."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from respan_guard.backends.base import Record, Release, Renew
+from respan_guard.clock import Clock
+
+if TYPE_CHECKING:
+    from respan_guard.backends.base import Entry
+    from respan_guard.context import Slot
+    from respan_guard.decision import Decision
+    from respan_guard.guard import Guard
+    from respan_guard.lanes import Lane
+    from respan_guard.usage import Usage
+
+__all__ = ["Admission", "Refusal", "Renewer"]
+
+
+class Admission:
+    """A customer was let in. Ends with its `async with` block, its request, or `release`.
+
+    Attributes:
+        id: The admission's id, in the store too.
+        customer_identifier: Whom the work is done for.
+        decision: The decision behind it, with every limit's state before it.
+        held: What it holds, nano-USD.
+        ended: Whether it is over; it is nobody's then.
+    """
+
+    __slots__ = ("_count", "_guard", "_lane", "_spent", "customer_identifier", "day", "decision", "ended", "held",
+                 "id", "slot")  # fmt: skip
+
+    def __init__(
+        self,
+        guard: Guard,
+        lane: Lane | None,
+        admission_id: str,
+        decision: Decision,
+        *,
+        day: int = 0,
+        held: int = 0,
+    ) -> None:
+        self.id = admission_id
+        self.customer_identifier = decision.customer_identifier
+        self.decision = decision
+        self.day = day
+        self.held = held
+        self.ended = False
+        self.slot: Slot | None = None
+        self._guard = guard
+        self._lane = lane  # None: nothing is stored (mode "off")
+        self._count = 0
+        self._spent = 0
+
+    async def record(self, usage: Usage) -> None:
+        """Charge a call to this admission. It is safe once this returns, and stays so if the process dies.
+
+        Raises:
+            StorageUnavailable: Neither storage nor the journal took it at once; it is still tried.
+        """
+        if self._lane is not None:
+            await self._lane.record(self.entry(usage, "manual"))
+
+    def record_soon(self, usage: Usage, source: str = "manual") -> None:
+        """Charge a call to this admission without waiting, from any thread."""
+        if self._lane is not None:
+            self._lane.post(Record(self.entry(usage, source)))
+
+    async def release(self) -> None:
+        """End the admission. What it held and did not spend is free again; what was recorded stays."""
+        self.end()
+
+    def end(self, *last: Entry) -> None:
+        """End the admission by an append to the inbox; `last` is booked before. Never waits, never fails."""
+        if self.ended:
+            return
+        self.ended = True
+        if self._lane is not None:
+            self._guard.renewer.unwatch(self)
+            self._lane.post(*[Record(entry) for entry in last], Release(self.customer_identifier, self.id))
+
+    def renew(self, ttl_ms: int) -> None:
+        """Let the hold live for `ttl_ms` more."""
+        if self._lane is not None and not self.ended:
+            self._lane.post(Renew(self.customer_identifier, self.id, ttl_ms))
+
+    def entry(self, usage: Usage, source: str) -> Entry:
+        """The ledger's entry for a call made under this admission."""
+        number, self._count = self._count, self._count + 1
+        entry = self._guard.make_entry(
+            usage,
+            self.customer_identifier,
+            source=source,
+            admission=self.id,
+            number=number,
+            held_day=self.day if self.held else None,
+        )
+        self._spent += entry.cost or 0
+        if self.slot is not None and (source != "manual" or usage.total_tokens):
+            self.slot.recorded = True
+        return entry
+
+    @property
+    def unspent(self) -> int:
+        """What the hold still has, nano-USD, as far as this process knows."""
+        return max(0, self.held - self._spent)
+
+    def __repr__(self) -> str:
+        return f"<Admission {self.id} of {self.customer_identifier!r}{', ended' if self.ended else ''}>"
+
+
+class Refusal:
+    """A customer was not let in. False in a condition.
+
+    Attributes:
+        decision: Why, and where each limit stands.
+    """
+
+    __slots__ = ("decision",)
+
+    def __init__(self, decision: Decision) -> None:
+        self.decision = decision
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds until asking again makes sense, or None."""
+        return self.decision.retry_after
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __repr__(self) -> str:
+        return f"<Refusal of {self.decision.customer_identifier!r}: {self.decision.reason}>"
+
+
+class Renewer:
+    """Keeps the holds of long work alive: admissions that end with a block or a request, and no others.
+
+    One timer per loop for all of them; without a loop, later admissions do its work.
+    """
+
+    def __init__(self, clock: Clock, ttl_ms: int) -> None:
+        self._clock = clock
+        self._ttl_ms = ttl_ms
+        self._every = ttl_ms / 3000
+        self._live: dict[str, Admission] = {}
+        self._due = 0.0
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def watch(self, admission: Admission) -> None:
+        """Renew the admission's hold until it ends."""
+        if not self._live:
+            self._due = self._clock.monotonic() + self._every
+        self._live[admission.id] = admission
+        if self._loop is None or self._loop.is_closed():
+            try:
+                self._loop = asyncio.get_running_loop()
+            except RuntimeError:
+                self._loop = None
+            else:
+                self._loop.call_later(self._every, self._tick)
+        if self._clock.monotonic() >= self._due:
+            self._renew()
+
+    def unwatch(self, admission: Admission) -> None:
+        """Forget an admission that ended."""
+        self._live.pop(admission.id, None)
+
+    def forget(self) -> None:
+        """Forget all, after a fork: they are the parent's."""
+        self._live = {}
+        self._loop = None
+
+    def _tick(self) -> None:
+        loop, self._loop = self._loop, None
+        if self._live and loop is not None:
+            self._loop = loop
+            loop.call_later(self._every, self._tick)
+            self._renew()
+
+    def _renew(self) -> None:
+        self._due = self._clock.monotonic() + self._every
+        for admission in list(self._live.values()):
+            admission.renew(self._ttl_ms)

@@ -1,0 +1,265 @@
+"""Letting customers in: asking storage, nesting, and binding admissions to requests."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from contextvars import Token
+from decimal import Decimal
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from respan_guard.admission import Admission
+from respan_guard.backends.base import Admit, Allowed, Entry, Stale
+from respan_guard.context import Slot, current_slot
+from respan_guard.customer import Customer, normalise_identifier
+from respan_guard.decision import Decision
+from respan_guard.errors import (
+    BackendError,
+    BudgetExceeded,
+    CustomerBlocked,
+    CustomerUnknown,
+    RateLimitExceeded,
+    StorageUnavailable,
+    UnpricedModel,
+)
+from respan_guard.estimates import Ask
+from respan_guard.usage import Usage
+
+if TYPE_CHECKING:
+    from respan_guard.guard import Guard
+    from respan_guard.lanes import Lane
+    from respan_guard.policies import KnownPolicy
+    from respan_guard.providers import Call
+
+__all__ = ["Admissions", "Admitting", "entered", "leave"]
+
+logger = logging.getLogger("respan_guard")
+_ERRORS = {"blocked": CustomerBlocked, "rate": RateLimitExceeded}
+_TRIES = 4
+_NO_LIMITS = Allowed(now=0)
+
+
+class Admissions:
+    """How one guard lets customers in. The doors stand on it."""
+
+    def __init__(self, guard: Guard) -> None:
+        settings = guard.settings
+        self._guard = guard
+        self._off = settings.mode == "off"
+        self._shadow = settings.mode == "shadow"
+        self._ttl_ms = int(settings.hold_ttl * 1000)
+        self._known_only = settings.unknown_customers == "refuse"
+        self._trusted = settings.trust_customer_params
+
+    async def ask(self, customer: str, ask: Ask, *, requests: int = 1) -> Admission:
+        """Ask storage, and let the customer in or raise; see `Guard.admit` for the errors."""
+        guard = self._guard
+        if self._off:
+            return Admission(guard, None, "", Decision(customer, (), (), _NO_LIMITS))
+        lane = guard.lane()
+        known = guard.policies.get(customer)
+        if self._known_only and not known.revision:
+            known = await self._look_up(lane, customer)
+        op_id = guard.ids()
+        now = guard.now_ms()
+        for _ in range(_TRIES):
+            terms = known.policy.at(now)
+            if ask.unpriced is not None and terms.money and not self._shadow:
+                raise UnpricedModel(ask.unpriced)
+            try:
+                outcome = await lane.submit(
+                    Admit(
+                        op_id,
+                        customer,
+                        known.revision,
+                        terms.day,
+                        terms.day_from_ms,
+                        terms.day_to_ms,
+                        terms.limits,
+                        ask.model,
+                        requests,
+                        ask.cost,
+                        ask.tokens,
+                        self._ttl_ms,
+                        ask.free,
+                    )
+                )
+            except BackendError as error:
+                if terms.limits and not self._shadow:
+                    raise error if isinstance(error, StorageUnavailable) else StorageUnavailable(str(error)) from error
+                # No limit to enforce: the work goes on, and what it records waits in inbox or journal.
+                outcome = _unlimited(terms.limits)
+            if outcome.__class__ is Stale:
+                guard.follow(outcome.now)
+                now = outcome.now
+                known = guard.policies.learn(customer, outcome.revision, outcome.params)
+                continue
+            decision = Decision(customer, terms.limits, terms.resets, outcome, requests)
+            if outcome.__class__ is Allowed:
+                return Admission(guard, lane, op_id, decision, day=terms.day, held=ask.cost)
+            guard.refusals.add(decision)
+            if self._shadow:
+                decision.shadow = decision.allowed = True
+                return Admission(guard, lane, op_id, decision, day=terms.day)
+            raise _ERRORS.get(decision.reason or "", BudgetExceeded)(decision)
+        raise StorageUnavailable("the customer's limits kept changing while they were checked")
+
+    async def _look_up(self, lane: Lane, customer: str) -> KnownPolicy:
+        row = await lane.call(lambda backend: backend.get(customer))
+        if row is None or row.params is None:
+            raise CustomerUnknown(f"customer {customer!r} is not known; put it first, or set unknown_customers='admit'")
+        return self._guard.policies.learn(customer, row.revision, row.params)
+
+    async def request(
+        self, slot: Slot, customer: str | Customer, call: Call | None = None, params: Mapping[str, Any] | None = None
+    ) -> Admission:
+        """Let a request in at the door and bind the admission to its slot; raises like `admit`.
+
+        Args:
+            slot: The request's.
+            customer: Who it is; a `Customer` is put first, if it differs from what is stored.
+            call: What the body says about an LLM call; it decides what is held.
+            params: `customer_params` of the request; limits in them are obeyed with `trust_customer_params=True`.
+        """
+        if isinstance(customer, Customer):
+            identifier = customer.customer_identifier
+            await self._guard.merge_params(identifier, customer.to_params(), trusted=True)
+        else:
+            identifier = normalise_identifier(customer)
+            if params and not self._off:
+                await self._guard.merge_params(identifier, params, trusted=self._trusted)
+        admission = await self.ask(identifier, self._guard.estimator.of_call(call))
+        self.bind(slot, admission)
+        return admission
+
+    def end(self, slot: Slot, usage: Usage | None = None, call: Call | None = None, *, sent: bool = False) -> None:
+        """End a request: book what its response said, and end its admissions. Never waits, never raises.
+
+        Args:
+            slot: The request's.
+            usage: What was read off the response; left out if another door recorded under this request.
+            call: The LLM call that the request asked for.
+            sent: Whether that call was made: without any usage it is then presumed by `missing_usage`.
+        """
+        slot.ended = True
+        for admission in slot.admissions:
+            if admission.ended:
+                continue
+            last: list[Entry] = []
+            try:
+                if admission is slot.bound and not slot.recorded:
+                    if usage is not None:
+                        last.append(admission.entry(usage, "response"))
+                    elif sent and call is not None and not self._off:
+                        last.append(self._presume(admission, call))
+            except Exception:  # a fault of ours must neither reach the app nor leak the hold
+                logger.exception("the usage of a response could not be recorded")
+            admission.end(*last)
+
+    def _presume(self, admission: Admission, call: Call) -> Entry:
+        cost, usage = self._guard.estimator.presume(call, admission.unspent)
+        return self._guard.recorder.presumed(
+            admission.id, admission.customer_identifier, admission.day, self._guard.now_ms(), cost, usage
+        )
+
+    def bind(self, slot: Slot, admission: Admission) -> None:
+        """Make the admission the request's: it ends with it."""
+        admission.slot = slot
+        slot.admissions.append(admission)
+        slot.bound = admission
+        if slot.ended:  # the request is over: nobody else would end it
+            admission.end()
+        elif admission.id:
+            self._guard.renewer.watch(admission)
+
+
+def _unlimited(limits: tuple[Any, ...]) -> Allowed:
+    zeros = (0,) * len(limits)
+    return Allowed(0, zeros, zeros, tuple((0, 0, 0) for limit in limits if limit.kind == "rate"))
+
+
+@contextmanager
+def entered(slot: Slot) -> Generator[None]:
+    """Make `slot` the current one for the code inside."""
+    token = current_slot.set(slot)
+    try:
+        yield
+    finally:
+        leave(token)
+
+
+def leave(token: Token[Slot | None]) -> None:
+    """Give the slot before back; in another copy of the context (a dependency's thread) it never was set."""
+    try:
+        current_slot.reset(token)
+    except ValueError:
+        logger.debug("a slot was left in another context than it was entered")
+
+
+class Admitting:
+    """What `guard.admit(...)` returns: to be awaited, or entered."""
+
+    __slots__ = ("_admission", "_customer", "_estimate", "_guard", "_token")
+
+    def __init__(self, guard: Guard, customer: str | int, estimate: Decimal | Usage | None) -> None:
+        self._guard = guard
+        self._customer = customer
+        self._estimate = estimate
+
+    def __await__(self) -> Generator[Any, None, Admission]:
+        return self.bound().__await__()
+
+    async def bound(self) -> Admission:
+        """Admit, and bind to the request around, if there is one."""
+        outer = current_slot.get()
+        request = outer.request if outer is not None else None
+        if request is None:
+            return await self.scoped()
+        customer = normalise_identifier(self._customer)
+        bound = request.admission
+        if bound is not None and bound.customer_identifier == customer and self._estimate is None:
+            return bound  # asked again, by another dependency or behind the door: it is the same request
+        admission = await self._within(customer, request)
+        self._guard.admissions.bind(request, admission)
+        return admission
+
+    async def scoped(self) -> Admission:
+        """Admit, for whoever ends it."""
+        return await self._within(normalise_identifier(self._customer), current_slot.get())
+
+    async def _within(self, customer: str, around: Slot | None) -> Admission:
+        guard = self._guard
+        outer = around.admission if around is not None else None
+        inner = outer is not None and outer.customer_identifier == customer
+        return await guard.admissions.ask(customer, guard.estimator.given(self._estimate), requests=0 if inner else 1)
+
+    def enter(self, admission: Admission) -> None:
+        """Make the admission the one in force for the code that follows."""
+        outer = current_slot.get()
+        request = outer.request if outer is not None else None
+        slot = Slot(request=request)
+        slot.admissions.append(admission)
+        admission.slot = request
+        if request is not None:
+            request.admissions.append(admission)  # seen by code in other copies of the context, ends with the request
+        if admission.id:
+            self._guard.renewer.watch(admission)
+        self._admission = admission
+        self._token = current_slot.set(slot)
+
+    def leave(self) -> None:
+        """End the admission."""
+        self._admission.end()
+        leave(self._token)
+
+    async def __aenter__(self) -> Admission:
+        admission = await self.scoped()
+        self.enter(admission)
+        return admission
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.leave()

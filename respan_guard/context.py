@@ -1,0 +1,61 @@
+"""Whose work is being done here: one mutable slot, carried by a context variable.
+
+The three doors never import each other; they meet in this slot. It is mutable, because a context
+variable set in a dependency's thread, or behind another middleware's task, is not seen outside of it,
+while the object that both copies of the context carry is the same.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from respan_guard.admission import Admission
+
+__all__ = ["Slot", "current_slot"]
+
+
+class Slot:
+    """What code inside it works for.
+
+    Attributes:
+        request: The slot of the request around it (itself, if it is one), or None.
+        customer: Named by `on_behalf_of`, without an admission.
+        bound: The admission that `await guard.admit(...)` bound to the request; the latest wins.
+        admissions: Every admission that belongs to a request, in order; all end with it.
+        recorded: Whether a door that sees single calls (client, span, by hand) recorded one.
+    """
+
+    __slots__ = ("admissions", "bound", "customer", "ended", "recorded", "request")
+
+    def __init__(self, *, request: Slot | None = None, is_request: bool = False, customer: str | None = None) -> None:
+        self.request = self if is_request else request
+        self.customer = customer
+        self.bound: Admission | None = None
+        self.admissions: list[Admission] = []
+        self.recorded = False
+        self.ended = False
+
+    @property
+    def admission(self) -> Admission | None:
+        """The admission in force, or None. An ended admission is nobody's.
+
+        In a request, without one bound to it, the scoped ones count only if they agree on the customer:
+        right or absent, never somebody else's.
+        """
+        if self.bound is not None and not self.bound.ended:
+            return self.bound
+        live = [admission for admission in self.admissions if not admission.ended]
+        if not live or any(other.customer_identifier != live[0].customer_identifier for other in live):
+            return None
+        return live[-1]
+
+    @property
+    def customer_identifier(self) -> str | None:
+        """For whom code inside works, or None."""
+        admission = self.admission
+        return self.customer if admission is None else admission.customer_identifier
+
+
+current_slot: ContextVar[Slot | None] = ContextVar("respan_guard_slot", default=None)

@@ -1,0 +1,153 @@
+"""Changes of customers: put, merged from requests, updated, deleted, adjusted. Each is audited."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from respan_guard.backends.base import AuditRow, Conflict, CustomerRow, Entry, Put
+from respan_guard.customer import Customer, normalise_identifier
+from respan_guard.errors import InvalidInput, RevisionConflict
+from respan_guard.money import to_nano
+from respan_guard.policy import fix_period_start, merge_params, update_params
+from respan_guard.usage import Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from respan_guard.guard import Guard
+
+__all__ = ["Customers"]
+
+_TRIES = 8
+_IDENTITY_FIELDS = ("name", "email")
+
+
+class Customers:
+    """The writing half of the guard's customers."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    async def get(self, customer_identifier: str | int) -> Customer | None:
+        """A customer as stored; None if it was never put or seen."""
+        identifier = normalise_identifier(customer_identifier)
+        row = await self._row(identifier)
+        return None if row is None else Customer.from_params(identifier, row.params)
+
+    async def put(self, customer: Customer, *, actor: str = "") -> Customer:
+        """Store all fields of a customer; those it doesn't have are removed.
+
+        A period that the stored budget has goes on: putting the same customer again never restarts it.
+        """
+
+        def changed(stored: Mapping[str, Any], today: date) -> Mapping[str, Any]:
+            params = dict(customer.to_params())
+            if "period_budget" in params and "period_start" not in params and "period_budget" in stored:
+                params |= {name: stored[name] for name in ("period_start",) if name in stored}
+            return fix_period_start(params, today)
+
+        return await self._change(customer.customer_identifier, changed, actor)
+
+    async def update(self, customer_identifier: str | int, changes: Mapping[str, Any], *, actor: str = "") -> Customer:
+        """Change single fields; None removes one."""
+        identifier = normalise_identifier(customer_identifier)
+        return await self._change(identifier, lambda stored, today: update_params(stored, changes, today), actor)
+
+    async def merge(self, identifier: str, given: Mapping[str, Any], *, trusted: bool) -> None:
+        """Merge what came with a request; equal params write nothing.
+
+        Untrusted, only name and email are taken, and only for a customer that has none: a caller must not
+        rename somebody else's account.
+        """
+        known = self._guard.policies.get(identifier)
+        if trusted:
+            given = {name: value for name, value in given.items() if value is not None}
+        else:
+            stored = known.params or {}
+            given = {n: given[n] for n in _IDENTITY_FIELDS if given.get(n) is not None and n not in stored}
+        if not given:
+            return
+        if known.params is not None:
+            today = date.fromordinal(known.policy.day_of(self._guard.now_ms()))
+            if merge_params(known.params, given, today) == known.params:
+                return  # steady state: no trip
+        await self._change(
+            identifier,
+            lambda stored, today: merge_params(
+                stored, given if trusted else {n: v for n, v in given.items() if n not in stored}, today
+            ),
+            "request",
+        )
+
+    async def delete(self, customer_identifier: str | int, *, actor: str = "") -> bool:
+        """Erase who a customer was and keep the sums."""
+        identifier = normalise_identifier(customer_identifier)
+        now = self._guard.now_ms()
+        done = await self._guard.lane().call(lambda backend: backend.delete(identifier, actor=actor, now=now))
+        self._guard.policies.forget(identifier)
+        return done
+
+    async def adjust(self, customer_identifier: str | int, amount: Decimal, reason: str, *, actor: str = "") -> None:
+        """Book a correction as an entry of its own, and audit it.
+
+        Raises:
+            InvalidInput: The amount is 0 or no number, or there is no reason.
+        """
+        guard = self._guard
+        identifier = normalise_identifier(customer_identifier)
+        nano = to_nano(amount, "amount", signed=True)
+        if nano == 0:
+            raise InvalidInput("amount must not be 0: negative gives budget back, positive takes it", field="amount")
+        if not reason.strip():
+            raise InvalidInput("reason must say why the budget is corrected", field="reason")
+        row = await self._row(identifier)
+        known = guard.policies.get(identifier)
+        if row is not None and row.params is not None:
+            known = guard.policies.learn(identifier, row.revision, row.params)
+        now = guard.now_ms()
+        await guard.lane().record(
+            Entry(
+                id=f"adjustment:{guard.ids()}",
+                customer=identifier,
+                day=known.policy.day_of(now),
+                at_ms=now,
+                cost=nano,
+                kind="adjustment",
+                usage=Usage(metadata={"reason": reason, "actor": actor}),
+            )
+        )
+        after = {"amount": str(amount), "reason": reason}
+        audit = AuditRow(now, identifier, "adjust", actor, None, after)
+        await guard.lane().call(lambda backend: backend.add_audit(audit))
+
+    async def _row(self, identifier: str) -> CustomerRow | None:
+        return await self._guard.lane().call(lambda backend: backend.get(identifier))
+
+    async def _change(
+        self, identifier: str, change: Callable[[Mapping[str, Any], date], Mapping[str, Any]], actor: str
+    ) -> Customer:
+        """Read, change, and write if nobody else wrote in between."""
+        guard = self._guard
+        row = await self._row(identifier)
+        revision, stored = ("", None) if row is None else (row.revision, row.params)
+        for _ in range(_TRIES):
+            known = guard.policies.learn(identifier, revision, stored)
+            now = guard.now_ms()
+            params = change(stored or {}, date.fromordinal(known.policy.day_of(now)))
+            customer = Customer.from_params(identifier, params)
+            written = await self._write(identifier, params, revision, actor, now)
+            if not isinstance(written, Conflict):
+                guard.policies.learn(identifier, written.revision, params)
+                return customer
+            revision, stored = written.revision, written.params
+        raise RevisionConflict(f"customer {identifier!r} is changed by others all the time; try again")
+
+    async def _write(
+        self, identifier: str, params: Mapping[str, Any], revision: str, actor: str, now: int
+    ) -> Put | Conflict:
+        return await self._guard.lane().call(
+            lambda backend: backend.put(identifier, params, if_revision=revision, actor=actor, now=now)
+        )

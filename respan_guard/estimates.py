@@ -1,0 +1,111 @@
+"""What a call may cost at most, and what it is presumed to have cost when its usage stays unknown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from respan_guard.money import to_nano
+from respan_guard.usage import Usage
+
+if TYPE_CHECKING:
+    from respan_guard.pricing import PriceBook
+    from respan_guard.providers import Call
+    from respan_guard.settings import Settings
+
+__all__ = ["Ask", "Estimator"]
+
+_BYTES_PER_TOKEN = 4  # of English text, for estimates; bounds take every byte for a token
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What an admission asks for.
+
+    Attributes:
+        cost: What it holds, nano-USD.
+        tokens: How many tokens it holds.
+        model: The model, for limits per model.
+        free: The model is known to cost nothing, so a spent budget does not stop it.
+        unpriced: Why no cost is known, where that matters.
+    """
+
+    cost: int = 0
+    tokens: int = 0
+    model: str = ""
+    free: bool = False
+    unpriced: str | None = None
+
+
+class Estimator:
+    """Turns what is known of a call into what to hold for it."""
+
+    def __init__(self, settings: Settings, prices: PriceBook) -> None:
+        self._prices = prices
+        self._hold = settings.hold
+        self._max_output = settings.default_max_output_tokens
+        self._reject = settings.unknown_price == "reject"
+        self._missing = settings.missing_usage
+        self._nothing = Ask(cost=to_nano(settings.default_hold, "default_hold", up=True))
+        self._fixed = None if isinstance(settings.hold, str) else to_nano(settings.hold, "hold", up=True)
+
+    def given(self, estimate: Decimal | Usage | None) -> Ask:
+        """What to hold for an estimate that the app gives.
+
+        Raises:
+            InvalidInput: It is negative or no number.
+        """
+        if estimate is None:
+            return self._nothing
+        if not isinstance(estimate, Usage):
+            return Ask(cost=to_nano(estimate, "estimate", up=True))
+        if estimate.cost is not None:
+            cost: int | None = to_nano(estimate.cost, "estimate", up=True)
+        else:
+            cost = self._prices.cost(estimate)
+        return self._ask(estimate.model, cost, estimate.total_tokens)
+
+    def of_call(self, call: Call | None) -> Ask:
+        """What to hold for a call that a request's body describes; None if it describes none."""
+        if call is None:
+            return self._nothing
+        output = self._output_bound(call)
+        tokens = call.input_tokens_bound + output
+        cost = self._prices.bound(call, output)
+        if self._fixed is not None:
+            cost = None if cost is None else self._fixed
+        elif self._hold == "none":
+            cost = None if cost is None else 0
+            return Ask(model=call.model, unpriced=self._unpriced(call.model) if cost is None else None)
+        return self._ask(call.model, cost, tokens)
+
+    def presume(self, call: Call, unspent: int) -> tuple[int | None, Usage]:
+        """Cost (nano-USD) and usage to book for a call that was made and told nothing about its usage."""
+        usage = Usage(model=call.model, provider=call.provider, operation=call.operation, estimated=True)
+        if self._missing == "flag":
+            return None, usage
+        if self._missing == "hold" and unspent > 0:
+            return unspent, usage
+        usage.input_tokens = -(-call.input_tokens_bound // _BYTES_PER_TOKEN)
+        usage.output_tokens = self._output_bound(call)
+        return self._prices.cost(usage), usage
+
+    def _output_bound(self, call: Call) -> int:
+        if call.operation == "embeddings":
+            return 0
+        each = self._max_output if call.max_output_tokens is None else call.max_output_tokens
+        return each * call.choices
+
+    def _ask(self, model: str, cost: int | None, tokens: int) -> Ask:
+        if cost is None:
+            return Ask(cost=self._nothing.cost, tokens=tokens, model=model, unpriced=self._unpriced(model))
+        return Ask(cost=cost, tokens=tokens, model=model, free=cost == 0 and tokens > 0)
+
+    def _unpriced(self, model: str) -> str | None:
+        if not self._reject:
+            return None
+        return (
+            f"no price is known for model {model[:100]!r}, and a budget applies; add the model to the setting "
+            "`prices`, or set unknown_price='flag' to let such calls pass unpriced"
+        )

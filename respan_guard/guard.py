@@ -1,0 +1,327 @@
+"""The guard: who may go on, what it cost, and where everybody stands."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
+from contextlib import contextmanager
+from datetime import date, datetime
+from decimal import Decimal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self, Unpack
+
+from respan_guard.admission import Admission, Refusal, Renewer
+from respan_guard.admitting import Admissions, Admitting, entered
+from respan_guard.backends.base import Entry, Record
+from respan_guard.backends.registry import backend_factory
+from respan_guard.context import Slot, current_slot
+from respan_guard.customer import Customer, normalise_identifier
+from respan_guard.customers import Customers
+from respan_guard.decision import Status
+from respan_guard.errors import (
+    LimitExceeded,
+)
+from respan_guard.estimates import Estimator
+from respan_guard.homes import Homes
+from respan_guard.journal import Journal
+from respan_guard.policies import Policies
+from respan_guard.pricing import PriceBook
+from respan_guard.recorder import Ids, Recorder
+from respan_guard.reports import CustomerReport, RefusalLog, Reports, UsageReport
+from respan_guard.settings import GuardOptions, Settings, mask_url
+from respan_guard.usage import Usage, UsageRecord
+
+if TYPE_CHECKING:
+    from respan_guard.backends.base import Discrepancy, StoreInfo
+    from respan_guard.blocking import BlockingGuard
+    from respan_guard.lanes import Lane
+
+__all__ = ["Guard"]
+
+logger = logging.getLogger("respan_guard")
+
+
+class Guard:
+    """Enforces each customer's rate limits and budgets, and keeps one priced record of every call.
+
+    One guard works from any event loop and any thread. `async with guard:` opens and closes it, the middleware
+    does so through the app's lifespan, and a guard that was never opened opens itself on first use.
+
+    Args:
+        storage: Where everything is kept: "memory://", "sqlite:///guard.db", ...
+        **options: See `GuardOptions`. Keyword, else environment `RESPAN_GUARD_*`, else `respan_guard.toml`.
+
+    Raises:
+        ConfigurationError: An option is unknown or its value can't work.
+    """
+
+    def __init__(self, storage: str | None = None, **options: Unpack[GuardOptions]) -> None:
+        self.settings = settings = Settings.load(storage=storage, **options)
+        self.clock = settings.clock
+        self.prices = PriceBook(settings.prices)
+        self.ids = Ids()
+        self.renewer = Renewer(self.clock, int(settings.hold_ttl * 1000))
+        self.policies = Policies(settings.default_limits, settings.time_zone, settings.max_cached_customers)
+        self.estimator = Estimator(settings, self.prices)
+        self.recorder = Recorder(self.prices, self.ids)
+        self._off = settings.mode == "off"
+        self._offset = 0
+        self._homes = Homes(
+            backend_factory(settings.storage, namespace=settings.namespace),
+            self.clock,
+            Journal(settings.journal_dir, f"{settings.storage}#{settings.namespace}"),
+            settings.storage_timeout,
+            self._on_open,
+        )
+        self.refusals = RefusalLog(self.clock, self._homes.lane)
+        self.admissions = Admissions(self)
+        self._customers = Customers(self)
+        self._reports = Reports(self)
+
+    # -- life --------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def open(self) -> None:
+        """Open storage on the running loop. Each `open` needs its `aclose`.
+
+        Raises:
+            ConfigurationError: Storage can't work as configured.
+            BackendError: Storage is unreachable, damaged, read-only or newer than the code.
+        """
+        if not self._off:
+            await self._homes.open()
+
+    async def aclose(self) -> None:
+        """Store what waits, and let go of storage."""
+        await self._homes.close()
+
+    async def flush(self) -> None:
+        """Return when everything recorded so far is stored.
+
+        Raises:
+            StorageUnavailable: Storage did not take it in time; it is kept and tried again.
+        """
+        if not self._off:
+            await self.refusals.flush()
+            await self._homes.flush()
+
+    @cached_property
+    def sync(self) -> BlockingGuard:
+        """The same methods, blocking, for threads and scripts."""
+        from respan_guard.blocking import BlockingGuard  # one layer up
+
+        return BlockingGuard(self, self._homes)
+
+    # -- admission ---------------------------------------------------------------------------------
+
+    def admit(self, customer_identifier: str | int, *, estimate: Decimal | Usage | None = None) -> Admitting:
+        """Let a customer in, or raise.
+
+        `async with guard.admit(id) as admission:` ends with the block. `await guard.admit(id)` inside a request
+        binds the admission to the request: the middleware ends it, adds the headers and renders the refusal.
+        Inside another admission of the same customer, only the outermost counts against the rate.
+
+        Args:
+            customer_identifier: Whom the work is done for.
+            estimate: What it may cost at most: USD, or a usage to be priced. It is held until the end.
+
+        Raises:
+            RateLimitExceeded: Too many requests; `.retry_after` says when to try again.
+            BudgetExceeded: The budget is spent, or full because of calls in flight (`.decision.transient`).
+            CustomerBlocked: The customer is blocked.
+            CustomerUnknown: The customer was never put, and `unknown_customers="refuse"`.
+            InvalidIdentifier: It is no usable identifier.
+            UnpricedModel: The estimate is for a model without a price, and a budget applies.
+            StorageUnavailable: Storage gave no answer, and the customer has limits.
+        """
+        return Admitting(self, customer_identifier, estimate)
+
+    async def try_admit(
+        self, customer_identifier: str | int, *, estimate: Decimal | Usage | None = None
+    ) -> Admission | Refusal:
+        """What `await admit(...)` does, but a refusal is returned, not raised."""
+        try:
+            return await self.admit(customer_identifier, estimate=estimate)
+        except LimitExceeded as refused:
+            return Refusal(refused.decision)
+
+    def current(self) -> Admission | None:
+        """The admission in force here, or None."""
+        slot = current_slot.get()
+        if slot is None:
+            return None
+        if slot.customer is not None:
+            return None
+        return slot.admission or (slot.request.admission if slot.request is not None else None)
+
+    @contextmanager
+    def on_behalf_of(self, customer_identifier: str | int) -> Generator[None]:
+        """Name the customer for the code inside: what it records is charged to that customer.
+
+        Raises:
+            InvalidIdentifier: It is no usable identifier.
+        """
+        outer = current_slot.get()
+        slot = Slot(
+            request=outer.request if outer is not None else None, customer=normalise_identifier(customer_identifier)
+        )
+        with entered(slot):
+            yield
+
+    # -- recording ---------------------------------------------------------------------------------
+
+    async def record(
+        self, usage: Usage, customer_identifier: str | int | None = None, *, entry_id: str | None = None
+    ) -> None:
+        """Record a call. Inside an admission it is charged to it. It is safe once this returns.
+
+        Args:
+            usage: What the call consumed; priced if it has no cost.
+            customer_identifier: Whose it is; None for the customer in force here, else nobody's (unattributed).
+            entry_id: An id of your own; recording it again for the same customer changes nothing.
+
+        Raises:
+            StorageUnavailable: Neither storage nor the journal took it at once; it is still tried.
+        """
+        if self._off:
+            return
+        entry = self._entry_here(usage, customer_identifier, entry_id)
+        await self._homes.lane().record(entry)
+
+    def record_soon(
+        self, usage: Usage, customer_identifier: str | int | None = None, *, entry_id: str | None = None
+    ) -> None:
+        """What `record` does, without waiting: from any thread, never blocks. `flush` tells when it is stored."""
+        if not self._off:
+            self._homes.lane().post(Record(self._entry_here(usage, customer_identifier, entry_id)))
+
+    def _entry_here(self, usage: Usage, customer_identifier: str | int | None, entry_id: str | None) -> Entry:
+        admission = self.current()
+        customer = None if customer_identifier is None else normalise_identifier(customer_identifier)
+        if admission is not None and entry_id is None and customer in (None, admission.customer_identifier):
+            return admission.entry(usage, "manual")
+        if customer is None:
+            slot = current_slot.get()
+            customer = (slot.customer_identifier if slot is not None else None) or ""
+        return self.make_entry(
+            usage, customer, source="manual", entry_id=None if entry_id is None else f"own:{entry_id}"
+        )
+
+    def make_entry(self, usage: Usage, customer: str, **how: Any) -> Entry:
+        """The ledger's entry of a call; see `Recorder.entry`."""
+        policy = self.policies.get(customer).policy
+        return self.recorder.entry(usage, customer, policy, self.now_ms(), **how)
+
+    # -- customers and reports ---------------------------------------------------------------------
+
+    async def put_customer(self, customer: Customer, *, actor: str = "") -> Customer:
+        """Store a customer's limits and profile. They hold from the next admission on, in every process."""
+        return await self._customers.put(customer, actor=actor)
+
+    async def get_customer(self, customer_identifier: str | int) -> Customer | None:
+        """A customer as stored; None if it was never put or seen."""
+        return await self._customers.get(customer_identifier)
+
+    async def update_customer(self, customer_identifier: str | int, *, actor: str = "", **changes: Any) -> Customer:
+        """Change single fields of a customer; None removes one.
+
+        Raises:
+            InvalidInput: A field is unknown or its value can't work; nothing was changed.
+        """
+        return await self._customers.update(customer_identifier, changes, actor=actor)
+
+    async def delete_customer(self, customer_identifier: str | int, *, actor: str = "") -> bool:
+        """Erase who a customer was and keep the sums under a random label. False if there is none."""
+        return await self._customers.delete(customer_identifier, actor=actor)
+
+    async def list_customers(
+        self,
+        *,
+        search: str = "",
+        sort: str = "customer",
+        descending: bool = False,
+        limit: int = 50,
+        after: CustomerReport | None = None,
+    ) -> list[CustomerReport]:
+        """A page of customers with what they used. `after` is the last of the page before."""
+        return await self._reports.customers(search, sort, descending, limit, after)
+
+    async def adjust(self, customer_identifier: str | int, amount: Decimal, reason: str, *, actor: str = "") -> None:
+        """Book a correction: negative gives budget back, positive takes it. An entry of its own, and audited."""
+        await self._customers.adjust(customer_identifier, amount, reason, actor=actor)
+
+    async def status(self, customer_identifier: str | int) -> Status:
+        """Where a customer stands: every limit with used, held, remaining and when it resets."""
+        return await self._reports.status(normalise_identifier(customer_identifier))
+
+    def records(
+        self,
+        customer_identifier: str | int | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        **filters: Any,
+    ) -> AsyncIterator[UsageRecord]:
+        """Usage records, oldest first in the order they were stored.
+
+        Args:
+            customer_identifier: Only this customer's.
+            since: Only calls that ended at or after it (aware).
+            until: Only calls that ended before it (aware).
+            **filters: Any of model, provider, kind, source, status, trace_id, unpriced.
+        """
+        return self._reports.records(customer_identifier, since, until, filters)
+
+    async def usage(
+        self,
+        *by: str,
+        customer_identifier: str | int | None = None,
+        model: str | None = None,
+        since: date | None = None,
+        until: date | None = None,
+    ) -> list[UsageReport]:
+        """Sums of the daily rollups by any of "customer", "model", "day"; `until` is the day after the last."""
+        return await self._reports.usage(by or ("customer",), customer_identifier, model, since, until)
+
+    async def verify(self) -> list[Discrepancy]:
+        """Recompute every sum from the records and compare. Empty if all is right."""
+        return await self.lane().call(lambda backend: backend.verify(), None)
+
+    async def prune(self, before: date, progress: Callable[[int], None] | None = None) -> int:
+        """Delete records booked before a day; sums stay. Returns how many went."""
+        return await self._reports.prune(before, progress)
+
+    async def info(self) -> StoreInfo:
+        """Facts and warnings about the store."""
+        return await self.lane().call(lambda backend: backend.info())
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    def lane(self) -> Lane:
+        """The way to storage from the caller's loop and thread."""
+        return self._homes.lane()
+
+    def now_ms(self) -> int:
+        """The store's time, as well as it is known."""
+        return self.clock.now_ms() + self._offset
+
+    def follow(self, store_ms: int) -> None:
+        """Take the store's time for this process's: limits are compiled for the moment they are judged at."""
+        self._offset = store_ms - self.clock.now_ms()
+
+    async def merge_params(self, identifier: str, params: Mapping[str, Any], *, trusted: bool) -> None:
+        """Merge params that came with a request into the customer; equal ones write nothing."""
+        if not self._off:
+            await self._customers.merge(identifier, params, trusted=trusted)
+
+    def _on_open(self, lane: Lane) -> None:
+        if self.settings.retention is not None:
+            self._reports.keep_pruned(lane, self.settings.retention)
+
+    def __repr__(self) -> str:
+        return f"<Guard {mask_url(self.settings.storage)} mode={self.settings.mode}>"

@@ -1,0 +1,353 @@
+"""A home: the event loop that owns a connection to storage, and the inbox of what it shall do.
+
+Nobody but the home's drain task awaits the backend, so a caller that is cancelled, times out or
+whose loop closes can't leave a transaction open or a reply unread. The drain takes everything that
+arrived while the last batch ran: batches grow with the load and a lone operation never waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import TypeVar
+
+from respan_guard.backends.base import (
+    Admit,
+    Allowed,
+    Backend,
+    Entry,
+    Op,
+    Outcome,
+    Record,
+    Recorded,
+    Release,
+    Renew,
+    TooLate,
+)
+from respan_guard.clock import Clock
+from respan_guard.errors import BackendError, CounterOverflow, GuardError, StorageUnavailable
+from respan_guard.journal import Journal, JournalFile
+
+__all__ = ["Home"]
+
+T = TypeVar("T")
+_BATCH = 512
+_BACKLOG = 10_000
+_LOG_EVERY = 10.0
+logger = logging.getLogger("respan_guard")
+
+
+class _Item:
+    __slots__ = ("future", "op")
+
+    def __init__(self, op: Op | None, future: asyncio.Future[Outcome] | None) -> None:
+        self.op = op  # None is a marker: its future tells when all before it is stored
+        self.future = future
+
+
+class Home:
+    """One event loop's way to storage. Methods run on that loop, except `post`, which runs anywhere."""
+
+    def __init__(
+        self, backend: Backend, clock: Clock, journal: Journal, *, timeout: float, server_clock: bool = False
+    ) -> None:
+        self.backend = backend
+        self.loop = asyncio.get_running_loop()
+        self.timeout = timeout
+        self._clock = clock
+        self._server_clock = server_clock
+        self._journal = journal
+        self._inbox: deque[_Item] = deque()
+        self._calls: set[asyncio.Task[None]] = set()
+        self._thread = threading.get_ident()
+        self._draining = False
+        self._drain_task: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+        self._opened = False
+        self._opening = asyncio.Lock()
+        self._closed = False
+        self._failures = 0
+        self._logged_at = float("-inf")
+
+    # -- what callers do ---------------------------------------------------------------------------
+
+    async def submit(self, op: Op) -> Outcome:
+        """Apply `op` with the next batch and return its outcome.
+
+        Raises:
+            StorageUnavailable: No answer within the timeout. An admit that still waited is withdrawn; one that
+                ran is followed by its release. Everything else stays in the inbox.
+            BackendError: The store can't do it.
+        """
+        future: asyncio.Future[Outcome] = self.loop.create_future()
+        self._inbox.append(_Item(op, future))
+        self._start()
+        timer = self.loop.call_later(self.timeout, self._give_up, future)
+        try:
+            return await future
+        finally:
+            timer.cancel()
+
+    async def record(self, entry: Entry) -> Recorded | None:
+        """Book `entry`. Once this returns the record is safe: stored, or (None) in the journal on disk.
+
+        Raises:
+            StorageUnavailable: Neither storage nor the journal took it; it stays in the inbox.
+        """
+        try:
+            outcome = await self.submit(Record(entry))
+        except BackendError as error:
+            try:
+                await asyncio.to_thread(self._journal.write, [entry])
+            except OSError as disk:
+                raise StorageUnavailable(f"{error}; the journal can't be written either: {disk}") from error
+            return None
+        return outcome if isinstance(outcome, Recorded) else None
+
+    def post(self, *ops: Op) -> None:
+        """Apply `ops` in this order, some time soon. A plain append: from any thread, never blocks."""
+        for op in ops:
+            self._inbox.append(_Item(op, None))
+        if self._draining:
+            self._wake_threadsafe()
+        elif threading.get_ident() == self._thread and not self.loop.is_closed():
+            self._start()
+        else:
+            self._call_threadsafe(self._start)
+
+    async def call(self, work: Callable[[Backend], Awaitable[T]], timeout: float | None = 10.0) -> T:  # noqa: ASYNC109
+        """Run a read or a change of customers.
+
+        Raises:
+            StorageUnavailable: No answer within `timeout` seconds (None: wait as long as it takes).
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                await self.open()
+                return await work(self.backend)
+        except TimeoutError:
+            raise StorageUnavailable(f"storage gave no answer within {timeout:g} s") from None
+
+    def post_call(self, work: Callable[[Backend], Awaitable[object]], delay: float = 0.0) -> None:
+        """Run `work` after `delay` seconds, from any thread; its failure is logged, not raised."""
+        self._call_threadsafe(lambda: self.loop.call_later(delay, self._spawn, work))
+
+    async def flush(self) -> None:
+        """Return when everything that was sent before is stored.
+
+        Raises:
+            StorageUnavailable: Storage did not take it in time; it is kept.
+        """
+        marker: asyncio.Future[Outcome] = self.loop.create_future()
+        self._inbox.append(_Item(None, marker))
+        self._start()
+        try:
+            await asyncio.wait_for(marker, max(self.timeout, 5.0))
+        except TimeoutError:
+            raise StorageUnavailable("storage did not take all usage records in time; they are kept") from None
+
+    # -- life --------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Open the backend once, and post what earlier processes left in their journals."""
+        async with self._opening:
+            if not self._opened:
+                await self.backend.open()
+                self._opened = True
+                for file in self._journal.orphans():
+                    self._keep(self._replay(file))
+
+    async def close(self) -> None:
+        """Store what is in the inbox, or journal what storage won't take, and let go of the backend."""
+        self._closed = True
+        try:
+            if self._inbox or self._draining:
+                await self.flush()
+            if self._opened and (file := self._journal.rotate()) is not None:
+                await self._replay(file)
+        except GuardError as error:
+            logger.warning("closing with storage unavailable: %s", error)
+        if self._drain_task is not None and not self._drain_task.done():
+            self._drain_task.cancel()
+            await asyncio.gather(self._drain_task, return_exceptions=True)
+        for task in list(self._calls):
+            task.cancel()
+        await asyncio.gather(*self._calls, return_exceptions=True)
+        with contextlib.suppress(OSError):
+            self.spill()
+        if self._opened:
+            await self.backend.close()
+            self._opened = False
+
+    def take(self) -> list[Op]:
+        """Give away what waits in the inbox; for a home whose loop is gone."""
+        items = [self._inbox.popleft() for _ in range(len(self._inbox))]
+        return [item.op for item in items if item.op is not None and not isinstance(item.op, Admit)]
+
+    def put_back(self, ops: Sequence[Op]) -> None:
+        """Take back what `take` gave away."""
+        self._inbox.extend(_Item(op, None) for op in ops)
+
+    def spill(self) -> None:
+        """Move the records that wait to the journal; other ops that wait are forgotten, holds expire.
+
+        Raises:
+            OSError: The disk won't take them; they still wait.
+        """
+        items = [self._inbox.popleft() for _ in range(len(self._inbox))]
+        try:
+            self._journal.write([item.op.entry for item in items if isinstance(item.op, Record)])
+        except OSError:
+            self._inbox.extendleft(reversed(items))
+            raise
+        self._inbox.extend(item for item in items if item.op is None or isinstance(item.op, Admit))
+
+    # -- the drain ---------------------------------------------------------------------------------
+
+    def _call_threadsafe(self, function: Callable[[], object]) -> None:
+        try:
+            self.loop.call_soon_threadsafe(function)
+        except RuntimeError:  # the loop is closed: whoever finds this home dead adopts its inbox
+            logger.debug("a home's loop is closed; its inbox waits to be adopted")
+
+    def _wake_threadsafe(self) -> None:
+        if self._failures:
+            self._call_threadsafe(self._wake.set)
+
+    def _start(self) -> None:
+        if not self._draining:
+            self._draining = True
+            self._drain_task = self.loop.create_task(self._drain())
+        elif self._failures:
+            self._wake.set()
+
+    async def _drain(self) -> None:
+        while True:
+            batch: list[_Item] = []
+            while self._inbox and len(batch) < _BATCH:
+                item = self._inbox.popleft()
+                if item.future is not None and item.future.done() and not isinstance(item.op, Record):
+                    continue  # withdrawn: its caller gave up while it waited
+                batch.append(item)
+            if not batch:
+                # Tell posters first, look again after: a poster appends first and looks at the flag after.
+                self._draining = False
+                if not self._inbox:
+                    return
+                self._draining = True
+                continue
+            await self._apply(batch)
+
+    async def _apply(self, batch: list[_Item]) -> None:
+        ops = [item.op for item in batch if item.op is not None]
+        try:
+            if not self._opened:
+                await self.open()
+            outcomes = await self.backend.apply(ops, None if self._server_clock else self._clock.now_ms())
+        except CounterOverflow as error:
+            if len(ops) > 1:  # one op of the batch is the poison; find it, and let the others through
+                for item in batch:
+                    await self._apply([item])
+                return
+            self._refuse(batch, error)
+        except BackendError as error:
+            await self._failed(batch, error)
+        except Exception as error:  # a fault of ours or of the driver must not end the drain
+            logger.exception("the storage backend failed")
+            await self._failed(batch, StorageUnavailable(f"the storage backend failed: {error!r}"))
+        else:
+            self._failures = 0
+            answers = iter(outcomes)
+            for item in batch:
+                outcome = None if item.op is None else next(answers)
+                self._answer(item, outcome)
+            if self._journal.pending and not self._closed and (file := self._journal.rotate()) is not None:
+                self._keep(self._replay(file))
+
+    def _answer(self, item: _Item, outcome: Outcome | None) -> None:
+        if isinstance(outcome, TooLate) and isinstance(item.op, Record):
+            self._journal.bury(item.op.entry, "its day is pruned")
+        future = item.future
+        if future is None:
+            return
+        if not future.done():
+            future.set_result(outcome)  # type: ignore[arg-type]  # a marker's result is not read
+        elif isinstance(item.op, Admit) and isinstance(outcome, Allowed):
+            # Nobody waits for this admission any more: nobody would end it.
+            self._inbox.append(_Item(Release(item.op.customer, item.op.id), None))
+
+    def _refuse(self, batch: list[_Item], error: BackendError) -> None:
+        for item in batch:
+            if item.future is not None and not item.future.done():
+                item.future.set_exception(error)
+            if isinstance(item.op, Record):
+                logger.error("a usage record can't be stored and is kept as a dead letter: %s", error)
+                self._journal.bury(item.op.entry, str(error))
+
+    async def _failed(self, batch: list[_Item], error: BackendError) -> None:
+        """Answer those who wait, keep what must not be lost, and come back after a pause."""
+        self._failures += 1
+        now = self._clock.monotonic()
+        if now - self._logged_at >= _LOG_EVERY:
+            self._logged_at = now
+            logger.warning("storage is unavailable: %s", error)
+        kept: list[_Item] = []
+        for item in batch:
+            if item.op is None:
+                kept.append(item)
+                continue
+            if item.future is not None and not item.future.done():
+                item.future.set_exception(error)
+            if isinstance(item.op, Admit):
+                # Unknown whether it was applied; a release of an unknown id changes nothing.
+                kept.append(_Item(Release(item.op.customer, item.op.id), None))
+            elif not isinstance(item.op, Renew):
+                kept.append(_Item(item.op, None))
+        self._inbox.extendleft(reversed(kept))
+        if len(self._inbox) > _BACKLOG:
+            try:
+                await asyncio.to_thread(self.spill)
+            except OSError as disk:
+                logger.error("neither storage nor the journal takes usage records: %s", disk)
+        self._wake.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), min(1.0, 0.02 * 2 ** min(self._failures, 6)))
+
+    async def _replay(self, file: JournalFile) -> None:
+        """Store what lies in a journal's file, then delete it; a file that isn't wholly stored stays."""
+        try:
+            entries = file.entries()
+            while chunk := list(itertools.islice(entries, _BATCH)):
+                stored: asyncio.Future[Outcome] = self.loop.create_future()
+                self._inbox.extend(_Item(Record(entry), None) for entry in chunk)
+                self._inbox.append(_Item(None, stored))
+                self._start()
+                await stored
+        except BaseException:
+            file.close()
+            raise
+        file.done()
+
+    def _give_up(self, future: asyncio.Future[Outcome]) -> None:
+        if not future.done():
+            future.set_exception(StorageUnavailable(f"storage gave no answer within {self.timeout:g} s"))
+
+    def _spawn(self, work: Callable[[Backend], Awaitable[object]]) -> None:
+        self._keep(self._guarded(work))
+
+    def _keep(self, work: Coroutine[object, object, None]) -> None:
+        task = self.loop.create_task(work)
+        self._calls.add(task)  # the loop itself holds tasks weakly
+        task.add_done_callback(self._calls.discard)
+
+    async def _guarded(self, work: Callable[[Backend], Awaitable[object]]) -> None:
+        try:
+            await self.open()
+            await work(self.backend)
+        except GuardError as error:
+            logger.warning("background work on storage failed: %s", error)

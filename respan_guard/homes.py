@@ -1,0 +1,216 @@
+"""The homes of one guard: made when first needed, forgotten after a fork, emptied when the interpreter exits."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from respan_guard.backends.base import Backend
+from respan_guard.clock import Clock, SystemClock
+from respan_guard.home import Home
+from respan_guard.journal import Journal
+from respan_guard.lanes import GuardThread, Lane, RemoteLane, SharedLane, run_inline
+
+__all__ = ["Homes"]
+
+T = TypeVar("T")
+logger = logging.getLogger("respan_guard")
+
+
+class Homes:
+    """Knows which lane leads to storage from the caller's loop and thread.
+
+    Args:
+        factory: Makes a backend; the same one each time if it is shared.
+        clock: The guard's clock.
+        journal: Where records go that storage won't take.
+        timeout: Seconds that storage may take; None for the backend's own default.
+        on_open: Called with each new home, on its loop, once it may be used.
+    """
+
+    def __init__(
+        self,
+        factory: Callable[[], Backend],
+        clock: Clock,
+        journal: Journal,
+        timeout: float | None,
+        on_open: Callable[[Lane], None],
+    ) -> None:
+        self._factory = factory
+        self._clock = clock
+        self._journal = journal
+        self._timeout = timeout
+        self._on_open = on_open
+        self._lock = threading.Lock()
+        self._app: Home | None = None
+        self._opens = 0
+        self._thread: GuardThread | None = None
+        self._remote: RemoteLane | None = None
+        self.shared: SharedLane | None = None
+        backend = factory()
+        self.backend_class = type(backend)
+        if backend.shared:
+            self.shared = SharedLane(backend, clock)
+        _all.add(self)
+
+    def lane(self) -> Lane:
+        """The way to storage from here."""
+        if self.shared is not None:
+            return self.shared
+        app = self._app
+        if app is not None:
+            if app.loop.is_closed():
+                self._adopt(app)
+            elif _running_loop() is app.loop:
+                return app
+        return self._remote or self._start_thread()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine of the guard from code without a loop, in the caller's context, and block for it."""
+        if self.shared is not None:
+            return run_inline(work)
+        lane = self._remote or self._start_thread()
+        return lane.thread.run(work)
+
+    async def open(self) -> None:
+        """Make the running loop the guard's first home. May be nested; each needs its `close`.
+
+        Raises:
+            GuardError: Storage can't be opened.
+        """
+        loop = asyncio.get_running_loop()
+        if self.shared is not None:
+            return
+        if self._app is not None and self._app.loop.is_closed():
+            self._adopt(self._app)
+        if self._app is None:
+            home = self._make_home()
+            await home.open()
+            self._app = home
+            self._on_open(home)
+        if self._app.loop is loop:
+            self._opens += 1
+
+    async def close(self) -> None:
+        """Store what waits, and let go of the running loop's home and, with it, of the guard's thread."""
+        app = self._app
+        if app is None or app.loop is not asyncio.get_running_loop():
+            return
+        self._opens -= 1
+        if self._opens > 0:
+            return
+        self._app = None
+        await app.close()
+        if self._remote is not None:
+            thread, self._thread, self._remote = self._remote.thread, None, None
+            await asyncio.to_thread(thread.stop)
+        self._journal.close()
+
+    def close_blocking(self) -> None:
+        """What `close` does, from code without a loop: for scripts and for the interpreter's exit."""
+        app, self._app = self._app, None
+        if app is not None:
+            self._opens = 0
+            self._hand_over(app)
+        thread, self._thread, self._remote = self._thread, None, None
+        if thread is not None:
+            thread.stop()
+        self._journal.close()
+
+    async def flush(self) -> None:
+        """Return when everything recorded so far is stored, whichever home has it."""
+        if self.shared is not None:
+            return
+        app = self._app
+        if app is not None and app.loop.is_closed():
+            self._adopt(app)
+            app = None
+        if app is not None:
+            if app.loop is _running_loop():
+                await app.flush()
+            else:
+                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(app.flush(), app.loop))
+        if self._remote is not None:
+            await self._remote.flush()
+
+    def forget(self) -> None:
+        """After a fork, in the child: connections, threads and inboxes are the parent's."""
+        self._lock = threading.Lock()
+        for home in (self._app, self._remote.home if self._remote else None):
+            if home is not None:
+                home.backend.abandon()
+        self._app, self._opens, self._thread, self._remote = None, 0, None, None
+        self._journal.forget()
+
+    def _make_home(self) -> Home:
+        backend = self._factory()
+        return Home(
+            backend,
+            self._clock,
+            self._journal,
+            timeout=backend.default_timeout if self._timeout is None else self._timeout,
+            server_clock=backend.server_clock and isinstance(self._clock, SystemClock),
+        )
+
+    def _start_thread(self) -> RemoteLane:
+        with self._lock:
+            if self._remote is None:
+                self._thread = GuardThread(self._make_home)
+                self._remote = RemoteLane(self._thread)
+                self._thread.loop.call_soon_threadsafe(self._on_open, self._thread.home)
+            return self._remote
+
+    def _adopt(self, app: Home) -> None:
+        """The guard thread takes over what a home left behind whose loop was closed under it."""
+        with self._lock:
+            if self._app is not app:
+                return
+            self._app, self._opens = None, 0
+        self._hand_over(app)
+
+    def _hand_over(self, app: Home) -> None:
+        ops = app.take() if app.loop.is_closed() else []
+        app.backend.abandon()
+        if not ops:
+            return
+        try:
+            (self._remote or self._start_thread()).post(*ops)
+        except RuntimeError:  # no new threads while the interpreter exits (Python 3.12+)
+            app.put_back(ops)
+            app.spill()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+_all: weakref.WeakSet[Homes] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    for homes in list(_all):
+        try:
+            homes.close_blocking()
+        except Exception:
+            logger.exception("closing a guard failed")
+
+
+def _forget_all() -> None:
+    for homes in list(_all):
+        with contextlib.suppress(Exception):
+            homes.forget()
+
+
+atexit.register(_close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)

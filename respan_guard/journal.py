@@ -1,0 +1,182 @@
+"""Usage records that storage can't take at once, on this machine's disk.
+
+One append-only file per process: a line of JSON per record, synced before anybody is told that the
+record is safe. A live process holds a lock on its file; another process that finds a file without
+a lock adopts it. Replaying is safe at any time and any number of times, because the store knows
+record ids.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from respan_guard.backends.base import Entry
+from respan_guard.errors import GuardError
+from respan_guard.usage import Usage
+
+with contextlib.suppress(ImportError):  # Windows: files are replayed by their own process only
+    import fcntl
+
+__all__ = ["Journal", "JournalFile", "entry_from_dict", "entry_to_dict"]
+
+logger = logging.getLogger("respan_guard")
+
+
+def entry_to_dict(entry: Entry) -> dict[str, Any]:
+    """An entry as JSON values."""
+    values = asdict(entry)
+    values["usage"] = entry.usage.to_dict()
+    return values
+
+
+def entry_from_dict(values: Mapping[str, Any]) -> Entry:
+    """Rebuild what `entry_to_dict` wrote; names unknown to this version are left out."""
+    known = {f.name for f in fields(Entry)}
+    kept = {name: value for name, value in values.items() if name in known}
+    kept["usage"] = Usage.from_dict(kept.get("usage") or {})
+    return Entry(**kept)
+
+
+class JournalFile:
+    """Records that lie on disk and wait to be stored. `done` deletes them, `close` leaves them to others."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+
+    def entries(self) -> Iterator[Entry]:
+        """What was written, oldest first."""
+        with self.path.open("rb") as file:
+            for line in file:
+                try:
+                    yield entry_from_dict(json.loads(line))
+                except (ValueError, TypeError, GuardError):
+                    # The last line of a process that died while writing it: it was never acknowledged.
+                    logger.warning("%s: a torn line was left out", self.path)
+
+    def done(self) -> None:
+        """Delete the file: all of it is stored."""
+        self.path.unlink(missing_ok=True)
+        self.close()
+
+    def close(self) -> None:
+        """Give the lock back."""
+        with contextlib.suppress(OSError):
+            os.close(self._descriptor)
+
+
+class Journal:
+    """This process's journal for one store. Its methods may be called from any thread.
+
+    Args:
+        directory: Where files lie; None for a directory of this user below the system's temporary one.
+        store: What tells stores apart, such as the storage URL; only a hash of it becomes visible.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str] | None, store: str) -> None:
+        if directory is None:
+            user = os.getuid() if hasattr(os, "getuid") else 0
+            directory = Path(tempfile.gettempdir()) / f"respan-guard-{user}"
+        self.directory = Path(directory)
+        self._stem = sha256(store.encode()).hexdigest()[:16]
+        self._lock = threading.Lock()
+        self._file: JournalFile | None = None
+        self.pending = 0
+        """How many records were written since the last `rotate`."""
+
+    def write(self, entries: Sequence[Entry]) -> None:
+        """Append records and sync them to disk.
+
+        Raises:
+            OSError: The disk won't take them.
+        """
+        if not entries:
+            return
+        lines = b"".join(json.dumps(entry_to_dict(entry)).encode() + b"\n" for entry in entries)
+        with self._lock:
+            if self._file is None:
+                self._file = self._create()
+            _append(self._file._descriptor, lines)
+            self.pending += len(entries)
+
+    def rotate(self) -> JournalFile | None:
+        """Take what was written so far, to be stored; None if there is nothing."""
+        with self._lock:
+            file, self._file, self.pending = self._file, None, 0
+            return file
+
+    def orphans(self) -> list[JournalFile]:
+        """Files of this store that no live process holds; they are now held by this one."""
+        if "fcntl" not in globals() or not self.directory.is_dir():
+            return []
+        found = []
+        for path in sorted(self.directory.glob(f"{self._stem}-*.journal")):
+            try:
+                descriptor = os.open(path, os.O_RDONLY)
+            except OSError:  # stored and deleted by somebody else just now, or not ours to read
+                continue
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not path.exists():  # deleted between open and lock
+                    raise BlockingIOError
+            except OSError:
+                os.close(descriptor)
+            else:
+                found.append(JournalFile(path, descriptor))
+        return found
+
+    def bury(self, entry: Entry, why: str) -> None:
+        """Keep a record that the store will never take, for people to look at."""
+        line = json.dumps({"why": why, "entry": entry_to_dict(entry)}).encode() + b"\n"
+        with self._lock:
+            self._make_directory()
+            descriptor = os.open(self.dead_letters, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            try:
+                _append(descriptor, line)
+            finally:
+                os.close(descriptor)
+
+    @property
+    def dead_letters(self) -> Path:
+        """The file of records that the store will never take."""
+        return self.directory / f"{self._stem}.dead"
+
+    def close(self) -> None:
+        """Let go of the file; what it holds is left to the next process."""
+        with self._lock:
+            if self._file is not None:
+                self._file.close()
+                self._file, self.pending = None, 0
+
+    def forget(self) -> None:
+        """After a fork, in the child: the parent goes on with the file, and holds its lock."""
+        self._lock = threading.Lock()
+        self._file, self.pending = None, 0
+
+    def _make_directory(self) -> None:
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def _create(self) -> JournalFile:
+        self._make_directory()
+        path = self.directory / f"{self._stem}-{os.getpid()}-{os.urandom(4).hex()}.journal"
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+        if "fcntl" in globals():
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return JournalFile(path, descriptor)
+
+
+def _append(descriptor: int, lines: bytes) -> None:
+    view = memoryview(lines)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    os.fsync(descriptor)

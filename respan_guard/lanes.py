@@ -1,0 +1,201 @@
+"""Which way leads to storage from here: the opening loop's own home, the guard thread's, or none at all.
+
+A process has at most two homes. The loop that opened the guard owns the first, so that its requests
+pay no hop between threads. Everybody else (another loop, a plain thread, an unopened guard, the
+interpreter's exit) uses the second, which lives on one daemon thread with a loop of its own.
+`memory://` is one locked store without connections and needs neither.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol, TypeVar
+
+from respan_guard.backends.base import Backend, Entry, Op, Outcome, Record, Recorded
+from respan_guard.clock import Clock
+from respan_guard.errors import GuardError
+from respan_guard.home import Home
+
+__all__ = ["GuardThread", "Lane", "RemoteLane", "SharedLane", "run_inline"]
+
+T = TypeVar("T")
+_START_TIMEOUT = 10.0
+logger = logging.getLogger("respan_guard")
+
+
+def run_inline(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never suspends, without an event loop."""
+    try:
+        work.send(None)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    work.close()
+    raise RuntimeError("a shared backend must not suspend")
+
+
+class Lane(Protocol):
+    """A way to storage. `Home` is one, for code on its loop."""
+
+    async def submit(self, op: Op) -> Outcome:
+        """Apply `op` and return its outcome."""
+        ...
+
+    async def record(self, entry: Entry) -> Recorded | None:
+        """Book `entry`; it is safe once this returns."""
+        ...
+
+    def post(self, *ops: Op) -> None:
+        """Apply `ops` in this order, some time soon; from any thread."""
+        ...
+
+    async def call(self, work: Callable[[Backend], Awaitable[T]], timeout: float | None = 10.0) -> T:  # noqa: ASYNC109
+        """Run a read or a change of customers."""
+        ...
+
+    def post_call(self, work: Callable[[Backend], Awaitable[object]], delay: float = 0.0) -> None:
+        """Run `work` some time soon; from any thread."""
+        ...
+
+    async def flush(self) -> None:
+        """Return when everything that was sent before is stored."""
+        ...
+
+
+class SharedLane:
+    """Straight to a locked store that any thread may use."""
+
+    def __init__(self, backend: Backend, clock: Clock) -> None:
+        self.backend = backend
+        self._apply = backend.apply_now
+        self._now = clock.now_ms
+
+    async def submit(self, op: Op) -> Outcome:
+        """Apply `op` and return its outcome."""
+        return self._apply((op,), self._now())[0]
+
+    async def record(self, entry: Entry) -> Recorded | None:
+        """Book `entry`."""
+        outcome = self._apply((Record(entry),), self._now())[0]
+        return outcome if isinstance(outcome, Recorded) else None
+
+    def post(self, *ops: Op) -> None:
+        """Apply `ops` in this order."""
+        self._apply(ops, self._now())
+
+    async def call(self, work: Callable[[Backend], Awaitable[T]], timeout: float | None = 10.0) -> T:  # noqa: ASYNC109
+        """Run a read or a change of customers."""
+        return await work(self.backend)
+
+    def post_call(self, work: Callable[[Backend], Awaitable[object]], delay: float = 0.0) -> None:
+        """Run `work` at once: nothing is gained by waiting."""
+
+        async def run() -> None:
+            try:
+                await work(self.backend)
+            except GuardError as error:
+                logger.warning("background work on storage failed: %s", error)
+
+        run_inline(run())
+
+    async def flush(self) -> None:
+        """Nothing waits here."""
+
+
+class GuardThread:
+    """A daemon thread with an event loop, on which the second home lives."""
+
+    def __init__(self, make_home: Callable[[], Home]) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._make_home = make_home
+        self._home: Home | None = None
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="respan-guard", daemon=True)
+        self._thread.start()
+        if not self._ready.wait(_START_TIMEOUT):
+            raise RuntimeError("the guard's thread did not start")
+
+    @property
+    def home(self) -> Home:
+        """The home on this thread."""
+        if self._home is None:
+            raise RuntimeError("the guard's thread did not start") from self._failure
+        return self._home
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the caller runs on this thread."""
+        return threading.current_thread() is self._thread
+
+    def run(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+        """Run a coroutine on this thread's loop, in the caller's context, and block for its result."""
+        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        try:
+            return future.result(timeout)
+        except (TimeoutError, concurrent.futures.TimeoutError):
+            future.cancel()
+            raise
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """Close the home, then end the thread."""
+        try:
+            self.run(self.home.close(), timeout)
+        except TimeoutError:
+            logger.warning("storage did not take all usage records within %g s", timeout)
+        finally:
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self._thread.join(timeout)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+
+        async def begin() -> None:
+            try:
+                self._home = self._make_home()
+            except BaseException as error:
+                self._failure = error
+                raise
+            finally:
+                self._ready.set()
+
+        try:
+            self.loop.run_until_complete(begin())
+            self.loop.run_forever()
+        finally:
+            self.loop.close()
+
+
+class RemoteLane:
+    """The guard thread's home, for code on other loops and threads."""
+
+    def __init__(self, thread: GuardThread) -> None:
+        self.thread = thread
+        self.home = thread.home
+        self.post = self.home.post
+        self.post_call = self.home.post_call
+
+    async def _on_thread(self, work: Coroutine[Any, Any, T]) -> T:
+        if self.thread.is_current:
+            return await work
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.thread.loop))
+
+    async def submit(self, op: Op) -> Outcome:
+        """Apply `op` and return its outcome."""
+        return await self._on_thread(self.home.submit(op))
+
+    async def record(self, entry: Entry) -> Recorded | None:
+        """Book `entry`; it is safe once this returns."""
+        return await self._on_thread(self.home.record(entry))
+
+    async def call(self, work: Callable[[Backend], Awaitable[T]], timeout: float | None = 10.0) -> T:  # noqa: ASYNC109
+        """Run a read or a change of customers."""
+        return await self._on_thread(self.home.call(work, timeout))
+
+    async def flush(self) -> None:
+        """Return when everything that was sent before is stored."""
+        await self._on_thread(self.home.flush())

@@ -1,0 +1,79 @@
+"""The policies this process knows: a cache that the store corrects, so it is never believed when stale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from respan_guard.customer import Customer
+from respan_guard.policy import Policy, compile_policy
+
+__all__ = ["KnownPolicy", "Policies"]
+
+
+class KnownPolicy:
+    """A customer's params under the revision they were stored with, and the policy they compile to."""
+
+    __slots__ = ("params", "policy", "revision")
+
+    def __init__(self, revision: str, params: Mapping[str, Any] | None, policy: Policy) -> None:
+        self.revision = revision
+        self.params = params
+        self.policy = policy
+
+
+class Policies:
+    """Known policies, bounded; a customer that isn't here is tried with the default policy.
+
+    Args:
+        defaults: Limits of customers without their own, as the fields of a `Customer`.
+        time_zone: Where the days of customers without a zone of their own begin.
+        size: How many customers to remember.
+    """
+
+    def __init__(self, defaults: Mapping[str, Any] | None, time_zone: str, size: int) -> None:
+        self._time_zone = time_zone
+        self._size = size
+        self._defaults: Mapping[str, Any] = {}
+        if defaults:
+            self._defaults = Customer(customer_identifier="default", **defaults).to_params()
+        self.default = KnownPolicy("", None, compile_policy(self._defaults, time_zone=time_zone))
+        self._known: dict[str, KnownPolicy] = {}
+
+    def get(self, customer: str) -> KnownPolicy:
+        """What is known of a customer, else the default."""
+        return self._known.get(customer, self.default)
+
+    def learn(self, customer: str, revision: str, params: Mapping[str, Any] | None) -> KnownPolicy:
+        """Take the store's word."""
+        if params is None:
+            self._known.pop(customer, None)
+            return self.default
+        known = KnownPolicy(revision, params, compile_policy(self.effective(params), time_zone=self._time_zone))
+        if len(self._known) >= self._size and customer not in self._known:
+            self._known.pop(next(iter(self._known)), None)  # the one learned first; it is learned again in one trip
+        self._known[customer] = known
+        return known
+
+    def forget(self, customer: str) -> None:
+        """Forget a customer; the store is asked again."""
+        self._known.pop(customer, None)
+
+    def effective(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A customer's params, with the default limits where it has none of its own.
+
+        A budget comes with its period: a customer without a period budget takes the default's, with the default's
+        period unless it names one.
+        """
+        defaults = self._defaults
+        if not defaults:
+            return params
+        merged = {name: value for name, value in defaults.items() if name not in _PERIOD}
+        if "period_budget" in defaults and "period_budget" not in params:
+            merged["period_budget"] = defaults["period_budget"]
+            if not any(name in params for name in _PERIOD):
+                merged |= {name: defaults[name] for name in _PERIOD if name in defaults}
+        return merged | dict(params)
+
+
+_PERIOD = ("period_budget", "budget_duration", "period_start", "period_end")

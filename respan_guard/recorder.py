@@ -1,0 +1,168 @@
+"""From a usage to an entry of the ledger: its id, its day and its cost, all fixed before the first send."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import re
+from datetime import date
+from typing import TYPE_CHECKING
+
+from opentelemetry.trace import get_current_span
+
+from respan_guard.backends.base import Entry
+from respan_guard.decision import as_datetime
+from respan_guard.money import from_nano, to_nano
+from respan_guard.pricing import PriceBook
+from respan_guard.usage import Usage, UsageRecord
+
+if TYPE_CHECKING:
+    from respan_guard.backends.base import StoredEntry
+    from respan_guard.policy import Policy
+
+__all__ = ["Ids", "Recorder", "record_from_entry"]
+
+logger = logging.getLogger("respan_guard")
+
+_PREFIX = re.compile(r"^[A-Za-z]{1,16}[-_]")
+_UNIQUE = 16
+_MAX_ID = 300
+
+
+class Ids:
+    """Ids that no other process makes: random bytes once, then a counter. Much cheaper than a UUID each."""
+
+    def __init__(self) -> None:
+        self._prefix = f"{os.urandom(8).hex()}-"
+        self._count = itertools.count(1)
+
+    def __call__(self) -> str:
+        """The next id."""
+        return f"{self._prefix}{next(self._count):x}"
+
+
+def response_entry_id(provider: str | None, response_id: str | None) -> str | None:
+    """The entry id that a provider's response id makes, or None where that id may repeat.
+
+    Some local servers number their replies: Ollama sends `chatcmpl-0` to `chatcmpl-998`. An id counts as unique
+    with 16 characters or more behind its prefix.
+    """
+    if not response_id or len(response_id) > _MAX_ID:
+        return None
+    prefix = _PREFIX.match(response_id)
+    if len(response_id) - (prefix.end() if prefix else 0) < _UNIQUE:
+        return None
+    return f"{provider or 'unknown'}:{response_id}"
+
+
+class Recorder:
+    """Turns usage into entries.
+
+    Args:
+        prices: What models cost.
+        ids: Makes ids for calls that have none of their own.
+    """
+
+    def __init__(self, prices: PriceBook, ids: Ids) -> None:
+        self._prices = prices
+        self._ids = ids
+        self._warned: set[str] = set()
+
+    def entry(
+        self,
+        usage: Usage,
+        customer: str,
+        policy: Policy,
+        now_ms: int,
+        *,
+        source: str,
+        admission: str | None = None,
+        number: int = 0,
+        held_day: int | None = None,
+        entry_id: str | None = None,
+    ) -> Entry:
+        """Make the entry of one call.
+
+        Args:
+            usage: What the call consumed.
+            customer: Whose it is; "" for nobody's.
+            policy: Tells the customer's local date.
+            now_ms: The store's time, as well as it is known.
+            source: Which door saw the call. The app's own word on a cost is taken, a reply's must be plausible.
+            admission: Whose hold it draws from.
+            number: Of the call, within the admission.
+            held_day: The admission's day if it held money, so that money held in a period is booked in it.
+            entry_id: An id the caller chose.
+        """
+        at_ms = now_ms if usage.time is None else min(now_ms, int(usage.time.timestamp() * 1000))
+        if usage.cost is not None and (source in ("manual", "api") or self._prices.accept_cost(usage)):
+            cost: int | None = to_nano(usage.cost, "cost")
+        else:
+            cost = self._prices.cost(usage, as_datetime(at_ms))
+            if cost is None:
+                self._warn(usage)
+        traced = usage.trace_id is not None and usage.span_id is not None
+        if usage.trace_id is None and (span := get_current_span().get_span_context()).is_valid:
+            usage.trace_id = f"{span.trace_id:032x}"  # of the work around the call; its span may hold several calls
+        return Entry(
+            id=entry_id
+            or response_entry_id(usage.provider, usage.response_id)
+            or (f"{usage.trace_id}:{usage.span_id}" if traced else None)
+            or (f"{admission}:{number}" if admission is not None else self._ids()),
+            customer=customer,
+            day=held_day if held_day is not None else policy.day_of(at_ms),
+            at_ms=at_ms,
+            cost=cost,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            model=usage.model,
+            admission=admission,
+            source=source,
+            usage=usage,
+        )
+
+    def presumed(self, admission: str, customer: str, day: int, now_ms: int, cost: int | None, usage: Usage) -> Entry:
+        """The entry of a call that was made and whose usage stayed unknown; real usage shrinks it in the store."""
+        return Entry(
+            id=f"presumed:{admission}",
+            customer=customer,
+            day=day,
+            at_ms=now_ms,
+            cost=cost,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            model=usage.model,
+            admission=admission,
+            kind="presumed",
+            source="presumed",
+            usage=usage,
+        )
+
+    def _warn(self, usage: Usage) -> None:
+        if usage.model not in self._warned and len(self._warned) < 1000:
+            self._warned.add(usage.model)
+            logger.warning(
+                "no price is known for model %r: its calls are recorded as unpriced and no budget sees them; "
+                "add it to `prices`",
+                usage.model[:100],
+            )
+
+
+def record_from_entry(stored: StoredEntry) -> UsageRecord:
+    """The ledger's entry as people read it."""
+    entry = stored.entry
+    return UsageRecord(
+        id=entry.id,
+        customer_identifier=entry.customer,
+        time=as_datetime(entry.at_ms),
+        day=date.fromordinal(entry.day).isoformat(),
+        usage=entry.usage,
+        cost=None if entry.cost is None else from_nano(entry.cost),
+        kind=entry.kind,
+        source=entry.source,
+        admission_id=entry.admission,
+        sequence=stored.seq,
+        revision=stored.rev,
+        late=stored.late,
+    )

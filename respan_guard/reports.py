@@ -1,0 +1,311 @@
+"""The reading half: where customers stand, what was used, who was refused."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from respan_guard.backends.base import (
+    Amounts,
+    Backend,
+    CustomerQuery,
+    CustomerRow,
+    RecordQuery,
+    RefusalRow,
+    UsageQuery,
+)
+from respan_guard.clock import Clock
+from respan_guard.customer import Customer, normalise_identifier
+from respan_guard.decision import Decision, Status, as_datetime, limit_statuses
+from respan_guard.errors import InvalidInput
+from respan_guard.money import from_nano
+from respan_guard.recorder import record_from_entry
+from respan_guard.usage import UsageRecord
+
+if TYPE_CHECKING:
+    from respan_guard.guard import Guard
+    from respan_guard.lanes import Lane
+
+__all__ = ["CustomerReport", "RefusalLog", "Reports", "UsageReport"]
+
+_PAGE = 500
+_PRUNE_EVERY = 3600.0
+_PRUNE_PAUSE = 0.05
+_MAX_REFUSAL_KEYS = 10_000
+_FILTERS = frozenset({"model", "provider", "kind", "source", "status", "trace_id", "unpriced"})
+
+
+@dataclass(frozen=True, slots=True)
+class UsageReport:
+    """Sums of a group of calls. What was not asked for is None.
+
+    Attributes:
+        requests: Admissions.
+        calls: LLM calls.
+        cost: USD, without calls whose price is unknown.
+        unpriced: How many calls have no known price.
+    """
+
+    customer_identifier: str | None
+    model: str | None
+    day: date | None
+    requests: int
+    calls: int
+    cost: Decimal
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int
+    unpriced: int
+    errors: int
+
+
+@dataclass(frozen=True, slots=True)
+class CustomerReport:
+    """A customer and what it used in all time.
+
+    Attributes:
+        cost: USD that was paid.
+        cost_with_markup: The same with the customer's `markup_percentage`.
+        active_days: On how many days it was admitted or booked on.
+    """
+
+    customer: Customer
+    first_seen: datetime
+    last_seen: datetime
+    active_days: int
+    requests: int
+    calls: int
+    cost: Decimal
+    cost_with_markup: Decimal
+    input_tokens: int
+    output_tokens: int
+    unpriced: int
+
+
+def with_markup(cost: Decimal, percentage: Decimal | None) -> Decimal:
+    """A cost as reports for the customer show it; budgets compare the raw one."""
+    return cost if not percentage else cost * (100 + percentage) / 100
+
+
+class Reports:
+    """What the guard tells."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    async def customers(
+        self, search: str, sort: str, descending: bool, limit: int, after: CustomerReport | None
+    ) -> list[CustomerReport]:
+        """A page of customers."""
+        if sort not in _SORTS:
+            raise InvalidInput(f"sort must be one of {', '.join(_SORTS)}, got {sort!r}", field="sort")
+        key = None if after is None else (_SORTS[sort](after), after.customer.customer_identifier)
+        query = CustomerQuery(search, sort, descending, key, limit)
+        rows = await self._guard.lane().call(lambda backend: backend.customers(query))
+        return [_customer_report(row) for row in rows]
+
+    async def status(self, identifier: str) -> Status:
+        """Where a customer stands now."""
+        guard = self._guard
+        lane = guard.lane()
+        row = await lane.call(lambda backend: backend.get(identifier))
+        known = guard.policies.default
+        if row is not None and row.params is not None:
+            known = guard.policies.learn(identifier, row.revision, row.params)
+        now = guard.now_ms()
+        terms = known.policy.at(now)
+        standing = await lane.call(lambda backend: backend.standing(identifier, terms.limits, now=now))
+        period_spend = next(
+            (
+                from_nano(used)
+                for limit, used in zip(terms.limits, standing.used, strict=True)
+                if limit.name == "period_budget"
+            ),
+            None,
+        )
+        totals = row.totals if row is not None else Amounts()
+        return Status(
+            customer_identifier=identifier,
+            limits=limit_statuses(terms.limits, terms.resets, standing),
+            period_spend=period_spend,
+            total_spend=from_nano(totals.cost),
+            total_requests=totals.requests,
+            total_calls=totals.calls,
+            blocked=bool((known.params or {}).get("blocked")),
+            period_start=terms.period[0].isoformat() if terms.period else None,
+            period_end=terms.period[1].isoformat() if terms.period else None,
+        )
+
+    async def records(
+        self,
+        customer_identifier: str | int | None,
+        since: datetime | None,
+        until: datetime | None,
+        filters: Mapping[str, Any],
+    ) -> AsyncIterator[UsageRecord]:
+        """Usage records, page by page, oldest first."""
+        unknown = set(filters) - _FILTERS
+        if unknown:
+            raise InvalidInput(f"unknown filter {sorted(unknown)[0]!r}; known: {', '.join(sorted(_FILTERS))}")
+        customer = None if customer_identifier is None else normalise_identifier(customer_identifier)
+        bounds = {"since_ms": _instant(since, "since"), "until_ms": _instant(until, "until")}
+        after: int | None = None
+        while True:
+            query = RecordQuery(customer=customer, after=after, limit=_PAGE, **bounds, **filters)
+            page = await self._guard.lane().call(lambda backend, query=query: backend.entries(query))  # type: ignore[misc]
+            for stored in page:
+                yield record_from_entry(stored)
+            if len(page) < _PAGE:
+                return
+            after = page[-1].seq
+
+    async def usage(
+        self,
+        by: tuple[str, ...],
+        customer_identifier: str | int | None,
+        model: str | None,
+        since: date | None,
+        until: date | None,
+    ) -> list[UsageReport]:
+        """Sums of the daily rollups."""
+        for name in by:
+            if name not in ("customer", "model", "day"):
+                raise InvalidInput(f"usage can be summed by customer, model and day, not by {name!r}", field="by")
+        query = UsageQuery(
+            first_day=0 if since is None else since.toordinal(),
+            end_day=1 << 40 if until is None else until.toordinal(),
+            customer=None if customer_identifier is None else normalise_identifier(customer_identifier),
+            model=model,
+            by=by,
+        )
+        rows = await self._guard.lane().call(lambda backend: backend.usage(query))
+        return [
+            UsageReport(
+                customer_identifier=row.customer,
+                model=row.model,
+                day=None if row.day is None else date.fromordinal(row.day),
+                requests=row.amounts.requests,
+                calls=row.amounts.calls,
+                cost=from_nano(row.amounts.cost),
+                input_tokens=row.amounts.input_tokens,
+                output_tokens=row.amounts.output_tokens,
+                cache_read_tokens=row.amounts.cache_read_tokens,
+                unpriced=row.amounts.unpriced,
+                errors=row.amounts.errors,
+            )
+            for row in rows
+        ]
+
+    async def prune(self, before: date, progress: Callable[[int], None] | None = None) -> int:
+        """Delete records booked before a day, in small batches that let others in between."""
+        gone = 0
+        while count := await self._guard.lane().call(lambda backend: backend.prune(before.toordinal()), None):
+            gone += count
+            if progress is not None:
+                progress(gone)
+        return gone
+
+    def keep_pruned(self, lane: Lane, days: int) -> None:
+        """Delete records older than `days`, now and every hour."""
+
+        async def work(backend: Backend) -> None:
+            before = as_datetime(self._guard.now_ms()).date() - timedelta(days=days)
+            more = await backend.prune(before.toordinal())
+            lane.post_call(work, _PRUNE_PAUSE if more else _PRUNE_EVERY)  # in small batches, others come in between
+
+        lane.post_call(work)
+
+
+class RefusalLog:
+    """Counts refusals by customer, reason and minute, and writes them at most once a second.
+
+    A refusal writes nothing when it is decided, so that refusing stays cheap; this is where it becomes visible.
+    """
+
+    def __init__(self, clock: Clock, lane: Callable[[], Lane]) -> None:
+        self._clock = clock
+        self._lane = lane
+        self._counts: Counter[tuple[str, str, int]] = Counter()
+        self._lock = threading.Lock()
+        self._waiting = False
+        self.latest: deque[tuple[int, Decision]] = deque(maxlen=10_000)
+
+    def add(self, decision: Decision) -> None:
+        """Count a refusal."""
+        now = self._clock.now_ms()
+        self.latest.append((now, decision))
+        names = [status.name for status in decision.violated]
+        key = (decision.customer_identifier, names[0] if names else "", now // 60_000)
+        with self._lock:
+            if len(self._counts) >= _MAX_REFUSAL_KEYS and key not in self._counts:
+                key = ("", key[1], key[2])  # a flood of random ids is counted, not remembered id by id
+            self._counts[key] += 1
+            if self._waiting:
+                return
+            self._waiting = True
+        self._lane().post_call(self._write, 1.0)
+
+    async def flush(self) -> None:
+        """Write what is counted."""
+        if self._counts:
+            await self._lane().call(self._write)
+
+    async def _write(self, backend: Backend) -> None:
+        with self._lock:
+            counts, self._counts = self._counts, Counter()
+            self._waiting = False
+        rows = [RefusalRow(customer, reason, minute, n) for (customer, reason, minute), n in counts.items()]
+        if not rows:
+            return
+        try:
+            await backend.add_refusals(rows)
+        except BaseException:
+            with self._lock:
+                self._counts.update(counts)
+            raise
+
+
+def _instant(moment: datetime | None, name: str) -> int | None:
+    if moment is None:
+        return None
+    if moment.tzinfo is None:
+        raise InvalidInput(f"{name} must be an aware datetime; add tzinfo=timezone.utc", field=name)
+    return int(moment.timestamp() * 1000)
+
+
+_SORTS: Mapping[str, Callable[[CustomerReport], str | int]] = {
+    "customer": lambda row: row.customer.customer_identifier,
+    "name": lambda row: row.customer.name or "",
+    "first_seen": lambda row: int(row.first_seen.timestamp() * 1000),
+    "last_seen": lambda row: int(row.last_seen.timestamp() * 1000),
+    "requests": lambda row: row.requests,
+    "calls": lambda row: row.calls,
+    "cost": lambda row: int(row.cost.scaleb(9)),
+    "tokens": lambda row: row.input_tokens + row.output_tokens,
+}
+
+
+def _customer_report(row: CustomerRow) -> CustomerReport:
+    customer = Customer.from_params(row.customer, row.params) if row.customer else _UNATTRIBUTED
+    cost = from_nano(row.totals.cost)
+    return CustomerReport(
+        customer=customer,
+        first_seen=as_datetime(row.first_seen_ms),
+        last_seen=as_datetime(row.last_seen_ms),
+        active_days=row.active_days,
+        requests=row.totals.requests,
+        calls=row.totals.calls,
+        cost=cost,
+        cost_with_markup=with_markup(cost, customer.markup_percentage),
+        input_tokens=row.totals.input_tokens,
+        output_tokens=row.totals.output_tokens,
+        unpriced=row.totals.unpriced,
+    )
+
+
+_UNATTRIBUTED = Customer.model_construct(customer_identifier="")
