@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["FAILED", "MISUSED", "columns", "fail", "plain", "print_json", "print_table", "say", "usd"]
+__all__ = ["FAILED", "MISUSED", "as_day", "columns", "fail", "plain", "print_json", "print_table", "say", "usd"]
 
 FAILED = 1
 MISUSED = 2
@@ -40,6 +40,11 @@ def plain(value: object) -> Text:
 def usd(amount: Decimal | None) -> str:
     """An amount for people; a dash where it is unknown, which is not zero."""
     return "-" if amount is None else f"{amount:f}"
+
+
+def as_day(moment: datetime | None) -> date | None:
+    """The day that was typed; the command line parses days as their midnights."""
+    return None if moment is None else moment.date()
 
 
 def columns(*names: str) -> Table:

@@ -13,34 +13,38 @@ from respan_guard.cli.output import FAILED, MISUSED, fail
 from respan_guard.errors import ConfigurationError, GuardError, InvalidInput
 from respan_guard.guard import Guard
 
-__all__ = ["JSON", "Storage", "actor", "with_guard"]
+__all__ = ["JSON", "Storage", "actor", "opened", "with_guard"]
 
 T = TypeVar("T")
 
 Storage = Annotated[
     str | None,
-    typer.Option(
-        "--storage", metavar="URL", help="Where everything is kept; else RESPAN_GUARD_STORAGE, else the file."
-    ),
+    typer.Option("--storage", metavar="URL", help="Where everything is kept; else what the settings say."),
 ]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON; money is in decimal strings of USD.")]
 
 
-def with_guard(work: Callable[[Guard], Awaitable[T]], storage: str | None) -> T:
+def opened(work: Callable[[Guard], Awaitable[T]], storage: str | None) -> T:
     """Open a guard on the configured storage, do `work` with it, close it.
 
-    The guard enforces whatever the settings say, because only a guard that is on has a store.
+    The guard is on whatever the settings say, because one that is off has no store; and it prunes nothing on its
+    own, because who reads must not delete.
 
     Raises:
-        typer.Exit: 2 if the settings or the input can't be used, 1 if storage fails or something is not there.
+        GuardError: The settings can't be used, storage fails, or `work` raised it.
     """
 
     async def session() -> T:
-        async with Guard(storage, mode="enforce") as guard:
+        async with Guard(storage, mode="enforce", retention=None) as guard:
             return await work(guard)
 
+    return asyncio.run(session())
+
+
+def with_guard(work: Callable[[Guard], Awaitable[T]], storage: str | None) -> T:
+    """Do what `opened` does, with errors as a line and an exit code: 2 for what was asked wrongly, 1 for the rest."""
     try:
-        return asyncio.run(session())
+        return opened(work, storage)
     except (ConfigurationError, InvalidInput) as error:
         fail(str(error), MISUSED)
     except GuardError as error:

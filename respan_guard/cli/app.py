@@ -1,0 +1,112 @@
+"""The commands of `respan-guard`; those on customers are in `customers`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from respan_guard.cli import customers, reports, store
+from respan_guard.cli.output import FAILED, MISUSED, as_day, fail
+from respan_guard.cli.session import JSON, Storage
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Rate limits, USD budgets and usage records per customer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # a traceback with locals could show a storage URL's password
+)
+app.add_typer(customers.app, name="customers")
+
+_DAY = ["%Y-%m-%d"]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("respan-guard"))
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Rate limits, USD budgets and usage records per customer."""
+
+
+@app.command()
+def demo(
+    serve: Annotated[bool, typer.Option("--serve", help="Keep the gateway running and print a ready curl.")] = False,
+) -> None:
+    """See it work: a gateway, a stand-in provider, the real openai client, customers that meet their limits."""
+    try:
+        from respan_guard.cli.demo import run_demo  # what only the demo needs
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("respan_guard"):
+            raise
+        fail(f"the demo needs {error.name}: pip install 'respan-guard[cli]'", MISUSED)
+    raise typer.Exit(run_demo(serve=serve))
+
+
+@app.command()
+def check(storage: Storage = None, as_json: JSON = False) -> None:
+    """Show every setting with its source, and whether storage works. Exit code 1 if something is wrong."""
+    if not store.check(storage, as_json=as_json):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def usage(
+    by: Annotated[
+        list[str] | None, typer.Option(metavar="customer|model|day", help="What to sum by; may be repeated.")
+    ] = None,
+    customer: Annotated[str | None, typer.Option(metavar="ID", help="Only this customer's.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only this model's.")] = None,
+    since: Annotated[datetime | None, typer.Option(formats=_DAY, metavar="YYYY-MM-DD", help="First day.")] = None,
+    until: Annotated[
+        datetime | None, typer.Option(formats=_DAY, metavar="YYYY-MM-DD", help="The day after the last.")
+    ] = None,
+    storage: Storage = None,
+    as_json: JSON = False,
+) -> None:
+    """Show what was used and what it cost, by customer unless told otherwise."""
+    reports.usage(storage, tuple(by or ()), customer, model, as_day(since), as_day(until), as_json=as_json)
+
+
+@app.command()
+def prices(
+    model: str,
+    provider: Annotated[str | None, typer.Option(help="Whose prices, where several serve the model.")] = None,
+    as_json: JSON = False,
+) -> None:
+    """Show what a model costs, and where the number is from. Exit code 1 if it has no price."""
+    if not reports.prices(model, provider, as_json=as_json):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def verify(storage: Storage = None, as_json: JSON = False) -> None:
+    """Recompute every sum from the records and compare. Exit code 1 if one differs."""
+    if not store.verify(storage, as_json=as_json):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def prune(
+    before: Annotated[
+        datetime | None, typer.Option(formats=_DAY, metavar="YYYY-MM-DD", help="Delete records booked before this day.")
+    ] = None,
+    older_than: Annotated[
+        str | None, typer.Option(metavar="DAYS", help='Delete records older than this, like "400 days".')
+    ] = None,
+    storage: Storage = None,
+    as_json: JSON = False,
+) -> None:
+    """Delete old records; sums and reports stay. Without an option, as old as the setting `retention` says."""
+    store.prune(storage, as_day(before), older_than, as_json=as_json)

@@ -1,0 +1,74 @@
+"""The commands that only read: `usage` and `prices`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import date
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from respan_guard.cli.output import MISUSED, columns, fail, print_json, print_table, usd
+from respan_guard.cli.session import with_guard
+
+if TYPE_CHECKING:
+    from respan_guard.guard import Guard
+    from respan_guard.reports import UsageReport
+
+__all__ = ["prices", "usage"]
+
+_BY = {"customer": "customer_identifier", "model": "model", "day": "day"}
+
+
+def usage(
+    storage: str | None,
+    by: tuple[str, ...],
+    customer: str | None,
+    model: str | None,
+    since: date | None,
+    until: date | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Show sums of usage."""
+    by = tuple(dict.fromkeys(by)) or ("customer",)
+    if since is not None and until is not None and until <= since:
+        fail("--until must be after --since: it is the day after the last", MISUSED)
+
+    async def work(guard: Guard) -> list[UsageReport]:
+        return await guard.usage(*by, customer_identifier=customer, model=model, since=since, until=until)
+
+    found = with_guard(work, storage)
+    if as_json:
+        print_json([asdict(row) for row in found])
+        return
+    table = columns(*by, ">requests", ">calls", ">input tokens", ">output tokens", ">cost USD", ">unpriced", ">errors")
+    table.show_footer = bool(found)
+    if found:
+        sums = (
+            sum(row.requests for row in found),
+            sum(row.calls for row in found),
+            sum(row.input_tokens for row in found),
+            sum(row.output_tokens for row in found),
+            usd(sum((row.cost for row in found), Decimal(0))),
+            sum(row.unpriced for row in found),
+            sum(row.errors for row in found),
+        )
+        for column, footer in zip(table.columns, ("total", *[""] * (len(by) - 1), *sums), strict=True):
+            column.footer = str(footer)
+    print_table(
+        table,
+        [
+            (
+                *(getattr(row, _BY[name]) if getattr(row, _BY[name]) != "" else "(none)" for name in by),
+                row.requests,
+                row.calls,
+                row.input_tokens,
+                row.output_tokens,
+                usd(row.cost),
+                row.unpriced,
+                row.errors,
+            )
+            for row in found
+        ],
+        "no usage",
+    )

@@ -1,0 +1,130 @@
+"""Commands on the store as a whole: `check`, `verify`, `prune`."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from respan_guard.backends.base import Discrepancy, StoreInfo
+from respan_guard.cli.output import MISUSED, columns, fail, print_json, print_table, say
+from respan_guard.cli.session import opened, with_guard
+from respan_guard.clock import SystemClock
+from respan_guard.decision import as_datetime
+from respan_guard.errors import ConfigurationError, GuardError
+from respan_guard.settings import Settings
+
+if TYPE_CHECKING:
+    from respan_guard.guard import Guard
+
+__all__ = ["check", "prune", "verify"]
+
+
+def check(storage: str | None, *, as_json: bool) -> bool:
+    """Show settings and storage; whether both are all right."""
+    settings: dict[str, Any] = {}
+    info: StoreInfo | None = None
+    error: str | None = None
+    try:
+        settings = Settings.load(storage=storage).sources()
+        settings.pop("clock")
+
+        async def ask(guard: Guard) -> StoreInfo:
+            return await guard.info()
+
+        info = opened(ask, storage)
+    except GuardError as problem:
+        error = str(problem)
+    if as_json:
+        print_json(
+            {
+                "ok": error is None,
+                "error": error,
+                "settings": {name: {"value": value, "source": source} for name, (value, source) in settings.items()},
+                "storage": None
+                if info is None
+                else {
+                    "url": info.url,
+                    "schema": info.schema,
+                    "durable": info.durable,
+                    "facts": info.facts,
+                    "warnings": info.warnings,
+                },
+            }
+        )
+        return error is None
+    if settings:
+        rows = [(name, value, source) for name, (value, source) in settings.items()]
+        print_table(columns("setting", "value", "source"), rows, "")
+    if info is not None:
+        facts = {"storage": info.url, "schema": info.schema, "durable": "yes" if info.durable else "no", **info.facts}
+        print_table(columns("storage", "is"), list(facts.items()), "")
+        for warning in info.warnings:
+            say(f"warning: {warning}")
+    say("all right" if error is None else f"wrong: {error}")
+    return error is None
+
+
+def verify(storage: str | None, *, as_json: bool) -> bool:
+    """Compare sums with records; whether they agree."""
+
+    async def ask(guard: Guard) -> list[Discrepancy]:
+        with progress() as bar:
+            bar.add_task("recomputing every sum", total=None)
+            return await guard.verify()
+
+    found = with_guard(ask, storage)
+    if as_json:
+        rows = [{"what": d.what, "where": d.where, "stored": d.stored, "recomputed": d.recomputed} for d in found]
+        print_json({"ok": not found, "discrepancies": rows})
+    else:
+        print_table(
+            columns("what", "where", ">stored", ">recomputed"),
+            [(d.what, d.where, d.stored, d.recomputed) for d in found],
+            "every sum is what its records add up to",
+        )
+    return not found
+
+
+def prune(storage: str | None, before: date | None, older_than: str | None, *, as_json: bool) -> None:
+    """Delete records booked before a day."""
+    if before is not None and older_than is not None:
+        fail("give --before or --older-than, not both", MISUSED)
+    today = as_datetime(SystemClock().now_ms()).date()
+    if before is None:
+        try:
+            settings = Settings.load(storage=storage, **({} if older_than is None else {"retention": older_than}))
+        except ConfigurationError as error:
+            fail(str(error).replace("retention", "--older-than" if older_than is not None else "retention"), MISUSED)
+        if settings.retention is None:
+            fail("give --before YYYY-MM-DD or --older-than DAYS, or set retention", MISUSED)
+        before = today - timedelta(days=settings.retention)
+    if before > today:  # records of pruned days are refused for ever: a day to come would stop all recording
+        fail(f"--before must not be after today, {today}", MISUSED)
+    day = before
+
+    async def work(guard: Guard) -> int:
+        with progress() as bar:
+            task = bar.add_task(f"deleting records before {day}", total=None)
+            return await guard.prune(day, lambda gone: bar.update(task, completed=gone))
+
+    gone = with_guard(work, storage)
+    if as_json:
+        print_json({"before": day, "deleted": gone})
+    else:
+        say(f"{gone} records booked before {day} deleted; sums stay")
+
+
+def progress() -> Progress:
+    """A bar on standard error, gone when done; nothing where nobody looks."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
