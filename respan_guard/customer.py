@@ -10,87 +10,27 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import date, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any, Final, Self, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
-from respan_guard.errors import InvalidIdentifier, InvalidInput
+from respan_guard.errors import InvalidInput
+from respan_guard.identifiers import check_identifier, normalise_identifier, shown
 from respan_guard.money import from_nano, to_nano
 from respan_guard.periods import DURATIONS, Duration, load_zone, period
 from respan_guard.rates import canonical_rate
 
-__all__ = ["MAX_IDENTIFIER_BYTES", "MAX_METADATA_BYTES", "Customer", "normalise_identifier"]
+__all__ = ["MAX_METADATA_BYTES", "Customer", "normalise_identifier"]
 
-MAX_IDENTIFIER_BYTES: Final = 254
 MAX_METADATA_BYTES: Final = 16_384
 
 _MAX_TEXT = 1_000
 _MAX_PERCENTAGE = 1_000_000
+_FIRST_YEAR, _LAST_YEAR = 1900, 2999  # any period counted from these is within Python's calendar
 _ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
-_UNPRINTABLE = {"Cc": "a control character", "Cs": "half of a surrogate pair", "Cf": "an invisible character"}
-_UNPRINTABLE |= {"Zl": "a line separator", "Zp": "a paragraph separator"}
-# Letters and marks by category, blank on every screen: two ids that look alike must not differ by one of them.
-_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0")
-
-
-def normalise_identifier(value: object) -> str:
-    """Turn what names a customer into the one form that is compared and stored.
-
-    A string is brought to Unicode's NFC, and spaces around it are dropped; an int is taken as its digits. Case is kept.
-
-    Raises:
-        InvalidIdentifier: Not a string or int, empty, longer than 254 bytes of UTF-8, or with control,
-            surrogate or invisible characters (zero-width, bidirectional marks, line separators) in it.
-    """
-    if isinstance(value, str) and value.isascii() and value.isprintable():
-        text = value.strip(" ")
-        if 0 < len(text) <= MAX_IDENTIFIER_BYTES:
-            return text
-    return _normalise(value, "customer_identifier")
-
-
-def _normalise(value: object, field: str) -> str:
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise InvalidIdentifier(f"{field} must be a string or an int, got {_shown(value)}", field=field)
-    if isinstance(value, int):
-        if value.bit_length() > 8 * MAX_IDENTIFIER_BYTES:  # str() refuses huge ones
-            raise _too_long(field)
-        text = str(int(value))
-    else:
-        text = str.__str__(value)  # of an enum's member, the value
-    if len(text) > 4 * MAX_IDENTIFIER_BYTES:  # NFC shortens to a third at most; keep its work bounded
-        raise _too_long(field)
-    for position, character in enumerate(text):
-        what = _UNPRINTABLE.get(unicodedata.category(character))
-        if what or character in _BLANK:
-            raise InvalidIdentifier(
-                f"{field} must not contain {what or 'an invisible character'}:"
-                f" U+{ord(character):04X} at position {position}",
-                field=field,
-            )
-    text = unicodedata.normalize("NFC", text).strip()
-    if not text:
-        raise InvalidIdentifier(f"{field} must not be empty", field=field)
-    if len(text.encode()) > MAX_IDENTIFIER_BYTES:
-        raise _too_long(field)
-    return text
-
-
-def _too_long(field: str) -> InvalidIdentifier:
-    return InvalidIdentifier(f"{field} must be at most {MAX_IDENTIFIER_BYTES} bytes of UTF-8", field=field)
-
-
-def _shown(value: object) -> str:
-    """A value for a message: what was typed if it's short, else its kind."""
-    if value is None or isinstance(value, (bool, float, date)):
-        return repr(value)
-    if isinstance(value, int):
-        return repr(value) if value.bit_length() < 256 else "a huge integer"
-    if isinstance(value, str):
-        return repr(value) if len(value) <= 80 else repr(value[:80]) + "..."
-    return f"a {type(value).__name__}"
 
 
 def _money(field: str) -> BeforeValidator:
@@ -101,7 +41,7 @@ def _money(field: str) -> BeforeValidator:
 
 
 def _bounded_nano(value: object, field: str, what: str) -> int:
-    wrong = f"{field} must be {what} from 0 to 9,000,000, got {_shown(value)}"
+    wrong = f"{field} must be {what} from 0 to 9,000,000, got {shown(value)}"
     if isinstance(value, bool) or not isinstance(value, (Decimal, int, float, str)):
         raise InvalidInput(wrong, field=field)
     if (isinstance(value, str) and len(value) > 64) or (isinstance(value, int) and value.bit_length() > 64):
@@ -124,14 +64,21 @@ def _percentage(value: object) -> Decimal | None:
 
 def _date(field: str) -> BeforeValidator:
     def check(value: object) -> date | None:
-        if value is None or (isinstance(value, date) and not isinstance(value, datetime)):
-            return value
+        if value is None:
+            return None
+        found = None
         if isinstance(value, str) and _ISO_DATE.fullmatch(value):
-            try:
-                return date.fromisoformat(value)
-            except ValueError:
-                pass
-        raise InvalidInput(f"{field} must be a date like '2026-01-31' (YYYY-MM-DD), got {_shown(value)}", field=field)
+            with suppress(ValueError):  # 30 February
+                found = date.fromisoformat(value)
+        elif isinstance(value, date) and not isinstance(value, datetime):
+            found = value
+        if found is None:
+            wrong = f"{field} must be a date like '2026-01-31' (YYYY-MM-DD), got {shown(value)}"
+            raise InvalidInput(wrong, field=field)
+        if not _FIRST_YEAR <= found.year <= _LAST_YEAR:
+            wrong = f"{field} must be in the years {_FIRST_YEAR} to {_LAST_YEAR}, got {found}"
+            raise InvalidInput(f"{wrong}; a budget without end is a total_budget", field=field)
+        return found
 
     return BeforeValidator(check)
 
@@ -141,7 +88,7 @@ def _text(field: str) -> BeforeValidator:
         if value is None:
             return None
         if not isinstance(value, str):
-            raise InvalidInput(f"{field} must be a string, got {_shown(value)}", field=field)
+            raise InvalidInput(f"{field} must be a string, got {shown(value)}", field=field)
         if len(value) > _MAX_TEXT:
             raise InvalidInput(f"{field} must be at most {_MAX_TEXT:,} characters", field=field)
         bad = next((c for c in value if unicodedata.category(c) in ("Cc", "Cs")), None)
@@ -153,14 +100,14 @@ def _text(field: str) -> BeforeValidator:
 
 
 def _group(value: object) -> str | None:
-    return None if value is None else _normalise(value, "group_identifier")
+    return None if value is None else check_identifier(value, "group_identifier")
 
 
 def _metadata(value: object) -> dict[str, Any] | None:
     if value is None:
         return None
     if not isinstance(value, Mapping):
-        raise InvalidInput(f"metadata must be a JSON object, got {_shown(value)}", field="metadata")
+        raise InvalidInput(f"metadata must be a JSON object, got {shown(value)}", field="metadata")
     try:
         text = json.dumps(dict(value), allow_nan=False, ensure_ascii=False)
         size = len(text.encode())  # fails on surrogates, which stores can't keep
@@ -189,7 +136,7 @@ def _duration(value: object) -> Duration | None:
     found = next((name for name in DURATIONS if name == value), None)
     if found is None:
         known = ", ".join(DURATIONS)
-        raise InvalidInput(f"budget_duration must be one of {known}, got {_shown(value)}", field="budget_duration")
+        raise InvalidInput(f"budget_duration must be one of {known}, got {shown(value)}", field="budget_duration")
     return found
 
 
@@ -197,7 +144,7 @@ def _blocked(value: object) -> bool:
     if value is None:
         return False
     if not isinstance(value, bool):
-        raise InvalidInput(f"blocked must be true or false, got {_shown(value)}", field="blocked")
+        raise InvalidInput(f"blocked must be true or false, got {shown(value)}", field="blocked")
     return value
 
 
@@ -206,7 +153,7 @@ def _zone(value: object) -> str | None:
         return None
     if not isinstance(value, str):
         raise InvalidInput(
-            f"time_zone must be an IANA name like 'Europe/Berlin', got {_shown(value)}", field="time_zone"
+            f"time_zone must be an IANA name like 'Europe/Berlin', got {shown(value)}", field="time_zone"
         )
     load_zone(value)
     return value
@@ -258,7 +205,29 @@ class Customer(BaseModel):
     time_zone: Annotated[str | None, BeforeValidator(_zone)] = None
     period_anchor: Annotated[date | None, _date("period_anchor")] = None
 
-    if not TYPE_CHECKING:  # type checkers are to see the fields
+    if TYPE_CHECKING:  # what may be given is wider than what is kept
+
+        def __init__(
+            self,
+            *,
+            customer_identifier: str | int,
+            name: str | None = None,
+            email: str | None = None,
+            metadata: Mapping[str, Any] | None = None,
+            group_identifier: str | int | None = None,
+            rate_limit: int | str | None = None,
+            budget_duration: Duration | None = None,
+            period_budget: Decimal | float | str | None = None,
+            total_budget: Decimal | float | str | None = None,
+            period_start: date | str | None = None,
+            period_end: date | str | None = None,
+            markup_percentage: Decimal | float | str | None = None,
+            blocked: bool = False,
+            time_zone: str | None = None,
+            period_anchor: date | str | None = None,
+        ) -> None: ...
+
+    else:
 
         def __init__(self, **fields: Any) -> None:
             try:

@@ -34,8 +34,6 @@ _DAY_MS = 86_400_000
 _MS, _NOTHING = timedelta(milliseconds=1), timedelta(0)
 _MONTHS = {"monthly": 1, "yearly": 12}
 _DAYS = {"daily": 1, "weekly": 7}
-# Python's calendar ends with the year 9999, and a zone's offset may be up to a day.
-_FIRST_DAY, _LAST_DAY = date(1, 1, 4).toordinal(), date(9999, 12, 28).toordinal()
 
 
 @lru_cache(maxsize=1024)
@@ -78,10 +76,8 @@ def local_day(ms: int, zone: tzinfo) -> int:
 def start_of_day(day: int, zone: tzinfo) -> int:
     """The instant at which a date begins: the first that `local_day` puts on it or on a later one.
 
-    A date that a zone skipped begins and ends at once. Days outside the years 1 to 9999 are taken as the
-    first or last that Python's calendar can tell.
+    A date that a zone skipped begins and ends at once.
     """
-    day = min(max(day, _FIRST_DAY), _LAST_DAY)
     midnight = datetime.fromordinal(day).replace(tzinfo=zone)
     guess = (midnight - _EPOCH) // _MS
     if local_day(guess, zone) >= day > local_day(guess - 1, zone):
@@ -132,6 +128,4 @@ def period(anchor: date, length: Duration | int, day: int) -> tuple[int, int]:
 
 def _add_months(anchor: date, months: int) -> int:
     year, month = divmod(anchor.year * 12 + anchor.month - 1 + months, 12)
-    if not 1 <= year <= 9999:
-        return _FIRST_DAY if year < 1 else _LAST_DAY
     return date(year, month + 1, min(anchor.day, calendar.monthrange(year, month + 1)[1])).toordinal()

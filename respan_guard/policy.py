@@ -138,8 +138,7 @@ def _grid(customer: Customer) -> tuple[date, Duration | int]:
 
 
 def _dates(first: int, end: int) -> tuple[date, date]:
-    last = date.max.toordinal()
-    return date.fromordinal(max(first, 1)), date.fromordinal(min(end, last))
+    return date.fromordinal(first), date.fromordinal(end)
 
 
 def current_period(params: Mapping[str, Any], today: date) -> tuple[date, date] | None:
