@@ -1,0 +1,108 @@
+"""Wire formats of LLM providers: what a request asks for, what a reply says it used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from respan_guard.errors import InvalidInput
+from respan_guard.providers import anthropic, gemini, openai
+from respan_guard.providers.base import Call
+from respan_guard.providers.body import JSONReader, Reader, reader_for
+from respan_guard.providers.replies import read_reply
+from respan_guard.providers.stream import StreamReader
+from respan_guard.usage import Usage
+
+__all__ = [
+    "Call",
+    "JSONReader",
+    "Reader",
+    "StreamReader",
+    "call_from_request",
+    "read_reply",
+    "reader_for",
+    "usage_from_reply",
+]
+
+_GEMINI_VERBS = (":generateContent", ":streamGenerateContent", ":embedContent", ":batchEmbedContents")
+# Paths whose bodies look like a call but cost nothing, or name calls to be made later.
+_FREE = ("/moderations", "/count_tokens", "/input_tokens", ":countTokens", "/batches", "/compact")
+
+
+def call_from_request(path: str, body: Mapping[str, Any]) -> Call | None:
+    """Read what a request asks for, by its path, else by the shape of its body.
+
+    Args:
+        path: The URL's path, without the query.
+        body: The request's JSON object.
+
+    Returns:
+        The call; None if nothing says that this is an LLM call.
+    """
+    path = path.rstrip("/")
+    if path.endswith(_FREE):
+        return None
+    if path.endswith(_GEMINI_VERBS):
+        return gemini.call(path, body)
+    if path.endswith("/messages"):
+        return anthropic.call(path, body) if isinstance(body.get("messages"), list) else None
+    for suffix, operation in openai.OPERATIONS.items():
+        if path.endswith(suffix):
+            return openai.call(path, body, operation)
+    return _by_shape(path, body)
+
+
+def _by_shape(path: str, body: Mapping[str, Any]) -> Call | None:
+    if isinstance(body.get("contents"), list):
+        return gemini.call(path, body)
+    if not isinstance(body.get("model"), str):
+        return None
+    if isinstance(body.get("messages"), list):
+        if any(name in body for name in ("system", "anthropic_version", "stop_sequences", "thinking")):
+            return anthropic.call(path, body)
+        return openai.call(path, body, "chat")
+    if isinstance(body.get("input"), (str, list)):
+        return openai.call(path, body, "chat")
+    return None
+
+
+def usage_from_reply(reply: object, provider: str | None = None) -> Usage:
+    """Read the usage off a provider's reply.
+
+    Args:
+        reply: An object of the openai, anthropic or google-genai SDK, or the reply's JSON as a dict.
+        provider: Who served the call, where it is not the wire format's own provider ("azure", "openrouter").
+
+    Raises:
+        InvalidInput: The reply is of no known shape, or holds no usage or a malformed one.
+    """
+    body = reply if isinstance(reply, Mapping) else _as_json(reply)
+    usage = read_reply(body) if body is not None else None
+    if usage is None and body is not None:
+        # The last event of a stream is as good as a reply.
+        usage = openai.event_usage(body)
+    if usage is None:
+        raise InvalidInput(
+            f"found no usage in this {type(reply).__name__}; a whole reply of OpenAI's chat completions, responses, "
+            "embeddings or images, Anthropic's messages or Gemini's generateContent is needed, or a stream's last chunk "
+            '(OpenAI: ask for it with stream_options={"include_usage": True})'
+        )
+    if provider is not None:
+        usage.provider = provider
+    return usage
+
+
+def _as_json(reply: object) -> Mapping[str, Any] | None:
+    """The JSON of an SDK's object, without importing the SDK."""
+    dump: Callable[..., Any] | None = getattr(reply, "model_dump", None)
+    if callable(dump):
+        body = dump(mode="json", exclude_none=True, warnings=False)
+        return body if isinstance(body, Mapping) else None
+    if isinstance(reply, (str, bytes, bytearray)):
+        try:
+            body = json.loads(reply)
+        except (ValueError, RecursionError):
+            return None
+        return body if isinstance(body, Mapping) else None
+    return None

@@ -1,0 +1,210 @@
+"""What the wire formats share: the facts of a request (`Call`), and an upper bound for its input.
+
+Why a count of bytes bounds tokens: the tokenizers of all providers here work on bytes of UTF-8, or fall
+back to them, so each token of a text covers at least one of its bytes. What providers add around the
+text (role markers, separators, tool schemas rendered anew, the system prompt that comes with tools) is
+covered by `NODE_BYTES` for each JSON value, by the keys' own bytes, and by the two overheads.
+Images, audio and files are not text and have bounds of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from respan_guard.usage import MAX_TOKENS
+
+__all__ = ["Call", "Measure", "Media", "choices", "count", "mapping", "measure", "media_tokens", "shares", "text"]
+
+MAX_NODES = 1_000_000
+NODE_BYTES = 4
+REQUEST_OVERHEAD = 64
+# Anthropic documents 313 to 735 tokens of system prompt for tools; twice that leaves room for newer models.
+TOOLS_OVERHEAD = 1_536
+
+Kind = Literal["image", "audio", "file", "video"]
+
+
+@dataclass(slots=True)
+class Call:
+    """What a request says about the LLM call it asks for.
+
+    Attributes:
+        provider: Whose wire format it is: "openai", "azure", "anthropic", "google".
+        operation: "chat", "text_completion", "embeddings", "generate_content", "image_generation", ...
+            as in OpenTelemetry's `gen_ai.operation.name`.
+        model: The model asked for; "" where the request names none.
+        input_tokens_bound: No call with this body is charged for more input tokens, if `bounded`.
+        max_output_tokens: The cap on output tokens for each choice; None where the request sets none.
+        choices: How many answers are asked for (`n`, `best_of`, `candidateCount`), at least 1.
+        stream: Whether the answer comes as a stream.
+        wants_usage: Whether the answer will carry usage without further ado.
+        bounded: False if the provider adds input that the request doesn't show: stored conversations,
+            files named by id or address, documents, built-in tools. `input_tokens_bound` is then a guess.
+        has_audio: Whether audio goes in or is asked for.
+        has_images: Whether images go in.
+        service_tier: The tier asked for, where the request names one.
+    """
+
+    provider: str
+    operation: str
+    model: str
+    input_tokens_bound: int
+    max_output_tokens: int | None = None
+    choices: int = 1
+    stream: bool = False
+    wants_usage: bool = True
+    bounded: bool = True
+    has_audio: bool = False
+    has_images: bool = False
+    service_tier: str | None = None
+
+    def output_tokens_bound(self, default: int) -> int:
+        """The most output tokens of all choices together, with `default` for a request without a cap."""
+        cap = default if self.max_output_tokens is None else self.max_output_tokens
+        return min(cap * self.choices, MAX_TOKENS)
+
+
+@dataclass(slots=True)
+class Media:
+    """A part of a request that is no text.
+
+    Attributes:
+        kind: What it is.
+        size: Characters of base64, where the bytes are in the request.
+        format: Media type or file extension, lower case.
+        remote: It is named by id or address.
+        low: A low resolution is asked for.
+        text: Parts beside the payload that count as text.
+    """
+
+    kind: Kind
+    size: int = 0
+    format: str = ""
+    remote: bool = False
+    low: bool = False
+    text: tuple[Any, ...] = ()
+
+
+@dataclass(slots=True)
+class Measure:
+    """The size of a request's input."""
+
+    tokens: int = 0
+    bounded: bool = True
+    has_audio: bool = False
+    has_images: bool = False
+
+
+def count(value: object) -> int | None:
+    """The value if it is a plausible token count (an integer in 0..10^12), else None."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS else None
+
+
+def shares(source: object, *names: str) -> int | None:
+    """The first of these counts that a details object holds; 0 if it holds none, None if one is malformed."""
+    if source is None:
+        return 0
+    if not isinstance(source, Mapping):
+        return None
+    for name in names:
+        if source.get(name) is not None:
+            return count(source[name])
+    return 0
+
+
+def choices(value: object) -> int:
+    """A number of choices: an integer from 1, anything else is 1."""
+    number = count(value)
+    return number if number else 1
+
+
+def text(value: object, limit: int = 256) -> str | None:
+    """The value if it is a string of at most `limit` characters, else None."""
+    return value if isinstance(value, str) and 0 < len(value) <= limit else None
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """The value if it is a JSON object, else an empty one."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def utf8_size(value: str) -> int:
+    """Bytes of the text in UTF-8; a lone surrogate counts as three."""
+    return len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
+
+
+def media_tokens(media: Media, image_tokens: int) -> int:
+    """A bound for the tokens of one image, clip or file.
+
+    Audio is charged by time: 10 tokens a second at OpenAI, 32 at Google, so the lowest bitrate of the format gives
+    the longest clip: 8,000 bytes a second for WAV, 1,000 for MP3 (8 kbit/s); other formats may pause, so
+    a token for every 4 bytes. Documents are compressed, so there is no sound bound; an eighth of the bytes is generous.
+    """
+    size = math.ceil(media.size * 3 / 4)
+    if media.kind == "image":
+        return image_tokens
+    if media.remote:
+        return REMOTE_FILE_TOKENS
+    if media.kind == "audio":
+        for name, bytes_per_token in (("wav", 128), ("pcm", 128), ("mp3", 24), ("mpeg", 24)):
+            if name in media.format:
+                return 64 + size // bytes_per_token
+        return 64 + size // 4
+    if media.kind == "file" and media.format.startswith("text/"):
+        return size
+    return max(4_096, size // 8)
+
+
+REMOTE_FILE_TOKENS = 65_536
+"""What a file that the request only names is taken for. A guess: such a call is not `bounded`."""
+
+
+def measure(
+    body: object, find_media: Any, image_tokens: int, *, skip: frozenset[str] = frozenset(), has_tools: bool = False
+) -> Measure:
+    """Bound the input tokens of a request by one walk over its JSON, without recursion.
+
+    Args:
+        body: The request's JSON.
+        find_media: `(Mapping) -> Media | None`: recognises the format's images, audio and files.
+        image_tokens: The bound of one image.
+        skip: Top-level names that never reach the model.
+        has_tools: Whether the request brings tools.
+    """
+    found = Measure(tokens=REQUEST_OVERHEAD + (TOOLS_OVERHEAD if has_tools else 0))
+    total = nodes = 0
+    top: Iterator[Any] = iter(())
+    if isinstance(body, Mapping):
+        top = (part for name, value in body.items() if name not in skip for part in (name, value))
+    stack = list(top)
+    while stack:
+        value = stack.pop()
+        nodes += 1
+        kind = value.__class__
+        if kind is str:
+            total += len(value) if value.isascii() else utf8_size(value)
+        elif kind is dict:
+            media = find_media(value)
+            if media is None:
+                stack.extend(value.keys())
+                stack.extend(value.values())
+                continue
+            total += media_tokens(media, image_tokens)
+            stack.extend(media.text)
+            found.has_audio |= media.kind in ("audio", "video")
+            found.has_images |= media.kind != "audio"
+            unsound = media.kind == "video" or (media.kind == "file" and not media.format.startswith("text/"))
+            found.bounded &= not unsound and not (media.remote and media.kind != "image")
+        elif kind is list:
+            stack.extend(value)
+        elif kind is int or kind is float:
+            # A number's text is no longer than its JSON; repr of a huge integer would be slow.
+            total += value.bit_length() // 3 + 1 if kind is int else 24
+        if nodes > MAX_NODES:
+            found.bounded = False
+            break
+    found.tokens = min(found.tokens + total + nodes * NODE_BYTES, MAX_TOKENS)
+    return found

@@ -1,0 +1,214 @@
+"""Usage from whole JSON bodies, and from bodies that travel compressed."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from typing import Protocol
+
+from respan_guard.providers.base import text
+from respan_guard.providers.replies import read_reply
+from respan_guard.providers.stream import StreamReader
+from respan_guard.usage import Usage
+
+__all__ = ["BODY_CAP", "Inflater", "JSONReader", "Reader", "reader_for"]
+
+BODY_CAP = 8 * 1024 * 1024
+"""Bytes of a JSON body that are kept, after decompression."""
+_STEP = 65_536
+_RATIO = 200
+
+
+class Reader(Protocol):
+    """Watches a response body for usage; the body itself goes its own way."""
+
+    broken: bool
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes, cut anywhere."""
+        ...
+
+    def close(self) -> None:
+        """The body is complete, or there will be no more of it."""
+        ...
+
+    def usage(self) -> Usage | None:
+        """The usage reported so far, if any."""
+        ...
+
+    @property
+    def finished(self) -> bool:
+        """Whether the reply was seen to its end."""
+        ...
+
+    @property
+    def model(self) -> str | None:
+        """The model that the reply names."""
+        ...
+
+    @property
+    def response_id(self) -> str | None:
+        """The reply's id."""
+        ...
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of generated text seen: a bound for its tokens when usage never came."""
+        ...
+
+
+class JSONReader:
+    """Keeps a JSON body up to `BODY_CAP` and reads it when it is complete.
+
+    Attributes:
+        broken: The body is larger than that, or no JSON.
+    """
+
+    __slots__ = ("_body", "_parts", "_size", "_usage", "broken")
+
+    def __init__(self) -> None:
+        self.broken = False
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._body: Mapping[str, object] | None = None
+        self._usage: Usage | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes, cut anywhere."""
+        self._size += len(data)
+        if self._size > BODY_CAP:
+            self.broken = True
+            self._parts.clear()
+        else:
+            self._parts.append(data)
+
+    def close(self) -> None:
+        """Read the body.
+
+        Gemini streams without `alt=sse` as one array of chunks, the last of which has the final counts.
+        """
+        if self.broken or self._body is not None or not self._parts:
+            return
+        whole = b"".join(self._parts)
+        self._parts.clear()
+        try:
+            body = json.loads(whole)
+        except (ValueError, RecursionError):
+            self.broken = True
+            return
+        for item in body if isinstance(body, list) else [body]:
+            if isinstance(item, Mapping):
+                self._body = item
+                self._usage = read_reply(item) or self._usage
+
+    def usage(self) -> Usage | None:
+        """The usage; None before `close`, and if there is none."""
+        return self._usage
+
+    @property
+    def finished(self) -> bool:
+        """Whether the body is complete JSON."""
+        return self._body is not None
+
+    @property
+    def model(self) -> str | None:
+        """The model that the reply names."""
+        body = self._body or {}
+        return text(body.get("model")) or text(body.get("modelVersion"))
+
+    @property
+    def response_id(self) -> str | None:
+        """The reply's id."""
+        body = self._body or {}
+        return text(body.get("id")) or text(body.get("responseId"))
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of the body."""
+        return self._size
+
+
+class Inflater:
+    """Decompresses gzip or deflate in front of another reader.
+
+    A body that unfolds to more than `BODY_CAP` and more than 200 times its size is a bomb: the rest of it is not read.
+    """
+
+    __slots__ = ("_in", "_inflate", "_out", "_reader", "broken")
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._inflate = zlib.decompressobj(wbits=47)  # gzip or zlib, whatever the header says
+        self._in = self._out = 0
+        self.broken = False
+
+    def feed(self, data: bytes) -> None:
+        """Take the next compressed bytes, cut anywhere."""
+        if self.broken or self._reader.broken:
+            self.broken = True
+            return
+        self._in += len(data)
+        try:
+            while data:
+                plain = self._inflate.decompress(data, _STEP)
+                data = self._inflate.unconsumed_tail
+                self._out += len(plain)
+                if self._out > BODY_CAP and self._out > _RATIO * self._in:
+                    self.broken = True
+                    return
+                if plain:
+                    self._reader.feed(plain)
+                if self._inflate.eof and self._inflate.unused_data:
+                    data = self._inflate.unused_data  # gzip members may follow each other
+                    self._inflate = zlib.decompressobj(wbits=47)
+        except zlib.error:
+            self.broken = True
+
+    def close(self) -> None:
+        """The body is complete."""
+        self._reader.close()
+
+    def usage(self) -> Usage | None:
+        """The usage reported so far, if any."""
+        return self._reader.usage()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the reply was seen to its end."""
+        return self._reader.finished
+
+    @property
+    def model(self) -> str | None:
+        """The model that the reply names."""
+        return self._reader.model
+
+    @property
+    def response_id(self) -> str | None:
+        """The reply's id."""
+        return self._reader.response_id
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of generated text seen."""
+        return self._reader.output_bytes
+
+
+def reader_for(content_type: str, content_encoding: str | None = None) -> Reader | None:
+    """The reader for a response.
+
+    Returns:
+        None for types that hold no usage, and for encodings that the standard library can't undo (br, zstd).
+    """
+    kind = content_type.partition(";")[0].strip().lower()
+    reader: Reader
+    if kind == "text/event-stream":
+        reader = StreamReader()
+    elif kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
+        reader = JSONReader()
+    else:
+        return None
+    encoding = (content_encoding or "identity").strip().lower()
+    if encoding == "identity":
+        return reader
+    return Inflater(reader) if encoding in ("gzip", "x-gzip", "deflate") else None

@@ -1,0 +1,135 @@
+"""Google's generateContent, of the Gemini API and of Vertex AI.
+
+`promptTokenCount` includes cached tokens; `candidatesTokenCount` leaves out `thoughtsTokenCount`, and what
+tools of Google's put into the prompt is counted apart, in `toolUsePromptTokenCount`
+(https://ai.google.dev/api/generate-content#UsageMetadata).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from respan_guard.providers.base import Call, Media, choices, count, mapping, measure, text
+from respan_guard.usage import Usage
+
+__all__ = ["call", "reply_usage"]
+
+# 258 a tile of 768 x 768, at most 16 tiles of a 3,072 x 3,072 image; "ultra high" resolution is 2,240.
+_IMAGE_TOKENS = 5_000
+_SKIP = frozenset({"labels", "safetySettings", "customer_params"})
+
+
+def _either(body: Mapping[str, Any], camel: str, snake: str) -> Any:
+    """REST accepts both spellings of a name."""
+    value = body.get(camel)
+    return body.get(snake) if value is None else value
+
+
+def _media(part: Mapping[str, Any]) -> Media | None:
+    inline, file = _either(part, "inlineData", "inline_data"), _either(part, "fileData", "file_data")
+    if not isinstance(inline, Mapping) and not isinstance(file, Mapping):
+        return None
+    source = inline if isinstance(inline, Mapping) else file
+    form = _either(source, "mimeType", "mime_type")
+    form = form.lower() if isinstance(form, str) else ""
+    kind = form.partition("/")[0]
+    data = source.get("data")
+    beside = tuple(v for k, v in part.items() if k not in ("inlineData", "inline_data", "fileData", "file_data"))
+    size = len(data) if isinstance(data, str) else 0
+    remote = not isinstance(inline, Mapping)
+    if kind == "image":
+        return Media("image", remote=remote, text=beside)
+    if kind == "audio":
+        return Media("audio", size, form, remote, text=beside)
+    if kind == "video" or not form:
+        return Media("video", size, form, remote, text=beside)
+    return Media("file", size, form, remote, text=beside)
+
+
+def call(path: str, body: Mapping[str, Any]) -> Call:
+    """Read a request. The model stands in the path, as do streaming and the verb."""
+    before, _, verb = path.rpartition(":")
+    model = before.rpartition("/models/")[2] if "/models/" in before else before.rpartition("/")[2]
+    if not verb.startswith(("generate", "stream", "embed", "batchEmbed")):
+        model = text(body.get("model")) or ""
+    model = model.removeprefix("models/")[:256]
+    tools = body.get("tools")
+    size = measure(body, _media, _IMAGE_TOKENS, skip=_SKIP, has_tools=isinstance(tools, list))
+    bounded = size.bounded and _either(body, "cachedContent", "cached_content") is None
+    if isinstance(tools, list):
+        own = ("functionDeclarations", "function_declarations")
+        bounded = bounded and all(name in own for tool in tools for name in mapping(tool))
+    config = mapping(_either(body, "generationConfig", "generation_config"))
+    modalities = _either(config, "responseModalities", "response_modalities")
+    embeds = "mbed" in verb
+    return Call(
+        provider="google",
+        operation="embeddings" if embeds else "generate_content",
+        model=model,
+        input_tokens_bound=size.tokens,
+        max_output_tokens=0 if embeds else count(_either(config, "maxOutputTokens", "max_output_tokens")),
+        choices=choices(_either(config, "candidateCount", "candidate_count")),
+        stream=verb.startswith("stream"),
+        bounded=bounded,
+        has_audio=size.has_audio or (isinstance(modalities, list) and "AUDIO" in modalities),
+        has_images=size.has_images,
+        service_tier=text(_either(body, "serviceTier", "service_tier"), 32),
+    )
+
+
+def reply_usage(body: Mapping[str, Any]) -> Usage | None:
+    """Read the usage off a reply or a chunk of one; None if it is none or its usage is malformed."""
+    usage = _either(body, "usageMetadata", "usage_metadata")
+    if not isinstance(usage, Mapping):
+        return None
+    if not any(
+        name in body for name in ("candidates", "promptFeedback", "prompt_feedback", "modelVersion", "model_version")
+    ):
+        return None
+
+    def value(camel: str, snake: str) -> int | None:
+        found = _either(usage, camel, snake)
+        return 0 if found is None else count(found)
+
+    prompt = value("promptTokenCount", "prompt_token_count")
+    tool = value("toolUsePromptTokenCount", "tool_use_prompt_token_count")
+    cached = value("cachedContentTokenCount", "cached_content_token_count")
+    answer = value("candidatesTokenCount", "candidates_token_count")
+    thoughts = value("thoughtsTokenCount", "thoughts_token_count")
+    if prompt is None or tool is None or cached is None or answer is None or thoughts is None:
+        return None
+    if prompt + tool > 10**12 or answer + thoughts > 10**12 or not (prompt or answer or thoughts):
+        return None
+    given = _either(usage, "promptTokensDetails", "prompt_tokens_details")
+    by_tools = _either(usage, "toolUsePromptTokensDetails", "tool_use_prompt_tokens_details")
+    cache = _either(usage, "cacheTokensDetails", "cache_tokens_details")
+    made = _either(usage, "candidatesTokensDetails", "candidates_tokens_details")
+    model = text(_either(body, "modelVersion", "model_version"))
+    return Usage(
+        model=model or "",
+        input_tokens=prompt + tool,
+        output_tokens=answer + thoughts,
+        cache_read_tokens=cached,
+        reasoning_tokens=thoughts,
+        input_audio_tokens=_modality(given, "AUDIO") + _modality(by_tools, "AUDIO"),
+        cache_audio_read_tokens=_modality(cache, "AUDIO"),
+        output_audio_tokens=_modality(made, "AUDIO"),
+        input_image_tokens=_modality(given, "IMAGE") + _modality(by_tools, "IMAGE"),
+        output_image_tokens=_modality(made, "IMAGE"),
+        provider="google",
+        response_id=text(_either(body, "responseId", "response_id")),
+        response_model=model,
+        operation="generate_content",
+    )
+
+
+def _modality(details: object, name: str) -> int:
+    """Tokens of one modality in a list of `{modality, tokenCount}`."""
+    if not isinstance(details, list):
+        return 0
+    found = 0
+    for entry in details:
+        if isinstance(entry, Mapping) and entry.get("modality") == name:
+            found += count(_either(entry, "tokenCount", "token_count")) or 0
+    return min(found, 10**12)
