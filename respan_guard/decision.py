@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -126,6 +127,23 @@ class Decision:
         self._resets = resets
         self._outcome = outcome
         self._requests = requests
+
+    @property
+    def now_ms(self) -> int:
+        """The instant of the decision, by the store's clock."""
+        return self._outcome.now
+
+    @property
+    def requests(self) -> int:
+        """How many requests the rates were asked for."""
+        return self._requests
+
+    def standings(self) -> Iterator[tuple[Limit, Window | None, int, int, int | None]]:
+        """For each limit as storage sees it: the limit, a rate's window, used, held, and when it resets (ms)."""
+        outcome = self._outcome
+        windows = iter(outcome.windows)
+        for limit, used, held, reset in zip(self._limits, outcome.used, outcome.held, self._resets, strict=True):
+            yield limit, next(windows) if limit.kind == "rate" else None, used, held, reset
 
     @property
     def limits(self) -> tuple[LimitStatus, ...]:
