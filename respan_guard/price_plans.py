@@ -1,0 +1,167 @@
+"""A model's prices as integers: what a call cost, exactly, and the most that it can cost.
+
+A price may be finer than a nano-USD per token, so rates are whole numbers of a fraction of one, the sum is
+exact, and it is rounded once. Prices nest: a cached token is an input token with a price of its own. So
+the cost is a sum over token kinds, where a kind's rate is what it costs beyond the kind that includes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from operator import attrgetter
+from typing import NamedTuple
+
+from respan_guard.usage import Usage
+
+__all__ = ["KINDS", "Rates", "Segment", "TokenPrices"]
+
+KINDS: Mapping[str, str] = {
+    "input": "input_tokens",
+    "output": "output_tokens",
+    "cache_read": "cache_read_tokens",
+    "cache_write": "cache_write_tokens",
+    "cache_write_1h": "cache_write_1h_tokens",
+    "input_audio": "input_audio_tokens",
+    "cache_audio_read": "cache_audio_read_tokens",
+    "input_image": "input_image_tokens",
+    "output_audio": "output_audio_tokens",
+    "output_image": "output_image_tokens",
+    "reasoning": "reasoning_tokens",
+}
+"""Names of prices, and the count of `Usage` that each one prices."""
+
+_PARTS_OF_INPUT = ("cache_read", "cache_write", "input_audio", "input_image")
+_PARTS_OF_OUTPUT = ("output_audio", "output_image", "reasoning")
+_NANO_PER_TOKEN = 1_000  # a USD per million tokens is 1,000 nano-USD per token
+
+TokenPrices = Mapping[str, Fraction]
+"""USD per million tokens by name; "request" is USD per request. A kind without a price costs what its parent costs."""
+
+_Part = tuple[Callable[[Usage], int], int, int, int]  # count, rate, its weight in input, its weight in output
+
+
+class Segment(NamedTuple):
+    """The prices of calls whose input is longer than `start` tokens, up to the next segment's start."""
+
+    start: int
+    prices: TokenPrices
+
+
+class _Compiled(NamedTuple):
+    start: int
+    request: int
+    input: int
+    output: int
+    parts: tuple[_Part, ...]
+    dearest_input: tuple[int, int, int, int]  # by has_audio + 2 * has_images
+    dearest_output: tuple[int, int]  # by has_audio
+
+
+class Rates:
+    """What a model costs at one moment and service tier.
+
+    Args:
+        segments: Prices by length of the input, ascending, the first from 0. A length's prices hold for the
+            whole call, not only for the tokens beyond it.
+    """
+
+    __slots__ = ("_scale", "_segments", "_subsets", "segments")
+
+    def __init__(self, segments: tuple[Segment, ...]) -> None:
+        self.segments = segments
+        nano = [
+            {
+                name: price * (1_000_000_000 if name == "request" else _NANO_PER_TOKEN)
+                for name, price in s.prices.items()
+            }
+            for s in segments
+        ]
+        self._scale = scale = math.lcm(1, *(price.denominator for prices in nano for price in prices.values()))
+        whole = [{name: int(price * scale) for name, price in prices.items()} for prices in nano]
+        compiled = [_compile(s.start, prices) for s, prices in zip(segments, whole, strict=True)]
+        self._segments = tuple(reversed(compiled))  # the longest input first
+        priced = whole[0]
+        subsets = [("cache_write_1h", "cache_write")] if "cache_write_1h" in priced else []
+        if "cache_audio_read" in priced:
+            subsets += [("cache_audio_read", "cache_read"), ("cache_audio_read", "input_audio")]
+        self._subsets = tuple((attrgetter(KINDS[part]), attrgetter(KINDS[of])) for part, of in subsets)
+
+    def cost(self, usage: Usage) -> int:
+        """The cost in nano-USD, rounded half to even.
+
+        Counts that contradict each other (more cached tokens than input) have no exact cost; each of
+        their tokens is then charged at the dearest rate that one can have.
+        """
+        given, made = usage.input_tokens, usage.output_tokens
+        for start, total, rate_in, rate_out, parts, _, _ in self._segments:  # noqa: B007
+            if given > start:
+                break
+        total += given * rate_in + made * rate_out
+        rest_in, rest_out = given, made
+        for count, rate, weight_in, weight_out in parts:
+            tokens = count(usage)
+            if tokens:
+                total += tokens * rate
+                rest_in -= tokens * weight_in
+                rest_out -= tokens * weight_out
+        if rest_in < 0 or rest_out < 0:
+            return self._contradicting(usage)
+        for part, of in self._subsets:
+            if part(usage) > of(usage):
+                return self._contradicting(usage)
+        whole, rest = divmod(total, self._scale)
+        rest *= 2
+        return whole + (rest > self._scale or (rest == self._scale and whole & 1))
+
+    def bound(self, input_tokens: int, output_tokens: int, *, has_audio: bool = True, has_images: bool = True) -> int:
+        """The most, in nano-USD, that a call of at most this size can cost, rounded up."""
+        audio, images = int(has_audio), int(has_images)
+        most = max(
+            s.request + input_tokens * s.dearest_input[audio + 2 * images] + output_tokens * s.dearest_output[audio]
+            for s in self._segments
+            if input_tokens > s.start or s.start <= 0
+        )
+        return -(-most // self._scale)
+
+    def _contradicting(self, usage: Usage) -> int:
+        given = max(usage.input_tokens, *(getattr(usage, KINDS[name]) for name in (*_PARTS_OF_INPUT, "cache_write_1h")))
+        made = max(usage.output_tokens, *(getattr(usage, KINDS[name]) for name in _PARTS_OF_OUTPUT))
+        return self.bound(given, made)
+
+
+def _compile(start: int, prices: Mapping[str, int]) -> _Compiled:
+    base_in, base_out = prices.get("input", 0), prices.get("output", 0)
+    read = prices.get("cache_read", base_in)
+    audio = prices.get("input_audio", base_in)
+    parts: list[_Part] = []
+
+    def part(name: str, rate: int, weight_in: int = 0, weight_out: int = 0) -> None:
+        parts.append((attrgetter(KINDS[name]), rate, weight_in, weight_out))
+
+    for name in _PARTS_OF_INPUT:
+        if name in prices:
+            part(name, prices[name] - base_in, 1)
+    if "cache_write_1h" in prices:
+        part("cache_write_1h", prices["cache_write_1h"] - prices.get("cache_write", base_in))
+    if "cache_audio_read" in prices:
+        # Counted in both parents, so it gives both back, and the overlap is taken out of the input once only.
+        part("cache_audio_read", prices["cache_audio_read"] - read - audio + base_in, -1)
+    for name in _PARTS_OF_OUTPUT:
+        if name in prices:
+            part(name, prices[name] - base_out, 0, 1)
+    text = max(base_in, read, *(prices.get(name, 0) for name in ("cache_write", "cache_write_1h")))
+    sound = max(text, audio, prices.get("cache_audio_read", 0))
+    image = prices.get("input_image", 0)
+    spoken = prices.get("output_audio", 0)
+    written = max(base_out, *(prices.get(name, 0) for name in ("reasoning", "output_image")))
+    return _Compiled(
+        start,
+        prices.get("request", 0),
+        base_in,
+        base_out,
+        tuple(parts),
+        (text, sound, max(text, image), max(sound, image)),
+        (written, max(written, spoken)),
+    )

@@ -1,0 +1,429 @@
+"""What LLM calls cost: the app's own price table first, then `genai-prices`.
+
+`genai_prices.calc_price` takes about 100 microseconds a call. Here a model is resolved once, to integers
+(`price_plans.Rates`), and the answer stays the same to the nano-USD.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from respan_guard.clock import Clock, SystemClock
+from respan_guard.errors import ConfigurationError
+from respan_guard.money import NANO, to_nano
+from respan_guard.price_plans import KINDS, Rates, Segment
+from respan_guard.usage import Usage
+
+if TYPE_CHECKING:
+    from genai_prices.data_snapshot import DataSnapshot
+    from genai_prices.types import ModelInfo, ModelPrice, Provider
+
+__all__ = ["Explanation", "PriceBook"]
+
+logger = logging.getLogger(__name__)
+
+MAX_NAMES = 4_096
+"""Names of models that are remembered, found or not; clients may send any number of them."""
+
+_GENAI_KEYS = {
+    "input": "input_mtok",
+    "output": "output_mtok",
+    "cache_read": "cache_read_mtok",
+    "cache_write": "cache_write_mtok",
+    "cache_write_1h": "cache_write_1h_mtok",
+    "input_audio": "input_audio_mtok",
+    "cache_audio_read": "cache_audio_read_mtok",
+    "input_image": "input_image_mtok",
+    "output_audio": "output_audio_mtok",
+    "output_image": "output_image_mtok",
+    "reasoning": "output_reasoning_mtok",
+}
+# OpenTelemetry's names of providers, where genai-prices doesn't know them.
+_PROVIDERS = {
+    "azure.ai.openai": "azure",
+    "azure.ai.inference": "azure",
+    "mistral_ai": "mistral",
+    "x_ai": "x-ai",
+}
+_CONTEXT = ("service_tier", "processing", "speed")
+"""Where genai-prices keeps what we call the service tier: "flex", "priority" · "batch" · "fast"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What a model costs and where the numbers are from.
+
+    Attributes:
+        model: The name asked for.
+        source: "prices" (the setting), "genai-prices 0.2.3", or None if no price is known.
+        provider: Whose price it is.
+        matched: The entry that the name matched.
+        rates: USD per million tokens by kind ("input", "output", "cache_read", ...); "request" is USD per request.
+        long_input: Rates for calls with more input than so many tokens.
+        service_tiers: Rates by service tier, where they differ.
+        detail: One sentence for people.
+    """
+
+    model: str
+    source: str | None
+    provider: str | None = None
+    matched: str | None = None
+    rates: Mapping[str, Decimal] = field(default_factory=dict)
+    long_input: Mapping[int, Mapping[str, Decimal]] = field(default_factory=dict)
+    service_tiers: Mapping[str, Mapping[str, Decimal]] = field(default_factory=dict)
+    detail: str = ""
+
+
+class _Plan:
+    """A model of genai-prices; its rates are compiled for each moment's set of prices in force."""
+
+    __slots__ = ("_compiled", "_constraints", "info", "provider", "tiers")
+
+    def __init__(self, provider: Provider, info: ModelInfo) -> None:
+        self.provider = provider
+        self.info = info
+        # genai-prices applies variants only to a provider's own models.
+        variants = info.price_variants or [] if any(info is model for model in provider.models) else []
+        conditional = info.prices if isinstance(info.prices, list) else []
+        constraints = [c.constraint for c in conditional] + [v.constraint for v in variants]
+        self._constraints = tuple(constraint for constraint in constraints if constraint is not None)
+        self.tiers = tuple(
+            dict.fromkeys(
+                (name, value)
+                for v in variants
+                for name, value in v.when.items()
+                if len(v.when) == 1 and name in _CONTEXT
+            )
+        )
+        self._compiled: dict[tuple[tuple[bool, ...], str | None], Rates | None] = {}
+
+    def rates(self, at: datetime, tier: str | None) -> Rates | None:
+        """The rates at a moment; None if the model isn't charged by tokens or requests."""
+        if tier is not None and all(tier != value for _, value in self.tiers):
+            tier = None
+        key = (tuple(c.active(at) for c in self._constraints) if self._constraints else (), tier)
+        try:
+            return self._compiled[key]
+        except KeyError:
+            context = dict.fromkeys(_CONTEXT, tier) if tier is not None else None
+            rates = self._compiled[key] = _rates(self.info.get_prices(at, context), self.info.id)
+            return rates
+
+
+class _Own:
+    """A price of the app's own table: the same at all times and tiers."""
+
+    __slots__ = ("_rates", "name")
+
+    tiers = ()
+
+    def __init__(self, name: str, rates: Rates) -> None:
+        self.name = name
+        self._rates = rates
+
+    def rates(self, at: datetime, tier: str | None) -> Rates:
+        return self._rates
+
+
+class PriceBook:
+    """Prices calls.
+
+    Args:
+        user_prices: USD per million tokens by model, `{"my-model": {"input": 0.5, "output": 1.5}}`, the key a
+            model or "provider/model". Further names: see `price_plans.KINDS`, and "request", USD per request.
+            0 is a known price.
+        clock: The time, for prices that change with it.
+
+    Raises:
+        ConfigurationError: An entry is malformed.
+    """
+
+    def __init__(self, user_prices: Mapping[str, Any] | None = None, *, clock: Clock | None = None) -> None:
+        self._own = {name.strip().lower(): _Own(name, _own_rates(name, p)) for name, p in (user_prices or {}).items()}
+        self._clock = clock or SystemClock()
+        self._lock = threading.Lock()
+        self._get_snapshot: Callable[[], DataSnapshot] | None = None
+        self._snapshot: DataSnapshot | None = None
+        self._plans: dict[tuple[str, str], _Plan] = {}
+        self._find = functools.lru_cache(MAX_NAMES)(self._search)
+
+    def load(self) -> None:
+        """Import genai-prices now (a fifth of a second) instead of at the first model that needs it."""
+        self._prices()
+
+    def cost(self, usage: Usage, at: datetime | None = None) -> int | None:
+        """What the usage costs by the price tables, in nano-USD; `usage.cost` plays no part.
+
+        Args:
+            usage: The tokens.
+            at: When; `usage.time`, else now, when omitted.
+
+        Returns:
+            The cost, rounded half to even; None if no price is known, which is not zero.
+        """
+        rates = self._rates(usage, at)
+        return None if rates is None else rates.cost(usage)
+
+    def accept_cost(self, usage: Usage, at: datetime | None = None) -> int | None:
+        """What to charge for a usage that may claim a cost, in nano-USD.
+
+        A claim is taken if it is within ten times of the price, either way; else the price counts.
+        Where no price is known any claim is taken but 0 for tokens used, which says nothing.
+
+        Returns:
+            The cost; None if there is neither a price nor a usable claim.
+        """
+        priced = self.cost(usage, at)
+        if usage.cost is None:
+            return priced
+        claimed = to_nano(usage.cost, "cost")
+        if priced is None:
+            return claimed if claimed or not usage.total_tokens else None
+        return claimed if priced <= claimed * 10 and claimed <= priced * 10 else priced
+
+    def bound(
+        self,
+        model: str,
+        provider: str | None,
+        input_tokens: int,
+        output_tokens: int,
+        *,
+        service_tier: str | None = None,
+        has_audio: bool = True,
+        has_images: bool = True,
+        at: datetime | None = None,
+    ) -> int | None:
+        """The most that a call can cost, in nano-USD, rounded up.
+
+        Each token counts at the dearest rate that one of its kind can have: any tier of long input that
+        the input can reach, written to the cache, of any modality that the request allows, at any service
+        tier that the provider may choose (a request without one gets what the account is set to), and at
+        the prices in force now and in an hour.
+
+        Args:
+            model: The model asked for.
+            provider: Whose model; guessed from its name when None.
+            input_tokens: At most so many.
+            output_tokens: At most so many, over all choices.
+            service_tier: The tier asked for; None or "auto" leave it to the provider.
+            has_audio: Whether audio may go in or come out.
+            has_images: Whether images may go in.
+            at: When; now when omitted.
+
+        Returns:
+            The bound; None if no price is known.
+        """
+        plan = self._plan(provider, model)
+        if plan is None:
+            return None
+        tiers: list[str | None] = [None]
+        if service_tier is None or service_tier == "auto":
+            tiers += [value for name, value in plan.tiers if name == "service_tier"]
+        else:
+            tiers.append(service_tier)
+        now = self._at(at)
+        bounds = []
+        for moment in (now, now + timedelta(hours=1)):
+            for tier in tiers:
+                rates = plan.rates(moment, tier)
+                if rates is None:
+                    return None
+                bounds.append(rates.bound(input_tokens, output_tokens, has_audio=has_audio, has_images=has_images))
+        return max(bounds)
+
+    def explain(self, model: str, provider: str | None = None, at: datetime | None = None) -> Explanation:
+        """Say what a model costs now, and where the number is from."""
+        plan = self._plan(provider, model)
+        if isinstance(plan, _Own):
+            rates = _decimals(plan.rates(self._at(at), None).segments[0])
+            return Explanation(
+                model, "prices", provider, plan.name, rates, detail=f'From the "prices" setting, entry {plan.name!r}.'
+            )
+        now = self._at(at)
+        found = None if plan is None else plan.rates(now, None)
+        if plan is None or found is None:
+            why = "is not charged by tokens" if plan is not None else "has no known price"
+            hint = f'prices = {{"{model}": {{"input": 0.5, "output": 1.5}}}}'
+            return Explanation(
+                model,
+                None,
+                None if plan is None else plan.provider.id,
+                None if plan is None else plan.info.id,
+                detail=f"{model} {why}. Set one in USD per million tokens: {hint}",
+            )
+        tiers = {}
+        for _, value in plan.tiers:
+            other = plan.rates(now, value)
+            if other is not None and other.segments != found.segments:
+                tiers[value] = _decimals(other.segments[0])
+        source = f"genai-prices {_version()}"
+        return Explanation(
+            model,
+            source,
+            plan.provider.id,
+            plan.info.id,
+            _decimals(found.segments[0]),
+            {segment.start: _decimals(segment) for segment in found.segments[1:]},
+            tiers,
+            f"From {source}, provider {plan.provider.id}, model {plan.info.id}.",
+        )
+
+    def _rates(self, usage: Usage, at: datetime | None) -> Rates | None:
+        moment = self._at(at or usage.time)
+        for model in (usage.model, usage.response_model):
+            plan = self._plan(usage.provider, model) if model else None
+            if plan is not None:
+                return plan.rates(moment, usage.service_tier)
+        return None
+
+    def _at(self, at: datetime | None) -> datetime:
+        return at if at is not None else datetime.fromtimestamp(self._clock.now_ms() / 1000, UTC)
+
+    def _plan(self, provider: str | None, model: str) -> _Plan | _Own | None:
+        if self._get_snapshot is not None and self._get_snapshot() is not self._snapshot:
+            self._prices()
+        return self._find(provider, model)
+
+    def _search(self, provider: str | None, model: str) -> _Plan | _Own | None:
+        model = model.strip().lower().removeprefix("models/")
+        if not model:
+            return None
+        whose = provider.strip().lower() if provider else None
+        whose = _PROVIDERS.get(whose, whose) if whose else None
+        for name in (f"{provider}/{model}".lower(), f"{whose}/{model}", model, model.partition("/")[2]):
+            if name in self._own:
+                return self._own[name]
+        snapshot = self._prices()
+        for owner, name in _readings(whose, model):
+            try:
+                found, info = snapshot.find_provider_model(name, None, owner, None)
+            except LookupError:
+                continue
+            key = (found.id, info.id)
+            with self._lock:
+                plan = self._plans.get(key)
+                if plan is None or plan.info is not info:
+                    plan = self._plans[key] = _Plan(found, info)
+            return plan
+        return None
+
+    def _prices(self) -> DataSnapshot:
+        """The price data in force; it changes when genai-prices updates itself."""
+        if self._get_snapshot is None:
+            from genai_prices.data_snapshot import get_snapshot
+
+            self._get_snapshot = get_snapshot
+        snapshot = self._get_snapshot()
+        if snapshot is not self._snapshot:
+            with self._lock:
+                self._plans = {}
+            self._snapshot = snapshot
+            self._find.cache_clear()
+        # It remembers every name that it was ever asked for. Ours are bounded, so its are of no use.
+        for cache in (
+            getattr(snapshot, name, None) for name in ("_lookup_cache", "_provider_cache", "_provider_misses")
+        ):
+            if cache:
+                cache.clear()
+        return snapshot
+
+
+def _readings(provider: str | None, model: str) -> Iterator[tuple[str | None, str]]:
+    """Ways to read a name, best first: as the provider's, as "provider/model", as anybody's, as OpenRouter's."""
+    if provider is not None:
+        yield provider, model
+    before, slash, rest = model.partition("/")
+    if slash and before and rest:
+        yield before, rest
+    yield None, model
+    if slash and rest:
+        yield None, rest
+        yield "openrouter", model
+
+
+def _rates(prices: ModelPrice, model: str) -> Rates | None:
+    """Compile prices of genai-prices; None if none of them is for what `Usage` counts."""
+    given = {name: price for name, key in _GENAI_KEYS.items() if (price := getattr(prices, key, None)) is not None}
+    request = getattr(prices, "requests_kcount", None)
+    if not given and request is None and any(value is not None for value in vars(prices).values()):
+        return None
+    starts = {0} | {tier.start for price in given.values() for tier in getattr(price, "tiers", ())}
+    segments = []
+    for start in sorted(starts):
+        found = {name: Fraction(_price_at(price, start)) for name, price in given.items()}
+        if request is not None:
+            found["request"] = Fraction(_price_at(request, start)) / 1000
+        segments.append(Segment(start, found))
+    rates = Rates(tuple(segments))
+    for start in sorted(starts):
+        probe = Usage(model="-", input_tokens=start + 7_919, output_tokens=104_729)
+        usd = prices.calc_price({"input_tokens": probe.input_tokens, "output_tokens": probe.output_tokens})[
+            "total_price"
+        ]
+        if rates.cost(probe) != int((usd * NANO).to_integral_value(ROUND_HALF_EVEN)):
+            logger.warning(
+                "genai-prices prices %s in a way that respan_guard does not know; its price counts as unknown", model
+            )
+            return None
+    return rates
+
+
+def _price_at(price: Any, start: int) -> Decimal:
+    """A price for inputs just above `start` tokens."""
+    found: Decimal = getattr(price, "base", price)
+    for tier in getattr(price, "tiers", ()):
+        if start >= tier.start:
+            found = tier.price
+    return found
+
+
+def _decimals(segment: Segment) -> dict[str, Decimal]:
+    return {name: Decimal(price.numerator) / Decimal(price.denominator) for name, price in segment.prices.items()}
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("genai-prices")
+
+
+def _own_rates(model: str, prices: object) -> Rates:
+    names = (*KINDS, "request")
+    if not isinstance(prices, Mapping):
+        raise ConfigurationError(
+            f'the price of {model!r} must be like {{"input": 0.5, "output": 1.5}} (USD per million tokens), '
+            f"got {prices!r}"
+        )
+    unknown = [name for name in prices if name not in names]
+    if unknown:
+        raise ConfigurationError(
+            f"the price of {model!r} has an unknown name {unknown[0]!r}; names are {', '.join(names)}"
+        )
+    missing = [name for name in ("input", "output") if name not in prices]
+    if missing:
+        raise ConfigurationError(f'the price of {model!r} lacks "{missing[0]}"; set it to 0 if that is free')
+    found = {name: _own_price(model, name, price) for name, price in prices.items()}
+    read, audio = found.get("cache_read"), found.get("input_audio")
+    if read is not None and audio is not None and "cache_audio_read" not in found:
+        found["cache_audio_read"] = audio
+    return Rates((Segment(0, found),))
+
+
+def _own_price(model: str, name: str, price: object) -> Fraction:
+    try:
+        usd = Decimal(str(price)) if isinstance(price, (int, float, str, Decimal)) else None
+    except InvalidOperation:
+        usd = None
+    if usd is None or isinstance(price, bool) or not usd.is_finite() or not 0 <= usd <= 1_000_000:
+        raise ConfigurationError(
+            f'the price "{name}" of {model!r} must be from 0 to 1,000,000 (USD per million tokens), got {price!r}'
+        )
+    return Fraction(usd)
