@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
+from itertools import pairwise
 from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
@@ -207,7 +208,7 @@ def test_every_change_of_clocks_near_midnight() -> None:
             hour = abs(after - before) // timedelta(milliseconds=1)
             days = [local_day(t, zone) for t in (ms - hour, ms - 1, ms, ms + hour // 2, ms + hour - 1, ms + hour)]
             assert days == sorted(days), name
-            day, begin, end = day_bounds(ms, zone)
+            _, begin, end = day_bounds(ms, zone)
             assert begin <= ms < end, name
             assert day_bounds(begin - 1, zone)[2] == begin, name
             assert day_bounds(end, zone)[1] == end, name
@@ -221,7 +222,7 @@ def test_anchors_at_the_end_of_a_month(anchor: date, duration: Duration) -> None
     step = STEPS[duration]
     count = 400 * (12 if duration == "monthly" else 1)
     starts = [(anchor + step * k).toordinal() for k in range(-count, count + 1)]
-    for first, end in zip(starts, starts[1:], strict=False):
+    for first, end in pairwise(starts):
         assert period(anchor, duration, first) == (first, end)
         assert period(anchor, duration, end - 1) == (first, end)
 
