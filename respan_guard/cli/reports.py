@@ -7,8 +7,11 @@ from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from respan_guard.cli.output import MISUSED, columns, fail, print_json, print_table, usd
+from respan_guard.cli.output import FAILED, MISUSED, columns, fail, print_json, print_table, say, usd
 from respan_guard.cli.session import with_guard
+from respan_guard.errors import ConfigurationError
+from respan_guard.pricing import PriceBook
+from respan_guard.settings import Settings
 
 if TYPE_CHECKING:
     from respan_guard.guard import Guard
@@ -72,3 +75,28 @@ def usage(
         ],
         "no usage",
     )
+
+
+def prices(model: str, provider: str | None, *, as_json: bool) -> bool:
+    """Show what a model costs; whether its price is known."""
+    try:
+        found = PriceBook(Settings.load().prices).explain(model, provider)
+    except ConfigurationError as error:
+        fail(str(error), MISUSED)
+    if as_json:
+        print_json(asdict(found))
+        return found.source is not None
+    if found.source is None:
+        fail(found.detail, FAILED)
+    say(f"{model}: USD per million tokens. {found.detail}")
+    variants = {f"over {start} input tokens": rates for start, rates in found.long_input.items()}
+    variants |= {f"tier {name}": rates for name, rates in found.service_tiers.items()}
+    print_table(
+        columns("what", ">price", *(f">{name}" for name in variants)),
+        [
+            (kind, usd(rate), *(usd(rates.get(kind)) for rates in variants.values()))
+            for kind, rate in found.rates.items()
+        ],
+        "no charge by tokens",
+    )
+    return True
