@@ -162,7 +162,9 @@ def customer_at(identifier: str, params: Mapping[str, Any] | None, today: date) 
 
 
 def fix_period_start(params: Mapping[str, Any], today: date) -> dict[str, Any]:
-    """Check params that are about to be stored, and count a budget's periods from today if they don't say.
+    """Check params that are about to be stored, and say what a budget's periods are where they don't.
+
+    They are months, and counted from today.
 
     Args:
         params: All fields of the customer.
@@ -172,8 +174,10 @@ def fix_period_start(params: Mapping[str, Any], today: date) -> dict[str, Any]:
         InvalidInput: The params are no sound fields of a customer.
     """
     found = Customer.canonical(params)
-    if "period_budget" in found and "period_start" not in found:
-        found["period_start"] = today.isoformat()
+    if "period_budget" in found:
+        if "period_end" not in found:
+            found.setdefault("budget_duration", "monthly")
+        found.setdefault("period_start", today.isoformat())
     return found
 
 
