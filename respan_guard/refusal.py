@@ -36,6 +36,7 @@ MAX_RETRY_AFTER = 60
 
 QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 REDUCED_CAPACITY = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
+BLOCKED_CODE = "customer_blocked"
 _BLANK = "about:blank"
 _STORAGE_WAIT = 1.0
 _REFUSALS = (LimitExceeded, BackendError, Unidentified, InvalidIdentifier, UnpricedModel, CustomerUnknown, BodyTooLarge)
@@ -48,12 +49,14 @@ class RefusalAnswer:
     Attributes:
         status: The status code.
         headers: Lower-case names and values, as ASGI wants them.
-        body: UTF-8 JSON.
+        body: JSON in ASCII.
+        title: What is wrong, in a few words.
     """
 
     status: int
     headers: list[tuple[bytes, bytes]]
     body: bytes
+    title: str
 
 
 def is_refusal(error: BaseException) -> bool:
@@ -167,7 +170,7 @@ def _answer(
     else:
         headers.append((b"retry-after", b"%d" % -(-wait_ms // 1000)))
         headers.append((b"retry-after-ms", b"%d" % wait_ms))  # official clients prefer it; others read whole seconds
-    return RefusalAnswer(status, headers, body)
+    return RefusalAnswer(status, headers, body, title)
 
 
 def _spread(wait: float, random: Callable[[], float]) -> int:

@@ -1,0 +1,45 @@
+"""Finding our refusals among what an app raises, and sending them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from respan_guard.errors import GuardError
+from respan_guard.refusal import RefusalAnswer, is_refusal
+
+__all__ = ["refusal_in", "send_http", "send_websocket"]
+
+_POLICY_VIOLATION = 1008
+_TRY_AGAIN_LATER = 1013
+_MAX_REASON = 123  # bytes, RFC 6455
+
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+def refusal_in(error: BaseException | None) -> GuardError | None:
+    """The refusal that an error is, or that a group of one error wraps, as task groups do; else None."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error if isinstance(error, GuardError) and is_refusal(error) else None
+
+
+async def send_http(answer: RefusalAnswer, scope: MutableMapping[str, Any], send: Send) -> None:
+    """Send a refusal as the response of an HTTP request."""
+    await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+    body = b"" if scope["method"] == "HEAD" else answer.body
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def send_websocket(answer: RefusalAnswer, scope: MutableMapping[str, Any], send: Send) -> None:
+    """Send a refusal instead of accepting a WebSocket: as an HTTP response if the server can, else by closing.
+
+    Servers turn a close before the accept into a bare 403.
+    """
+    if "websocket.http.response" in (scope.get("extensions") or {}):
+        start = {"type": "websocket.http.response.start", "status": answer.status, "headers": answer.headers}
+        await send(start)
+        await send({"type": "websocket.http.response.body", "body": answer.body, "more_body": False})
+        return
+    code = _TRY_AGAIN_LATER if answer.status == 503 else _POLICY_VIOLATION
+    await send({"type": "websocket.close", "code": code, "reason": answer.title[:_MAX_REASON]})

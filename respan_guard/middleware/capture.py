@@ -1,0 +1,92 @@
+"""Reading usage off a response that passes by. Nothing of it is held back, and no fault here reaches the app."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, MutableMapping
+from typing import Any
+
+from respan_guard.providers import Call, Reader, call_from_request, reader_for
+from respan_guard.usage import Usage
+
+__all__ = ["Capture", "is_call_path"]
+
+logger = logging.getLogger("respan_guard")
+
+_RUNNING_COUNTS = frozenset({"anthropic", "google"})
+"""Whose streams report usage from the first event on: if one is cut off, the count so far is not the bill."""
+
+
+def is_call_path(path: str) -> bool:
+    """Whether a path alone says that requests to it are LLM calls, whatever their body."""
+    return call_from_request(path, {"messages": []}) is not None
+
+
+class Capture:
+    """What one response says about the LLM call that its request asked for.
+
+    Args:
+        call: What the request asked for.
+    """
+
+    __slots__ = ("_call", "_reader", "_status")
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._reader: Reader | None = None
+        self._status = 0
+
+    def start(self, message: MutableMapping[str, Any]) -> None:
+        """Look at `http.response.start`."""
+        try:
+            self._status = message["status"]
+            headers: Iterable[tuple[bytes, bytes]] = message.get("headers") or ()
+            found = {name.lower(): value.decode("latin-1") for name, value in headers}
+            self._reader = reader_for(found.get(b"content-type", ""), found.get(b"content-encoding"))
+        except Exception:
+            self._give_up()
+
+    def feed(self, message: MutableMapping[str, Any]) -> None:
+        """Look at a message of the body; files sent by path or descriptor are left unread."""
+        reader = self._reader
+        if reader is None or message["type"] != "http.response.body":
+            return
+        try:
+            if chunk := message.get("body"):
+                reader.feed(chunk)
+        except Exception:
+            self._give_up()
+
+    def usage(self) -> Usage | None:
+        """What the response reported, if it did; after the last message."""
+        reader = self._reader
+        if reader is None:
+            return None
+        try:
+            reader.close()
+            usage = reader.usage()
+            call = self._call
+            if not reader.finished and call.provider in _RUNNING_COUNTS:
+                return None
+            if usage is not None:
+                usage.model = call.model or usage.model
+                usage.provider = usage.provider or call.provider
+                usage.service_tier = usage.service_tier or call.service_tier
+            return usage
+        except Exception:
+            self._give_up()
+            return None
+
+    def sent(self, failure: BaseException | None) -> bool:
+        """Whether the call was made, as far as the door can tell: what it cost is then owed, known or not.
+
+        It was, if the response is a success, whole or cut off, and if the work was cancelled before there was one: the
+        provider goes on and bills. It was not, if the app answered with an error or failed before it answered.
+        """
+        if self._status:
+            return self._status < 300
+        return failure is not None and not isinstance(failure, Exception)
+
+    def _give_up(self) -> None:
+        self._reader = None
+        logger.exception("the usage of a response could not be read; the response itself is untouched")

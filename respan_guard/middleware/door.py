@@ -1,0 +1,291 @@
+"""The ASGI middleware: identify, admit, run the app, end."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from respan_guard.admitting import leave
+from respan_guard.context import current_slot
+from respan_guard.errors import ConfigurationError, GuardError, LimitExceeded
+from respan_guard.guard import Guard
+from respan_guard.middleware.answers import refusal_in, send_http, send_websocket
+from respan_guard.middleware.capture import Capture
+from respan_guard.middleware.gate import Gate
+from respan_guard.middleware.headers import is_preflight, rate_limit_headers
+from respan_guard.middleware.identity import Identify, describe
+from respan_guard.middleware.lifespan import run_lifespan
+from respan_guard.middleware.passage import Gone, Passage, RefusedHere
+from respan_guard.middleware.paths import GuardedPaths
+from respan_guard.refusal import render
+from respan_guard.settings import mask_url
+
+__all__ = ["GuardMiddleware"]
+
+logger = logging.getLogger("respan_guard")
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+RefusalHandler: TypeAlias = Callable[[Request, Any], Awaitable[Response]]
+
+SCOPE_KEY = "respan_guard"
+
+
+class GuardMiddleware:
+    """Guards an ASGI app: what is refused never reaches it, what is admitted is ended and accounted for.
+
+    Without `identify` the app's own code says who the customer is, by `await guard.admit(id)`; a refusal that it lets
+    pass becomes the answer. With `identify` the door admits each request to the included paths, holds what the body
+    says the call may cost, and reads the usage off the response.
+
+    Args:
+        app: The app.
+        guard: The guard. The app's lifespan opens and closes it.
+        identify: A source of the customer, or several, the first that knows wins: "user", "state:NAME", a callable
+            `(HTTPConnection) -> str | Customer | None` (sync or async); and, the client's word, "header:NAME",
+            "respan-params", "body", "openai-user", "anthropic-user". What a callable raises is the app's own error.
+        include: Patterns of the paths that are guarded, like "/v1/*". Required with `identify`.
+        exclude: Patterns of paths that are not, although included.
+        unidentified: What happens without a customer: "reject" answers 401; "anonymous" lets all such requests share
+            one customer of that name.
+        refusal: `async (request, exc) -> Response` that makes the answer to a refused HTTP request.
+        max_body_bytes: How much of a body is read at most to know customer and cost. A longer one is refused (413)
+            where they can't be known otherwise.
+
+    Raises:
+        ConfigurationError: An argument can't work.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        guard: Guard,
+        *,
+        identify: Identify | None = None,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] = (),
+        unidentified: Literal["reject", "anonymous"] = "reject",
+        refusal: RefusalHandler | None = None,
+        max_body_bytes: int = 1024 * 1024,
+    ) -> None:
+        if not isinstance(guard, Guard):
+            raise ConfigurationError(f"guard must be a Guard, got {guard!r}")
+        if identify is not None and include is None:
+            raise ConfigurationError(
+                'identify needs include, the paths that spend money, like include=["/v1/*"]: '
+                "a request elsewhere may well be nobody's"
+            )
+        if unidentified not in ("reject", "anonymous"):
+            raise ConfigurationError(f'unidentified must be "reject" or "anonymous", got {unidentified!r}')
+        if refusal is not None and not callable(refusal):
+            raise ConfigurationError(f"refusal must be an async function (request, exc) -> Response, got {refusal!r}")
+        if max_body_bytes.__class__ is not int or max_body_bytes < 1:
+            raise ConfigurationError(f"max_body_bytes must be a number of bytes from 1, got {max_body_bytes!r}")
+        self.app = app
+        self.guard = guard
+        self._identify = identify
+        self._paths = GuardedPaths(include, exclude, _inner_roots(app))
+        self._refusal = refusal
+        self._gate: Gate | None = None
+        if identify is not None:
+            self._gate = Gate(guard, identify, anonymous=unidentified == "anonymous", max_body=max_body_bytes)
+        self._off = guard.settings.mode == "off"
+        self._show_amounts = guard.settings.show_amounts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        kind = scope["type"]
+        if kind == "http":
+            if self._off or not self._paths.guards(scope) or is_preflight(scope):
+                await self.app(scope, receive, send)
+            else:
+                await self._http(scope, receive, send)
+        elif kind == "websocket" and not self._off and self._paths.guards(scope):
+            await self._websocket(scope, receive, send)
+        elif kind == "lifespan":
+            await run_lifespan(self.app, self.guard, self._announce, scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    # -- HTTP --------------------------------------------------------------------------------------
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        passage = scope.get(SCOPE_KEY)
+        if passage is not None and passage.guard is self.guard:
+            await self._join(passage, scope, receive, send)
+            return
+        scope[SCOPE_KEY] = passage = Passage(self.guard)
+        token = current_slot.set(passage.slot)
+        started = False
+        discarded: GuardError | None = None
+        capture: Capture | None = None
+        failure: BaseException | None = None
+
+        # A plain function: a coroutine for each chunk would cost more than all that is done here.
+        def guarded_send(message: Message) -> Awaitable[None]:
+            nonlocal started, capture, discarded
+            if started:
+                if capture is not None:
+                    capture.feed(message)
+            elif discarded is not None:
+                return _nothing()
+            elif message["type"] == "http.response.start":
+                if message["status"] == 500 and (discarded := refusal_in(sys.exception())) is not None:
+                    # A handler further in (a mounted app's) makes an error page of our refusal; we answer instead.
+                    return _nothing()
+                started = True
+                capture = passage.capture
+                if capture is not None:
+                    capture.start(message)
+                message = self._with_headers(message, passage)
+            return send(message)
+
+        def answer(error: GuardError) -> Awaitable[None]:
+            nonlocal discarded
+            discarded = None
+            return self._refuse(error, passage, scope, receive, guarded_send)
+
+        try:
+            if self._gate is not None:
+                receive = await self._gate.admit(passage, scope, receive)
+            await self.app(scope, receive, guarded_send)
+            if discarded is not None:
+                await answer(discarded)
+        except Gone:
+            pass
+        except RefusedHere as refused:
+            await answer(refused.error)
+        except Exception as error:
+            failure = error
+            refusal = refusal_in(error)
+            if refusal is None or started:
+                raise
+            await answer(refusal)
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            passage.end(failure)
+            leave(token)
+
+    # -- WebSocket ---------------------------------------------------------------------------------
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        passage = scope.get(SCOPE_KEY)
+        if passage is not None and passage.guard is self.guard:
+            await self._join(passage, scope, receive, send)
+            return
+        scope[SCOPE_KEY] = passage = Passage(self.guard)
+        token = current_slot.set(passage.slot)
+        connected = started = False
+
+        async def guarded_receive() -> Message:
+            nonlocal connected
+            message = await receive()
+            connected = True
+            return message
+
+        def guarded_send(message: Message) -> Awaitable[None]:
+            nonlocal started
+            if not started:
+                started = True
+                if message["type"] != "websocket.close":
+                    message = self._with_headers(message, passage)
+            return send(message)
+
+        try:
+            if self._gate is not None:
+                await self._gate.admit(passage, scope, receive)
+            await self.app(scope, guarded_receive, guarded_send)
+        except Exception as error:
+            refusal = error.error if isinstance(error, RefusedHere) else refusal_in(error)
+            if refusal is None or started:
+                raise
+            if connected or (await receive())["type"] == "websocket.connect":
+                await self._refuse(refusal, passage, scope, receive, guarded_send)
+        finally:
+            passage.end(None)
+            leave(token)
+
+    # -- both --------------------------------------------------------------------------------------
+
+    async def _join(self, passage: Passage, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve what came through another door of this guard: that one ends it and sees its response."""
+        if self._gate is not None and not passage.admitted:
+            try:
+                receive = await self._gate.admit(passage, scope, receive)
+            except Gone:
+                return
+            except RefusedHere as refused:
+                # Answered here: on its way out it could meet a handler that makes a 500 of it.
+                await self._refuse(refused.error, passage, scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    async def _refuse(self, error: GuardError, passage: Passage, scope: Scope, receive: Receive, send: Send) -> None:
+        if isinstance(error, LimitExceeded):
+            passage.refused = error.decision
+        if self._refusal is not None and scope["type"] == "http":
+            if passage.body is not None:
+                receive = passage.body.replay()
+            response = await self._refusal(Request(scope, receive), error)
+            await response(scope, receive, send)
+            return
+        settings = self.guard.settings
+        answer = render(error, show_amounts=settings.show_amounts, budget_status_code=settings.budget_status_code)
+        if scope["type"] == "http":
+            await send_http(answer, scope, send)
+        else:
+            await send_websocket(answer, scope, send)
+
+    def _with_headers(self, message: Message, passage: Passage) -> Message:
+        """The first message of the response, with the RateLimit fields; the app's own message is left alone."""
+        try:
+            decision, held = passage.refused, 0
+            if decision is None:
+                slot = passage.slot
+                admission = slot.bound or (slot.admissions[-1] if slot.admissions else None)
+                if admission is None:
+                    return message
+                decision, held = admission.decision, admission.held
+            fields = rate_limit_headers(decision, show_amounts=self._show_amounts, held=held)
+            return {**message, "headers": [*(message.get("headers") or ()), *fields]} if fields else message
+        except Exception:
+            logger.exception("the RateLimit headers could not be made; the response goes without them")
+            return message
+
+    def _announce(self) -> None:
+        settings = self.guard.settings
+        logger.info(
+            "respan_guard: storage=%s mode=%s guarded=%s identify=%s default_limits=%s",
+            mask_url(settings.storage),
+            settings.mode,
+            ", ".join(self._paths.patterns),
+            "by the app" if self._identify is None else describe(self._identify),
+            settings.default_limits or "none",
+        )
+
+
+async def _nothing() -> None:
+    """What is awaited for a message that is not sent."""
+
+
+def _inner_roots(app: Any) -> list[str]:
+    """Prefixes that FastAPI apps further in were told (`root_path=`): they set them without the server's help."""
+    roots: list[str] = []
+    for _ in range(100):
+        if app is None:
+            break
+        root = getattr(app, "root_path", None)
+        if isinstance(root, str) and root:
+            roots.append(root)
+        app = getattr(app, "app", None)
+    return roots

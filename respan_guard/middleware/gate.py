@@ -1,0 +1,123 @@
+"""The gateway's half of the door: who is it, what do they ask for, may they."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+
+from respan_guard.errors import ConfigurationError, GuardError, StorageUnavailable, Unidentified
+from respan_guard.guard import Guard
+from respan_guard.middleware.body import RequestBody, single_names
+from respan_guard.middleware.capture import Capture, is_call_path
+from respan_guard.middleware.headers import header
+from respan_guard.middleware.identity import Identified, Identify, sources
+from respan_guard.middleware.passage import Gone, Passage, RefusedHere
+from respan_guard.providers import Call, call_from_request
+
+__all__ = ["ANONYMOUS", "Gate"]
+
+logger = logging.getLogger("respan_guard")
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+ANONYMOUS = "anonymous"
+"""The customer that requests without a customer share, where they are let in."""
+_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
+_NOTHING: Mapping[str, Any] = {}
+
+
+class Gate:
+    """Identifies and admits requests before the app sees them.
+
+    Args:
+        guard: Decides.
+        identify: The sources of the customer.
+        anonymous: Whether requests without a customer are let in as one shared customer.
+        max_body: Bytes of a body that are read at most.
+    """
+
+    def __init__(self, guard: Guard, identify: Identify, *, anonymous: bool, max_body: int) -> None:
+        self._guard = guard
+        self._sources = sources(identify)
+        self._anonymous = anonymous
+        self._max_body = max_body
+        self._single = single_names(name for source in self._sources for name in source.names)
+
+    async def admit(self, passage: Passage, scope: Scope, receive: Receive) -> Receive:
+        """Identify the customer and let the request in.
+
+        Returns:
+            The `receive` for the app.
+        """
+        try:
+            found = await self._identify(passage, scope, receive)
+            call = await self._call(passage, scope, receive)
+            await self._ask(passage, found, call)
+        except ConfigurationError:
+            raise
+        except GuardError as error:
+            raise RefusedHere(error) from error
+        passage.admitted = True
+        if call is not None:
+            passage.call = call
+            passage.capture = Capture(call)
+        return receive if passage.body is None else passage.body.replay()
+
+    async def _identify(self, passage: Passage, scope: Scope, receive: Receive) -> Identified:
+        body: Mapping[str, Any] = _NOTHING
+        for source in self._sources:
+            if source.names and body is _NOTHING and scope["type"] == "http":
+                read = await self._read(passage, scope, receive)
+                read.require()
+                body = read.json or {}
+            found = source.find(scope, body)
+            if not (found is None or isinstance(found, Identified)):
+                found = await found
+            if found is not None:
+                return found
+        if self._anonymous:
+            return Identified(ANONYMOUS)
+        raise Unidentified("The request does not say which customer it is for.")
+
+    async def _call(self, passage: Passage, scope: Scope, receive: Receive) -> Call | None:
+        """The LLM call that the request asks for, by its body; None if it asks for none."""
+        if scope["type"] != "http" or scope["method"] not in _WITH_BODY:
+            return None
+        path = scope["path"]
+        if passage.body is None and _is_form(scope) and not is_call_path(path):
+            return None
+        body = await self._read(passage, scope, receive)
+        if body.json is None:
+            if is_call_path(path):
+                body.require()  # else a body that we can't read but the provider can would hold nothing
+            return None
+        try:
+            return call_from_request(path, body.json)
+        except Exception:
+            logger.exception("a request could not be read as an LLM call; it holds what `default_hold` says")
+            return None
+
+    async def _read(self, passage: Passage, scope: Scope, receive: Receive) -> RequestBody:
+        body = passage.body
+        if body is None:
+            passage.body = body = RequestBody(scope, receive, self._max_body, self._single)
+            await body.read()
+            if body.disconnected:
+                raise Gone
+        return body
+
+    async def _ask(self, passage: Passage, found: Identified, call: Call | None) -> None:
+        try:
+            await self._guard.admissions.request(passage.slot, found.customer, call, found.params)
+        except GuardError:
+            raise
+        except Exception as error:
+            logger.exception("the guard failed to decide; the request is refused")
+            raise StorageUnavailable("the guard failed to decide") from error
+
+
+def _is_form(scope: Scope) -> bool:
+    kind = header(scope["headers"], b"content-type")
+    return kind is not None and kind.lower().startswith((b"multipart/", b"application/x-www-form-urlencoded"))

@@ -1,0 +1,62 @@
+"""One request on its way through the door."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from respan_guard.context import Slot
+from respan_guard.errors import GuardError
+
+if TYPE_CHECKING:
+    from respan_guard.decision import Decision
+    from respan_guard.guard import Guard
+    from respan_guard.middleware.body import RequestBody
+    from respan_guard.middleware.capture import Capture
+    from respan_guard.providers import Call
+
+__all__ = ["Gone", "Passage", "RefusedHere"]
+
+
+class Passage:
+    """One request on its way through the door; the value of `scope["respan_guard"]`.
+
+    Attributes:
+        guard: Whose request it is. A second middleware of the same guard joins the first.
+        slot: What the app's admissions are bound to.
+        admitted: Whether a door has admitted it.
+        body: Its body, if a door has read it.
+        call: The LLM call that it asks for, if the door knows one.
+        capture: What reads the response to that call.
+        refused: The decision to show in the headers instead of an admission's.
+    """
+
+    __slots__ = ("admitted", "body", "call", "capture", "guard", "refused", "slot")
+
+    def __init__(self, guard: Guard) -> None:
+        self.guard = guard
+        self.slot = Slot(is_request=True)
+        self.admitted = False
+        self.body: RequestBody | None = None
+        self.call: Call | None = None
+        self.capture: Capture | None = None
+        self.refused: Decision | None = None
+
+    def end(self, failure: BaseException | None) -> None:
+        """End the request, exactly once. Waits for nothing, so no cancellation can come in between."""
+        capture = self.capture
+        if capture is None:
+            self.guard.admissions.end(self.slot)
+        else:
+            self.guard.admissions.end(self.slot, capture.usage(), self.call, sent=capture.sent(failure))
+
+
+class Gone(Exception):
+    """The client left while its request was read."""
+
+
+class RefusedHere(Exception):
+    """The door itself said no, before the app was asked."""
+
+    def __init__(self, error: GuardError) -> None:
+        super().__init__(error)
+        self.error = error
