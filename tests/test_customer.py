@@ -159,6 +159,7 @@ def test_normalising_is_idempotent_or_refuses(text: str) -> None:
         ("100/minute; 2000/hour", "100/minute; 2000/hour", [(100, 60), (2000, 3600)]),
         ("2000/hour, 100/minute", "100/minute; 2000/hour", [(100, 60), (2000, 3600)]),
         ("100/minute; 50/minute", 50, [(50, 60)]),
+        ("50/minute; 100/minute", 50, [(50, 60)]),
         ("5/second", "5/second", [(5, 1)]),
         ("5 per 90 seconds", "5/90second", [(5, 90)]),
         ("7 per 120 minutes", "7/2hour", [(7, 7200)]),

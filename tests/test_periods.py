@@ -70,6 +70,7 @@ SKEWED = [
     ("Africa/Casablanca", "2025-02-23"),
     ("Africa/Monrovia", "1972-01-07"),  # 44 minutes 30 seconds
     ("America/Caracas", "2016-05-01"),
+    ("America/Toronto", "1919-03-31"),  # 23:30 on to 00:30: the hour without a clock began the day before
 ]
 
 

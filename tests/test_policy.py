@@ -322,6 +322,13 @@ def test_reads_show_the_current_period_and_the_anchor() -> None:
     assert found.to_params() == ANCHORED
 
 
+def test_what_a_read_shows_compiles_to_the_same_limits() -> None:
+    """The anchor counts, not the start that is shown: from 28 February, April would begin on the 28th."""
+    shown = customer_at("c", ANCHORED, MARCH).model_dump(exclude={"customer_identifier"})
+    later = at("2026-05-15")
+    assert compile_policy(shown).at(later) == compile_policy(ANCHORED).at(later)
+
+
 def test_a_customer_without_a_budget_is_shown_as_stored() -> None:
     """Without a budget there is no current period to show."""
     stored = {"name": "n", "period_start": "2026-01-31"}
