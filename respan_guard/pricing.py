@@ -83,9 +83,9 @@ class Explanation:
 
 
 class _Plan:
-    """A model of genai-prices; its rates are compiled for each moment's set of prices in force."""
+    """A model of genai-prices; its rates are compiled for each set of prices that is in force at some moment."""
 
-    __slots__ = ("_compiled", "_constraints", "info", "provider", "tiers")
+    __slots__ = ("_compiled", "_constraints", "_current", "_known", "_step", "info", "provider", "tiers")
 
     def __init__(self, provider: Provider, info: ModelInfo) -> None:
         self.provider = provider
@@ -95,6 +95,7 @@ class _Plan:
         conditional = info.prices if isinstance(info.prices, list) else []
         constraints = [c.constraint for c in conditional] + [v.constraint for v in variants]
         self._constraints = tuple(constraint for constraint in constraints if constraint is not None)
+        self._step = _step(self._constraints)
         self.tiers = tuple(
             dict.fromkeys(
                 (name, value)
@@ -103,19 +104,51 @@ class _Plan:
                 if len(v.when) == 1 and name in _CONTEXT
             )
         )
+        self._known = {value: value for _, value in self.tiers}
         self._compiled: dict[tuple[tuple[bool, ...], str | None], Rates | None] = {}
+        self._current: dict[str | None, tuple[datetime, datetime, Rates | None]] = {}
 
     def rates(self, at: datetime, tier: str | None) -> Rates | None:
         """The rates at a moment; None if the model isn't charged by tokens or requests."""
-        if tier is not None and all(tier != value for _, value in self.tiers):
-            tier = None
-        key = (tuple(c.active(at) for c in self._constraints) if self._constraints else (), tier)
+        tier = self._known.get(tier) if tier is not None else None
         try:
-            return self._compiled[key]
+            start, end, rates = self._current[tier]
+            if start <= at < end:
+                return rates
         except KeyError:
+            pass
+        return self._switch(at, tier)
+
+    def _switch(self, at: datetime, tier: str | None) -> Rates | None:
+        """Find the rates, and remember between which moments they can't change."""
+        key = (tuple(c.active(at) for c in self._constraints), tier)
+        if key not in self._compiled:
             context = dict.fromkeys(_CONTEXT, tier) if tier is not None else None
-            rates = self._compiled[key] = _rates(self.info.get_prices(at, context), self.info.id)
-            return rates
+            self._compiled[key] = _rates(self.info.get_prices(at, context), self.info.id)
+        rates = self._compiled[key]
+        if self._step is None:
+            self._current[tier] = _EVER[0], _EVER[1], rates
+        else:
+            start = at - (at - _EPOCH) % self._step
+            self._current[tier] = start, min(start, _EVER[1] - self._step) + self._step, rates
+        return rates
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EVER = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+
+
+def _step(constraints: tuple[Any, ...]) -> timedelta | None:
+    """Between two multiples of this step no price changes; None if none ever does."""
+    if not constraints:
+        return None
+    times = [
+        t for c in constraints for t in (getattr(c, "start_time", None), getattr(c, "end_time", None)) if t is not None
+    ]
+    if not times:
+        return timedelta(days=1)  # start dates begin at midnight, UTC
+    whole = all(t.second == t.microsecond == 0 and t.tzinfo in (None, UTC) for t in times)
+    return timedelta(minutes=1) if whole else timedelta(microseconds=1)
 
 
 class _Own:
@@ -150,7 +183,7 @@ class PriceBook:
         self._own = {name.strip().lower(): _Own(name, _own_rates(name, p)) for name, p in (user_prices or {}).items()}
         self._clock = clock or SystemClock()
         self._lock = threading.Lock()
-        self._get_snapshot: Callable[[], DataSnapshot] | None = None
+        self._get_snapshot: Callable[[], DataSnapshot | None] = _no_snapshot
         self._snapshot: DataSnapshot | None = None
         self._plans: dict[tuple[str, str], _Plan] = {}
         self._find = functools.lru_cache(MAX_NAMES)(self._search)
@@ -164,12 +197,21 @@ class PriceBook:
 
         Args:
             usage: The tokens.
-            at: When; `usage.time`, else now, when omitted.
+            at: When (aware); `usage.time`, else now, when omitted.
 
         Returns:
             The cost, rounded half to even; None if no price is known, which is not zero.
         """
-        rates = self._rates(usage, at)
+        if at is None:
+            at = usage.time or self._now()
+        if self._get_snapshot() is not self._snapshot:
+            self._prices()
+        plan = self._find(usage.provider, usage.model)
+        if plan is None and usage.response_model:
+            plan = self._find(usage.provider, usage.response_model)
+        if plan is None:
+            return None
+        rates = plan.rates(at, usage.service_tier)
         return None if rates is None else rates.cost(usage)
 
     def accept_cost(self, usage: Usage, at: datetime | None = None) -> int | None:
@@ -229,7 +271,7 @@ class PriceBook:
             tiers += [value for name, value in plan.tiers if name == "service_tier"]
         else:
             tiers.append(service_tier)
-        now = self._at(at)
+        now = at or self._now()
         bounds = []
         for moment in (now, now + timedelta(hours=1)):
             for tier in tiers:
@@ -241,13 +283,12 @@ class PriceBook:
 
     def explain(self, model: str, provider: str | None = None, at: datetime | None = None) -> Explanation:
         """Say what a model costs now, and where the number is from."""
-        plan = self._plan(provider, model)
+        plan, now = self._plan(provider, model), at or self._now()
         if isinstance(plan, _Own):
-            rates = _decimals(plan.rates(self._at(at), None).segments[0])
+            rates = _decimals(plan.rates(now, None).segments[0])
             return Explanation(
                 model, "prices", provider, plan.name, rates, detail=f'From the "prices" setting, entry {plan.name!r}.'
             )
-        now = self._at(at)
         found = None if plan is None else plan.rates(now, None)
         if plan is None or found is None:
             why = "is not charged by tokens" if plan is not None else "has no known price"
@@ -276,19 +317,11 @@ class PriceBook:
             f"From {source}, provider {plan.provider.id}, model {plan.info.id}.",
         )
 
-    def _rates(self, usage: Usage, at: datetime | None) -> Rates | None:
-        moment = self._at(at or usage.time)
-        for model in (usage.model, usage.response_model):
-            plan = self._plan(usage.provider, model) if model else None
-            if plan is not None:
-                return plan.rates(moment, usage.service_tier)
-        return None
-
-    def _at(self, at: datetime | None) -> datetime:
-        return at if at is not None else datetime.fromtimestamp(self._clock.now_ms() / 1000, UTC)
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock.now_ms() / 1000, UTC)
 
     def _plan(self, provider: str | None, model: str) -> _Plan | _Own | None:
-        if self._get_snapshot is not None and self._get_snapshot() is not self._snapshot:
+        if self._get_snapshot() is not self._snapshot:
             self._prices()
         return self._find(provider, model)
 
@@ -317,11 +350,12 @@ class PriceBook:
 
     def _prices(self) -> DataSnapshot:
         """The price data in force; it changes when genai-prices updates itself."""
-        if self._get_snapshot is None:
+        if self._get_snapshot is _no_snapshot:
             from genai_prices.data_snapshot import get_snapshot
 
             self._get_snapshot = get_snapshot
         snapshot = self._get_snapshot()
+        assert snapshot is not None
         if snapshot is not self._snapshot:
             with self._lock:
                 self._plans = {}
@@ -334,6 +368,10 @@ class PriceBook:
             if cache:
                 cache.clear()
         return snapshot
+
+
+def _no_snapshot() -> None:
+    """Stands in for genai-prices' own function until a model needs it."""
 
 
 def _readings(provider: str | None, model: str) -> Iterator[tuple[str | None, str]]:
