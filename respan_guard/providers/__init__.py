@@ -84,8 +84,9 @@ def usage_from_reply(reply: object, provider: str | None = None) -> Usage:
         usage = openai.event_usage(body)
     if usage is None:
         raise InvalidInput(
-            f"found no usage in this {type(reply).__name__}; a whole reply of OpenAI's chat completions, responses, "
-            "embeddings or images, Anthropic's messages or Gemini's generateContent is needed, or a stream's last chunk "
+            f"found no usage in this {type(reply).__name__}; a whole reply of OpenAI's chat completions, "
+            "responses, embeddings or images, Anthropic's messages or Gemini's generateContent is needed, "
+            "or a stream's last event "
             '(OpenAI: ask for it with stream_options={"include_usage": True})'
         )
     if provider is not None:

@@ -17,6 +17,7 @@ __all__ = ["BODY_CAP", "Inflater", "JSONReader", "Reader", "reader_for"]
 BODY_CAP = 8 * 1024 * 1024
 """Bytes of a JSON body that are kept, after decompression."""
 _STEP = 65_536
+_PIECE = 16_384  # what zlib has not consumed is copied at each step, so it gets little at a time
 _RATIO = 200
 
 
@@ -145,29 +146,31 @@ class Inflater:
 
     def feed(self, data: bytes) -> None:
         """Take the next compressed bytes, cut anywhere."""
-        if self.broken or self._reader.broken:
-            self.broken = True
-            return
-        self._in += len(data)
         try:
-            while data:
-                plain = self._inflate.decompress(data, _STEP)
-                data = self._inflate.unconsumed_tail
-                self._out += len(plain)
-                if self._out > BODY_CAP and self._out > _RATIO * self._in:
-                    self.broken = True
-                    return
-                if plain:
-                    self._reader.feed(plain)
-                if self._inflate.eof and self._inflate.unused_data:
-                    data = self._inflate.unused_data  # gzip members may follow each other
-                    self._inflate = zlib.decompressobj(wbits=47)
+            for at in range(0, len(data), _PIECE):
+                self._inflate_piece(data[at : at + _PIECE])
         except zlib.error:
             self.broken = True
+
+    def _inflate_piece(self, data: bytes) -> None:
+        while data and not self.broken:
+            plain = self._inflate.decompress(data, _STEP)
+            rest = self._inflate.unconsumed_tail
+            if self._inflate.eof and self._inflate.unused_data:
+                rest = self._inflate.unused_data  # gzip members may follow each other
+                self._inflate = zlib.decompressobj(wbits=47)
+            self._in += len(data) - len(rest)
+            self._out += len(plain)
+            data = rest
+            self._reader.feed(plain)
+            bomb = self._out > BODY_CAP and self._out > _RATIO * self._in
+            # A stream reader skips what is too large and goes on; a JSON reader is done.
+            self.broken = bomb or (self._reader.broken and isinstance(self._reader, JSONReader))
 
     def close(self) -> None:
         """The body is complete."""
         self._reader.close()
+        self.broken |= self._reader.broken
 
     def usage(self) -> Usage | None:
         """The usage reported so far, if any."""

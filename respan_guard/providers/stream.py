@@ -35,14 +35,14 @@ _ENDS = frozenset({
     "response.completed", "response.incomplete", "response.failed", "message_stop", "image_generation.completed",
     "transcript.text.done",
 })  # fmt: skip
-# The text of deltas: OpenAI's "content", "delta", "arguments", "refusal"; Anthropic's and Gemini's "text", "thinking".
+# The text of deltas: OpenAI's "content", "arguments", "refusal", "reasoning"; "text" and "thinking" of the others.
+# A match stays within its line.
+_STRING = rb'[ \t]*:[ \t]*"((?:[^"\\\r\n]|\\.)*)"'
 _TEXT = re.compile(
-    rb'"(?:content|delta|text|arguments|partial_json|thinking|reasoning|reasoning_content|refusal)"\s*:\s*"((?:[^"\\]|\\.)*)"',
-    re.DOTALL,
+    rb'"(?:content|text|arguments|partial_json|thinking|reasoning|reasoning_content|refusal)"' + _STRING,
 )
-
-# OpenAI's responses repeat each finished part, so that only their deltas count; they alone have a delta that is a string.
-_DELTA = re.compile(rb'"delta"\s*:\s*"((?:[^"\\]|\\.)*)"', re.DOTALL)
+# OpenAI's responses repeat each part when it is finished, so only their deltas count, which are strings.
+_DELTA = re.compile(rb'"delta"' + _STRING)
 
 
 def data_of(event: bytes) -> bytes:

@@ -1,0 +1,450 @@
+"""Usage from bodies as they pass by: event streams and JSON, cut anywhere, whole, compressed, hostile."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import random
+import re
+import zlib
+from dataclasses import asdict
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from respan_guard.providers import JSONReader, Reader, StreamReader, reader_for, stream
+from respan_guard.providers.body import BODY_CAP
+
+DATA = Path(__file__).parent / "data"
+STREAMS = {path.name: path.read_bytes() for path in sorted(DATA.glob("*.sse"))}
+
+EXPECTED: dict[str, dict[str, Any]] = {
+    "openai_chat.sse": {
+        "model": "gpt-4o-2024-08-06",
+        "input_tokens": 1117,
+        "cache_read_tokens": 1024,
+        "output_tokens": 46,
+        "reasoning_tokens": 12,
+        "provider": "openai",
+        "response_id": "chatcmpl-CfX0y2bJv4T1nQ9sK7mZrE3uWpLd",
+        "response_model": "gpt-4o-2024-08-06",
+        "operation": "chat",
+        "service_tier": "default",
+    },
+    "openai_chat_no_usage.sse": {},
+    "openrouter_chat.sse": {
+        "model": "anthropic/claude-sonnet-4.5",
+        "input_tokens": 194,
+        "output_tokens": 2,
+        "provider": "openrouter",
+        "cost": Decimal("0.000612"),
+        "response_id": "gen-1795400000-Qh3Zt7VbXy0LkM2NpR5s",
+        "response_model": "anthropic/claude-sonnet-4.5",
+        "operation": "chat",
+        "service_tier": "default",
+    },
+    "openai_responses.sse": {
+        "model": "gpt-5.4-2026-03-05",
+        "input_tokens": 328,
+        "cache_read_tokens": 256,
+        "output_tokens": 87,
+        "reasoning_tokens": 64,
+        "provider": "openai",
+        "response_id": "resp_68b1f0a2c4d88190a7e3f5b60c9d1e2f0a1b2c3d4e5f6071",
+        "response_model": "gpt-5.4-2026-03-05",
+        "operation": "chat",
+        "service_tier": "default",
+    },
+    "anthropic.sse": {
+        "model": "claude-sonnet-4-5-20250929",
+        "input_tokens": 12 + 900 + 2048,
+        "cache_read_tokens": 2048,
+        "cache_write_tokens": 900,
+        "cache_write_1h_tokens": 500,
+        "output_tokens": 31,
+        "provider": "anthropic",
+        "response_id": "msg_01XbZyWvUtSrQpOnMlKjIhGf",
+        "response_model": "claude-sonnet-4-5-20250929",
+        "operation": "chat",
+        "service_tier": "standard",
+    },
+    "gemini.sse": {
+        "model": "gemini-2.5-flash",
+        "input_tokens": 264,
+        "input_image_tokens": 258,
+        "cache_read_tokens": 128,
+        "output_tokens": 51,
+        "reasoning_tokens": 40,
+        "provider": "google",
+        "response_id": "mNcgabKXOYmz7dcP0ZTJ8Ac",
+        "response_model": "gemini-2.5-flash",
+        "operation": "generate_content",
+    },
+    "odd_framing.sse": {
+        "model": "m-1",
+        "input_tokens": 5,
+        "output_tokens": 6,
+        "provider": "openai",
+        "response_id": "chatcmpl-oddoddoddoddoddodd",
+        "response_model": "m-1",
+        "operation": "chat",
+    },
+}
+EXPECTED["azure_chat.sse"] = EXPECTED["openai_chat.sse"]
+EXPECTED["openai_responses_incomplete.sse"] = EXPECTED["openai_responses.sse"]
+
+
+def outcome(reader: Reader) -> tuple[Any, ...]:
+    """Everything that a reader tells."""
+    usage = reader.usage()
+    told = asdict(usage) if usage else None
+    return told, reader.model, reader.response_id, reader.finished, reader.output_bytes, reader.broken
+
+
+def read(pieces: list[bytes], *, eager: bool = True) -> tuple[Any, ...]:
+    """Feed a stream in pieces; eager looks at the reader after each, so that no batching hides a cut."""
+    reader = StreamReader()
+    for piece in pieces:
+        reader.feed(piece)
+        if eager:
+            assert isinstance(reader.finished, bool)
+    reader.close()
+    return outcome(reader)
+
+
+def cut(data: bytes, places: list[int]) -> list[bytes]:
+    """Cut bytes at the given places."""
+    edges = [0, *sorted(p % (len(data) + 1) for p in places), len(data)]
+    return [data[a:b] for a, b in itertools.pairwise(edges)]
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_reads_each_format(name: str) -> None:
+    """Each provider's stream yields its final usage, whole, normalised to inclusive counts."""
+    usage, _, _, finished, output, broken = read([STREAMS[name]])
+    found = {k: v for k, v in (usage or {}).items() if v not in (0, None, False, "ok", "")}
+    assert found == EXPECTED[name]
+    assert finished
+    assert not broken
+    assert output > 0 or name == "odd_framing.sse"
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_every_single_cut_gives_the_same(name: str) -> None:
+    """One byte at a time, and cut in two at every place: the outcome is that of the whole."""
+    data = STREAMS[name]
+    whole = read([data])
+    assert read([data[i : i + 1] for i in range(len(data))]) == whole
+    for place in range(len(data)):
+        assert read([data[:place], data[place:]]) == whole
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.sampled_from(sorted(STREAMS)),
+    st.lists(st.integers(0, 10**6), max_size=40),
+    st.sampled_from([b"\n", b"\r\n", b"\r"]),
+    st.booleans(),
+)
+def test_any_cutting_and_any_line_end_gives_the_same(name: str, places: list[int], end: bytes, eager: bool) -> None:
+    """Random cuts of each stream, rewritten to each kind of line end, tell the same as the whole."""
+    data = re.sub(rb"\r\n|\n|\r", end, STREAMS[name])
+    told = read(cut(data, places), eager=eager)
+    assert told == read([STREAMS[name]])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                *(b"\n", b"\r", b"\r\n", b"data: ", b"data:", b": x", b"[DONE]", b'{"usage":{', b'"text":"a', b'"'),
+                b"\xef\xbb\xbf",
+                b'{"object":"chat.completion.chunk","model":"m","usage":{"prompt_tokens":1}}',
+                b"\xff",
+                b"event: message_stop",
+            ]
+        ),
+        max_size=60,
+    ),
+    st.lists(st.integers(0, 10**6), max_size=20),
+)
+def test_rubbish_gives_the_same_however_cut(tokens: list[bytes], places: list[int]) -> None:
+    """Malformed streams never raise, and what is told doesn't depend on the cuts either."""
+    data = b"".join(tokens)
+    assert read(cut(data, places)) == read([data], eager=False)
+
+
+@given(st.binary(max_size=400))
+def test_random_bytes_tell_nothing(data: bytes) -> None:
+    """Bytes that are no stream are no usage and no error."""
+    assert read([data])[0] is None
+
+
+def test_long_streams_are_read_across_batches() -> None:
+    """A stream of many batches, in chunks of uneven sizes, ends with its usage."""
+    head, _, _ = STREAMS["openai_chat.sse"].partition(b"\n\n")
+    events = STREAMS["openai_chat.sse"].split(b"\n\n")
+    data = b"\n\n".join([head, *[events[2]] * 3_000, *events[1:]])
+    assert len(data) > 20 * stream.BATCH
+    rng = random.Random(1)
+    reader, at = StreamReader(), 0
+    while at < len(data):
+        size = rng.choice((1, 100, 300, 5_000, 100_000))
+        reader.feed(data[at : at + size])
+        at += size
+    reader.close()
+    usage = reader.usage()
+    assert usage is not None
+    assert (usage.input_tokens, usage.output_tokens) == (1117, 46)
+    assert reader.output_bytes > 3_000
+
+
+def test_memory_is_bounded_between_events() -> None:
+    """However long the stream, no more than a batch and an unfinished event are kept."""
+    reader = StreamReader()
+    event = STREAMS["openai_chat.sse"].split(b"\n\n")[2] + b"\n\n"
+    most = 0
+    for _ in range(5_000):
+        reader.feed(event)
+        most = max(most, reader._size + len(reader._pending))
+    assert most <= stream.BATCH + 2 * len(event)
+
+
+def test_events_are_not_decoded_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a thousand chunks of a chat only the first, the one with usage and the end are looked at."""
+    seen: list[bytes] = []
+    loads = json.loads
+    monkeypatch.setattr(stream.json, "loads", lambda data: seen.append(data) or loads(data))
+    events = STREAMS["openai_chat.sse"].split(b"\n\n")
+    read([b"\n\n".join([events[0], *[events[2]] * 1_000, *events[-3:]])], eager=False)
+    assert len(seen) == 2
+
+
+def test_interrupted_streams_tell_what_they_can() -> None:
+    """Cut off in the middle: no usage, not finished, but model, id and the size of the text so far."""
+    data = STREAMS["openai_chat.sse"]
+    usage, model, response_id, finished, output, _ = read([data[: len(data) // 2]])
+    assert (usage, finished) == (None, False)
+    assert model == "gpt-4o-2024-08-06"
+    assert response_id == "chatcmpl-CfX0y2bJv4T1nQ9sK7mZrE3uWpLd"
+    assert output >= len("Grüß Gott".encode())
+
+
+def test_interrupted_anthropic_streams_keep_the_input() -> None:
+    """Anthropic tells the input at the start: it is known even if the end never comes."""
+    events = STREAMS["anthropic.sse"].split(b"\n\n")
+    usage, _, _, finished, _, _ = read([b"\n\n".join(events[:5]) + b"\n\n"])
+    assert usage is not None
+    assert usage["input_tokens"] == 2960
+    assert usage["output_tokens"] == 4
+    assert not finished
+
+
+def test_text_of_responses_counts_once() -> None:
+    """OpenAI's responses repeat their text in closing events; only the deltas count as output."""
+    assert read([STREAMS["openai_responses.sse"]])[4] == len("Grüße, 世界 🎉".encode())
+
+
+@pytest.mark.parametrize("size", [100_000, 3_000_000])
+def test_last_event_may_be_large(size: int) -> None:
+    """The event that ends a response carries the whole reply; up to 8 MiB of it are read."""
+    data = STREAMS["openai_responses.sse"].replace("Grüße, 世界 🎉".encode(), b"x" * size)
+    for step in (7_000, 10**9):
+        usage, _, _, finished, _, broken = read([data[i : i + step] for i in range(0, len(data), step)], eager=False)
+        assert usage is not None
+        assert usage["output_tokens"] == 87
+        assert finished
+        assert not broken
+
+
+@pytest.mark.parametrize("step", [4_096, 65_536, 10**9])
+def test_an_event_beyond_the_cap_is_left_out(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An event that is too large marks the reader as broken, is never held, and what follows is read."""
+    monkeypatch.setattr(stream, "EVENT_CAP", 100_000)
+    huge = b'data: {"object":"chat.completion.chunk","usage":{"prompt_tokens":9},"x":"' + b"y" * 500_000 + b'"}\n\n'
+    data = STREAMS["openai_chat.sse"]
+    reader, most = StreamReader(), 0
+    whole = huge + data
+    for i in range(0, len(whole), step):
+        reader.feed(whole[i : i + step])
+        most = max(most, len(reader._pending))
+    reader.close()
+    usage = reader.usage()
+    assert reader.broken
+    assert usage is not None
+    assert usage.input_tokens == 1117
+    assert most < 100_000 + 2 * stream.BATCH or step > 10**6
+
+
+def test_endless_line_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that never ends its first event costs bounded memory and linear time."""
+    monkeypatch.setattr(stream, "EVENT_CAP", 200_000)
+    reader = StreamReader()
+    for _ in range(2_000):
+        reader.feed(b"data: " + b"z" * 1_000)
+        assert len(reader._pending) < 300_000
+    reader.close()
+    assert reader.broken
+    assert reader.usage() is None
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b'{"object":"chat.completion.chunk","usage":{"prompt_tokens":-1}}',
+        b'{"object":"chat.completion.chunk","usage":{"prompt_tokens":1.5}}',
+        b'{"object":"chat.completion.chunk","usage":{"prompt_tokens":"1"}}',
+        b'{"object":"chat.completion.chunk","usage":{"prompt_tokens":true}}',
+        b'{"object":"chat.completion.chunk","usage":{"prompt_tokens":NaN}}',
+        b'{"object":"chat.completion.chunk","usage":{"prompt_tokens":1e999}}',
+        b'{"object":"chat.completion.chunk","usage":{"prompt_tokens":' + b"9" * 5_000 + b"}}",
+        b'{"object":"chat.completion.chunk","usage":{"prompt_tokens":1,"completion_tokens_details":7}}',
+        b'{"usage":{"prompt_tokens":1,"completion_tokens":1}}',
+        b'{"type":"response.completed","response":{"usage":{"input_tokens":1,"output_tokens":1}}}',
+        b'{"type":"message_delta","usage":{"output_tokens":1}}',
+        b'{"type":"message_start","message":{"usage":{"input_tokens":1}}}',
+        b'{"usageMetadata":{"promptTokenCount":1}}',
+        b'{"candidates":[],"usageMetadata":{"promptTokenCount":1,"thoughtsTokenCount":-4}}',
+        b'{"usage":{' + b'"a":{' * 100_000,
+        b'["usage":{',
+    ],
+)
+def test_malformed_and_foreign_usage_is_no_usage(event: bytes) -> None:
+    """Counts that can't be, and usage without the marks of a provider's format, are not believed."""
+    assert read([b"data: " + event + b"\n\n"])[0] is None
+
+
+def test_a_malformed_chunk_does_not_undo_a_good_one() -> None:
+    """The last well-formed usage stands."""
+    good = b'data: {"object":"chat.completion.chunk","usage":{"prompt_tokens":5,"completion_tokens":1}}\n\n'
+    bad = b'data: {"object":"chat.completion.chunk","usage":{"prompt_tokens":-5,"completion_tokens":1}}\n\n'
+    usage = read([good, bad])[0]
+    assert usage["input_tokens"] == 5
+
+
+def test_json_body_of_any_chunking() -> None:
+    """A JSON reply is read when it is complete, Gemini's array of chunks by its last usage."""
+    data = (DATA / "gemini_array.json").read_bytes()
+    for step in (1, 7, 10**6):
+        reader = JSONReader()
+        for i in range(0, len(data), step):
+            reader.feed(data[i : i + step])
+        assert reader.usage() is None
+        reader.close()
+        usage = reader.usage()
+        assert usage is not None
+        assert (usage.input_tokens, usage.output_tokens, usage.cache_read_tokens) == (264, 51, 128)
+        assert reader.finished
+        assert reader.model == "gemini-2.5-flash"
+        assert reader.response_id == "mNcgabKXOYmz7dcP0ZTJ8Ac"
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[" * 200_000, b"7", b'"x"', b"null", b"[1, 2]", b"\xff", b'{"a": 1e999}']
+)
+def test_json_bodies_without_usage(body: bytes) -> None:
+    """What is no reply, or no JSON, or nested without end, is no usage and no error."""
+    reader = JSONReader()
+    reader.feed(body)
+    reader.close()
+    assert reader.usage() is None
+
+
+def test_large_json_bodies_are_let_go() -> None:
+    """A body beyond the cap is not kept, and says so."""
+    reader = JSONReader()
+    for _ in range(BODY_CAP // 1_000_000 + 2):
+        reader.feed(b"x" * 1_000_000)
+    assert reader.broken
+    assert not reader._parts
+    reader.close()
+    assert reader.usage() is None
+
+
+def encoded(data: bytes, encoding: str) -> bytes:
+    """Compress as a server would."""
+    if encoding == "gzip":
+        return gzip.compress(data)
+    return zlib.compress(data)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+@pytest.mark.parametrize("step", [1, 10, 10**6])
+def test_compressed_bodies(encoding: str, step: int) -> None:
+    """Both gzip and deflate, cut anywhere, of streams and of JSON."""
+    for kind, name in (
+        ("text/event-stream; charset=utf-8", "openai_chat.sse"),
+        ("application/json", "gemini_array.json"),
+    ):
+        plain = (DATA / name).read_bytes()
+        data = encoded(plain, encoding)
+        reader, bare = reader_for(kind, encoding), reader_for(kind)
+        assert reader is not None
+        assert bare is not None
+        for i in range(0, len(data), step):
+            reader.feed(data[i : i + step])
+        reader.close()
+        bare.feed(plain)
+        bare.close()
+        assert outcome(reader) == outcome(bare)
+        assert reader.usage() is not None
+
+
+def test_gzip_of_two_members() -> None:
+    """A gzip body may consist of several members."""
+    data = STREAMS["anthropic.sse"]
+    reader = reader_for("text/event-stream", "gzip")
+    assert reader is not None
+    reader.feed(gzip.compress(data[:700]) + gzip.compress(data[700:]))
+    reader.close()
+    assert outcome(reader) == read([data])
+
+
+@pytest.mark.parametrize("kind", ["text/event-stream", "application/json"])
+def test_gzip_bombs_stop(kind: str) -> None:
+    """A body that unfolds a thousandfold is given up after the cap; little of it is ever in memory."""
+    bomb = gzip.compress(b"\0" * 100_000_000)
+    reader = reader_for(kind, "gzip")
+    assert reader is not None
+    reader.feed(bomb)
+    assert reader.broken
+    reader.close()
+    assert reader.usage() is None
+    assert reader._out <= BODY_CAP + 200_000  # type: ignore[attr-defined]
+
+
+def test_broken_compression_is_no_error() -> None:
+    """Bytes that aren't what the header says end the reading, not the response."""
+    reader = reader_for("application/json", "gzip")
+    assert reader is not None
+    reader.feed(b"not gzip at all")
+    reader.close()
+    assert reader.broken
+    assert reader.usage() is None
+
+
+@pytest.mark.parametrize(
+    ("content_type", "encoding", "reads"),
+    [
+        ("text/event-stream", None, True),
+        ("Text/Event-Stream; charset=utf-8", "", True),
+        ("application/json", "identity", True),
+        ("application/vnd.x+json", "GZIP", True),
+        ("text/html", None, False),
+        ("application/octet-stream", None, False),
+        ("audio/mpeg", None, False),
+        ("", None, False),
+        ("application/json", "br", False),
+        ("application/json", "zstd", False),
+        ("application/json", "gzip, br", False),
+    ],
+)
+def test_reader_for(content_type: str, encoding: str | None, reads: bool) -> None:
+    """Only types that can hold usage, in encodings that can be undone, have a reader."""
+    assert (reader_for(content_type, encoding) is not None) is reads
