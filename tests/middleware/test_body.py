@@ -1,0 +1,200 @@
+"""Bodies that are read to be looked at arrive at the app as they were sent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from respan_guard.errors import BodyTooLarge, InvalidInput
+from respan_guard.middleware.body import RequestBody, single_names
+
+MIB = 1024 * 1024
+NAMES = single_names(["customer_identifier", "customer_params", "respan_params"])
+
+
+class Wire:
+    """A server's `receive`: gives its messages, then blocks for ever, and counts."""
+
+    def __init__(self, *chunks: bytes, end: bool = True) -> None:
+        self.messages: list[dict[str, Any]] = [
+            {"type": "http.request", "body": chunk, "more_body": not end or at < len(chunks) - 1}
+            for at, chunk in enumerate(chunks)
+        ]
+        self.calls = 0
+
+    async def __call__(self) -> dict[str, Any]:
+        self.calls += 1
+        assert self.messages, "the server was asked for more than it has: a real one would block here"
+        return self.messages.pop(0)
+
+
+def make(wire: Any, *headers: tuple[bytes, bytes], limit: int = MIB) -> RequestBody:
+    """A body under test."""
+    return RequestBody({"type": "http", "headers": list(headers)}, wire, limit, NAMES)
+
+
+async def read(raw: bytes, *headers: tuple[bytes, bytes], limit: int = MIB) -> RequestBody:
+    """Read a body that came as one chunk."""
+    body = make(Wire(raw), *headers, limit=limit)
+    await body.read()
+    return body
+
+
+@given(st.lists(st.binary(max_size=64), min_size=1, max_size=12))
+def test_any_chunking_is_replayed_exactly(chunks: list[bytes]) -> None:
+    """However the body was cut, the app gets the same messages in the same order, then the server's own."""
+
+    async def check() -> None:
+        wire = Wire(*chunks)
+        expected = [dict(message) for message in wire.messages]
+        body = make(wire)
+        await body.read()
+        receive = body.replay()
+        assert [await receive() for _ in expected] == expected
+        wire.messages = [{"type": "http.disconnect"}]
+        assert await receive() == {"type": "http.disconnect"}
+
+    _run(check)
+
+
+def _run(check: Callable[[], Any]) -> None:
+    try:
+        check().send(None)
+    except StopIteration:
+        return
+    raise AssertionError("it waited for something")
+
+
+async def test_ten_mebibytes_pass_the_cap_unharmed() -> None:
+    """Beyond the cap reading stops, and the app still gets every byte."""
+    chunks = [bytes([at % 256]) * 65_536 for at in range(160)]
+    wire = Wire(*chunks)
+    body = make(wire)
+    await body.read()
+    assert body.json is None
+    assert wire.calls == 17, "one chunk beyond the cap"
+    with pytest.raises(BodyTooLarge, match="1,048,576 bytes"):
+        body.require()
+    receive = body.replay()
+    assert [(await receive())["body"] for _ in chunks] == chunks
+
+
+async def test_a_declared_length_beyond_the_cap_is_not_read() -> None:
+    """Content-Length is believed when it says too much."""
+    wire = Wire(b"{}")
+    body = make(wire, (b"content-length", b"1048577"))
+    await body.read()
+    assert wire.calls == 0
+    with pytest.raises(BodyTooLarge):
+        body.require()
+    assert (await body.replay()())["body"] == b"{}"
+
+
+@pytest.mark.parametrize("length", [b"2", b"-1", b"abc", b"9" * 5000, b""])
+async def test_a_lying_length_changes_nothing(length: bytes) -> None:
+    """Only the bytes that come count; a length that is no plausible number is ignored."""
+    body = make(Wire(b'{"a": "' + b"x" * 50, b'"}'), (b"content-length", length), limit=40)
+    await body.read()
+    with pytest.raises(BodyTooLarge):
+        body.require()
+
+
+async def test_a_client_that_leaves_is_noticed() -> None:
+    """A disconnect while reading is told, and would be replayed."""
+    wire = Wire(b'{"a"', end=False)
+    wire.messages.append({"type": "http.disconnect"})
+    body = make(wire)
+    await body.read()
+    assert body.disconnected
+    assert body.json is None
+
+
+@pytest.mark.parametrize("encoding", [b"gzip", b"br", b"GZIP", b"gzip, identity", b"deflate", b"\xff"])
+async def test_compressed_bodies_are_not_unpacked(encoding: bytes) -> None:
+    """A compressed body (a bomb, maybe) is not touched at all, and can't pass for one that was understood."""
+    wire = Wire(b"\x1f\x8b")
+    body = make(wire, (b"content-encoding", encoding))
+    await body.read()
+    assert wire.calls == 0
+    with pytest.raises(InvalidInput, match="send it plain"):
+        body.require()
+
+
+async def test_identity_is_no_compression() -> None:
+    """`Content-Encoding: identity` is read."""
+    assert (await read(b'{"a": 1}', (b"content-encoding", b"Identity"))).json == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"{",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"a": ' + b"9" * 5_000 + b"}",
+        b"\xff\xfe\xfa",
+        b'{"a": 1,}',
+        b"nul",
+        b'"text"',
+        b"[1, 2]",
+        b"12",
+        b'{"a": "\x01"}',
+        b"\x00",
+        b"NaN",
+    ],
+)
+async def test_hostile_json_is_no_object(raw: bytes) -> None:
+    """Whatever is no JSON object is refused where it has to be understood, and is no error of ours where it hasn't."""
+    body = await read(raw)
+    assert body.json is None
+    with pytest.raises(InvalidInput, match="JSON"):
+        body.require()
+
+
+async def test_an_empty_body_is_nothing_rather_than_wrong() -> None:
+    """No body: nothing to read, nothing to refuse."""
+    body = await read(b"")
+    body.require()
+    assert body.json is None
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"customer_identifier": "a", "customer_identifier": "b"}',
+        b'{"customer_identifier": "a", "customer_\\u0069dentifier": "b"}',
+        b'{"customer_params": {"customer_identifier": "a", "customer_identifier": "b"}}',
+        b'{"customer_params": {}, "x": 1, "customer_params": {}}',
+        b'{"model": "cheap", "model": "dear"}',
+        b'{"max_tokens": 1, "max_tokens": 100000}',
+        '{"customer_identifier": "a", "customer_identifier": "b"}'.encode("utf-16"),
+        '{"customer_identifier": "a", "customer_identifier": "b"}'.encode("utf-32"),
+    ],
+)
+async def test_a_name_that_comes_twice_is_refused(raw: bytes) -> None:
+    """Names that decide who pays and how much must be said once, however they are spelled."""
+    body = await read(raw)
+    with pytest.raises(InvalidInput, match="twice"):
+        body.require()
+    assert body.json is None
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"customer_identifier": "a", "customer_params": {"customer_identifier": "a"}}',
+        b'{"messages": [{"content": "\\u00e9"}, {"content": "model model"}], "model": "m"}',
+        b'{"x": 1, "x": 2}',
+        '\ufeff{"a": 1}'.encode(),
+    ],
+)
+async def test_what_is_no_repetition_passes(raw: bytes) -> None:
+    """The same name in different objects, in text, or a name that decides nothing, is fine."""
+    body = await read(raw)
+    body.require()
+    assert body.json == json.loads(raw)

@@ -1,0 +1,159 @@
+"""Which paths are guarded, and that no spelling of a path slips by."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route
+
+from respan_guard.errors import ConfigurationError
+from respan_guard.middleware.paths import GuardedPaths, route_path
+
+
+def scope(path: str, root_path: str = "") -> dict[str, Any]:
+    """An HTTP scope, as far as paths go."""
+    return {"type": "http", "method": "GET", "path": path, "root_path": root_path, "headers": [], "query_string": b""}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "inside", "outside"),
+    [
+        ("/*", ["/", "/a", "", "/a/b"], []),
+        ("/v1/*", ["/v1/", "/v1/chat", "/v1"], ["/v10/chat", "/v", "/", "/V1/chat"]),
+        ("/v1*", ["/v1", "/v10", "/v1/chat"], ["/v"]),
+        ("/ask", ["/ask", "/ask/"], ["/ask/more", "/asks", "/"]),
+        ("/", ["/", ""], ["/a"]),
+    ],
+)
+def test_patterns(pattern: str, inside: list[str], outside: list[str]) -> None:
+    """A pattern matches exactly what its documentation says."""
+    paths = GuardedPaths([pattern])
+    assert [path for path in inside if not paths.guards(scope(path))] == []
+    assert [path for path in outside if paths.guards(scope(path))] == []
+
+
+@pytest.mark.parametrize("bad", ["v1/*", "", "/v1/*/chat", "/v1?x=1", "/v1 ", "https://host/v1", 7, None])
+def test_patterns_that_match_nothing_are_errors(bad: Any) -> None:
+    """A pattern that can't match is an error at once, with an example of a right one."""
+    with pytest.raises(ConfigurationError, match=r"/v1/\*"):
+        GuardedPaths([bad])
+
+
+def test_a_string_is_no_list_of_patterns() -> None:
+    """A lone string, whose characters would be taken for patterns, is an error."""
+    with pytest.raises(ConfigurationError, match="must be a list"):
+        GuardedPaths("/v1/*")
+
+
+def test_exclude_takes_out_of_include() -> None:
+    """An excluded path is not guarded; a spelling that may be read as another path stays guarded."""
+    paths = GuardedPaths(["/v1/*"], ["/v1/models"])
+    assert not paths.guards(scope("/v1/models"))
+    assert paths.guards(scope("/v1/chat"))
+    assert paths.guards(scope("/v1/models/../chat"))
+    assert paths.guards(scope("/v1/models%2f..%2fchat"))
+    assert paths.guards(scope("/v1//models/..;/chat"))
+
+
+def test_paths_are_relative_to_the_root_path() -> None:
+    """A mount and a server's root path are taken off, as the router takes them off."""
+    paths = GuardedPaths(["/v1/*"])
+    assert paths.guards(scope("/api/v1/chat", "/api"))
+    assert paths.guards(scope("/v1/chat", "/api")), "a server that tells a root path without prefixing it"
+    assert not paths.guards(scope("/apiv1/chat", "/api"))
+
+
+def test_the_root_path_of_an_app_further_in_counts() -> None:
+    """An app that sets its own root path behind the guard is guarded under both readings."""
+    paths = GuardedPaths(["/v1/*"], roots=["/api"])
+    assert paths.guards(scope("/api/v1/chat"))
+    assert paths.guards(scope("/v1/chat"))
+    assert not paths.guards(scope("/api/health"))
+
+
+def test_route_path_agrees_with_starlette() -> None:
+    """The path below the root is what Starlette's router would take, for all overlaps of path and root."""
+    from starlette._utils import get_route_path
+
+    parts = ["", "/", "/a", "/a/", "/ab", "/a/b", "//a", "a"]
+    for root, path in itertools.product(parts, [left + right for left in parts for right in parts]):
+        assert (route_path(path, root) if root else path) == get_route_path(scope(path, root)), (root, path)
+
+
+ODDITIES = ["/", "//", "/./", "%2f", "%2F", "/../", "%25", "\\", ";", "..", " "]
+
+
+def encodings(rng: random.Random) -> list[str]:
+    """Spellings of the guarded path as they may come over the wire, 600 of them."""
+    base = "/v1/chat/completions"
+    found = {base, base + "/", "/" + base, base + "//", "/./v1/chat/completions", "/x/../v1/chat/completions"}
+    found |= {"/v1/chat/completions%00", "/v1/chat/completions;a=b", "/v1;x/chat/completions", "/api" + base}
+    while len(found) < 600:
+        text = "".join(f"%{ord(c):02x}" if rng.random() < 0.2 else c for c in base)
+        for _ in range(rng.randrange(3)):
+            at = rng.randrange(len(text) + 1)
+            text = (
+                text[:at]
+                + rng.choice(["/", "//", "/./", "%2f", "%2F", "/../", "%25", "\\", ";", "..", " "])
+                + text[at:]
+            )
+        found.add(text)
+    return sorted(found)
+
+
+@pytest.mark.parametrize("server_root", ["", "/api"])
+def test_what_reaches_the_endpoint_was_guarded(server_root: str) -> None:
+    """Differential test: whenever Starlette's router reaches the endpoint, the guard ran, mounts and root paths too."""
+
+    async def endpoint(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("paid")
+
+    routes = [
+        Route("/v1/chat/completions", endpoint),
+        Route("/v1/{rest:path}", endpoint),
+        Mount("/mounted", routes=[Route("/v1/chat/completions", endpoint)]),
+    ]
+    app = Starlette(routes=routes)
+    paths = GuardedPaths(["/v1/*", "/mounted/v1/*"])
+    reached = 0
+    for prefix, raw in itertools.product(("", "/mounted"), encodings(random.Random(10))):
+        path = server_root + unquote(prefix + raw)  # what a server makes of it
+        for candidate in (path, unquote(prefix + raw)):
+            hit = scope(candidate, server_root)
+            if _reaches(app, hit, endpoint):
+                reached += 1
+                assert paths.guards(scope(candidate, server_root)), candidate
+    assert reached > 200
+
+
+def _reaches(app: Starlette, hit: dict[str, Any], endpoint: Any) -> bool:
+    """Whether the router leads this scope to the endpoint (and not to a redirect or a 404)."""
+    from starlette.routing import Match
+
+    routes: Any = app.routes
+    while True:
+        for route in routes:
+            match, child = route.matches(hit)
+            if match is Match.FULL:
+                if isinstance(route, Mount):
+                    hit = {**hit, **child}
+                    routes = route.routes
+                    break
+                return bool(child["endpoint"] is endpoint)
+        else:
+            return False
+
+
+def test_the_host_header_has_no_say() -> None:
+    """A malformed Host, which changes `request.url.path` in old Starlette, does not change what is guarded."""
+    paths = GuardedPaths(["/v1/*"])
+    for host in (b"a/v1/../health?", b"", b"evil/health#", b"[::1", b"x y"):
+        assert paths.guards({**scope("/v1/chat"), "headers": [(b"host", host)]})
+        assert not paths.guards({**scope("/health"), "headers": [(b"host", b"x/v1/chat")]})
