@@ -476,7 +476,7 @@ class Backend(ABC):
     async def close(self) -> None:
         """Give every connection back. Idempotent; an opened instance is always closed."""
 
-    def abandon(self) -> None:
+    def abandon(self) -> None:  # noqa: B027 - a store without connections has nothing to let go of
         """Let go of connections whose loop is gone or whose process forked; from any thread, never blocks."""
 
     def apply_now(self, ops: Sequence[Op], now: int) -> list[Outcome]:
