@@ -11,7 +11,7 @@ import typer
 
 from respan_guard.cli.output import FAILED, MISUSED, columns, fail, print_json, print_table, say, usd
 from respan_guard.cli.session import JSON, Storage, actor, with_guard
-from respan_guard.customer import Customer, customer_fields
+from respan_guard.customer import Customer
 
 if TYPE_CHECKING:
     from respan_guard.decision import Status
@@ -228,7 +228,7 @@ def _budget(customer: Customer) -> str | None:
 
 def _fields(customer: Customer) -> dict[str, Any]:
     """Every field of a customer, None where it is not set."""
-    return {name: getattr(customer, name) for name in customer_fields()}
+    return {name: getattr(customer, name) for name in Customer.model_fields}
 
 
 def _report(row: CustomerReport) -> dict[str, Any]:
