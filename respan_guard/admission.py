@@ -30,8 +30,20 @@ class Admission:
         ended: Whether it is over; it is nobody's then.
     """
 
-    __slots__ = ("_count", "_guard", "_lane", "_spent", "customer_identifier", "day", "decision", "ended", "held",
-                 "id", "slot")  # fmt: skip
+    __slots__ = (
+        "_count",
+        "_guard",
+        "_lane",
+        "_spent",
+        "_stored",
+        "customer_identifier",
+        "day",
+        "decision",
+        "ended",
+        "held",
+        "id",
+        "slot",
+    )
 
     def __init__(
         self,
@@ -42,6 +54,7 @@ class Admission:
         *,
         day: int = 0,
         held: int = 0,
+        stored: bool = True,
     ) -> None:
         self.id = admission_id
         self.customer_identifier = decision.customer_identifier
@@ -52,6 +65,7 @@ class Admission:
         self.slot: Slot | None = None
         self._guard = guard
         self._lane = lane  # None: nothing is stored (mode "off")
+        self._stored = stored  # False: let in against storage's word, or without it; there is no hold
         self._count = 0
         self._spent = 0
 
@@ -94,7 +108,7 @@ class Admission:
             usage,
             self.customer_identifier,
             source=source,
-            admission=self.id,
+            admission=self.id if self._stored else None,
             number=number,
             held_day=self.day if self.held else None,
         )

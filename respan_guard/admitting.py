@@ -90,7 +90,8 @@ class Admissions:
                 if terms.limits and not self._shadow:
                     raise error if isinstance(error, StorageUnavailable) else StorageUnavailable(str(error)) from error
                 # No limit to enforce: the work goes on, and what it records waits in inbox or journal.
-                outcome = _unlimited(terms.limits)
+                decision = Decision(customer, (), (), _NO_LIMITS, requests)
+                return Admission(guard, lane, op_id, decision, day=terms.day, stored=False)
             if outcome.__class__ is Stale:
                 guard.follow(outcome.now)
                 now = outcome.now
@@ -102,7 +103,7 @@ class Admissions:
             guard.refusals.add(decision)
             if self._shadow:
                 decision.shadow = decision.allowed = True
-                return Admission(guard, lane, op_id, decision, day=terms.day)
+                return Admission(guard, lane, op_id, decision, day=terms.day, stored=False)
             raise _ERRORS.get(decision.reason or "", BudgetExceeded)(decision)
         raise StorageUnavailable("the customer's limits kept changing while they were checked")
 
@@ -173,11 +174,6 @@ class Admissions:
             admission.end()
         elif admission.id:
             self._guard.renewer.watch(admission)
-
-
-def _unlimited(limits: tuple[Any, ...]) -> Allowed:
-    zeros = (0,) * len(limits)
-    return Allowed(0, zeros, zeros, tuple((0, 0, 0) for limit in limits if limit.kind == "rate"))
 
 
 @contextmanager

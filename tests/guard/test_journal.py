@@ -1,0 +1,109 @@
+"""The journal: synced before it is believed, adopted by whoever comes after, torn ends tolerated."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from respan_guard import Usage
+from respan_guard.backends.base import Entry
+from respan_guard.journal import Journal, entry_from_dict, entry_to_dict
+
+
+def entry(number: int, customer: str = "c1") -> Entry:
+    """A distinguishable entry."""
+    usage = Usage(
+        "gpt-4o", 10, 20, cost=Decimal("0.1"), time=datetime(2026, 1, 1, tzinfo=UTC), metadata={"n": number}
+    )
+    return Entry(id=f"e{number}", customer=customer, day=740000, at_ms=1, cost=100, input_tokens=10, usage=usage)
+
+
+def test_an_entry_survives_its_way_through_json() -> None:
+    """What is read back equals what was written, money and time included."""
+    assert entry_from_dict(entry_to_dict(entry(1))) == entry(1)
+
+
+def test_what_was_written_is_taken_once_in_order(tmp_path: Path) -> None:
+    """Rotating gives the records away; they are gone from disk only when they are said to be stored."""
+    journal = Journal(tmp_path, "store")
+    journal.write([entry(1), entry(2)])
+    journal.write([entry(3)])
+    assert journal.pending == 3
+    file = journal.rotate()
+    assert file is not None
+    assert [e.id for e in file.entries()] == ["e1", "e2", "e3"]
+    assert file.path.exists()
+    file.done()
+    assert not list(tmp_path.iterdir())
+    assert journal.rotate() is None
+
+
+def test_files_and_directory_belong_to_this_user_alone(tmp_path: Path) -> None:
+    """Usage records are nobody else's to read."""
+    journal = Journal(tmp_path / "journal", "store")
+    journal.write([entry(1)])
+    [path] = (tmp_path / "journal").iterdir()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+def test_a_live_process_keeps_its_file_and_a_dead_ones_is_adopted(tmp_path: Path) -> None:
+    """Another process's file is taken over once that process is gone, even if it was killed."""
+    program = f"""
+import os, signal
+from respan_guard.journal import Journal
+from tests.guard.test_journal import entry
+Journal({str(tmp_path)!r}, "store").write([entry(7)])
+print("ready", flush=True)
+signal.pause()
+"""
+    writer = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=os.getcwd())
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == "ready\n"
+    journal = Journal(tmp_path, "store")
+    assert journal.orphans() == []
+    writer.kill()
+    writer.wait()
+    writer.stdout.close()
+    [orphan] = journal.orphans()
+    assert [e.id for e in orphan.entries()] == ["e7"]
+    assert Journal(tmp_path, "store").orphans() == []  # held by the first that found it
+    orphan.close()
+    assert len(Journal(tmp_path, "store").orphans()) == 1
+
+
+def test_another_stores_files_are_left_alone(tmp_path: Path) -> None:
+    """Two stores may share a directory."""
+    Journal(tmp_path, "one").write([entry(1)])
+    assert Journal(tmp_path, "two").orphans() == []
+
+
+def test_a_torn_last_line_is_left_out_and_the_rest_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A process that died while writing acknowledged nothing of that line."""
+    journal = Journal(tmp_path, "store")
+    journal.write([entry(1), entry(2)])
+    [path] = tmp_path.iterdir()
+    whole = path.read_bytes()
+    file = journal.rotate()
+    assert file is not None
+    for cut in range(len(whole) // 2 + 1, len(whole) - 1, 7):
+        path.write_bytes(whole[:cut])
+        assert [e.id for e in file.entries()] == ["e1"]
+    assert "torn" in caplog.text
+    file.close()
+
+
+def test_a_record_the_store_never_takes_is_kept_as_a_dead_letter(tmp_path: Path) -> None:
+    """Dead letters are readable and say why."""
+    journal = Journal(tmp_path, "store")
+    journal.bury(entry(1), "its day is pruned")
+    text = journal.dead_letters.read_text()
+    assert "its day is pruned" in text
+    assert '"e1"' in text
