@@ -72,7 +72,15 @@ class Estimator:
             return self._nothing
         output = self._output_bound(call)
         tokens = call.input_tokens_bound + output
-        cost = self._prices.bound(call, output)
+        cost = self._prices.bound(
+            call.model,
+            call.provider,
+            call.input_tokens_bound,
+            output,
+            service_tier=call.service_tier,
+            has_audio=call.has_audio,
+            has_images=call.has_images,
+        )
         if self._fixed is not None:
             cost = None if cost is None else self._fixed
         elif self._hold == "none":
