@@ -239,7 +239,7 @@ async def test_bad_params_headers_are_refused(value: bytes) -> None:
 )
 async def test_bad_body_params_are_refused(body: dict[str, Any]) -> None:
     """Params of the wrong shape are refused with the name of the field."""
-    with pytest.raises(InvalidInput, match="params|twice"):
+    with pytest.raises(InvalidInput, match=r"params|twice"):
         await who("body", body)
 
 
@@ -278,8 +278,9 @@ async def test_the_first_that_knows_wins() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", ["users", "header:", "header:x y", "header:é", "state:", "state:a-b", "state", "", [], 7, [None], ["user", 3], {}]
-)  # fmt: skip
+    "bad",
+    ["users", "header:", "header:x y", "header:é", "state:", "state:a-b", "state", "", [], 7, [None], ["user", 3], {}],
+)
 def test_unknown_sources_are_errors(bad: Any) -> None:
     """A name that is no source is an error that lists or guesses what was meant."""
     with pytest.raises(ConfigurationError, match="source"):
