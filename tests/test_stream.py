@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import itertools
-import json
 import random
 import re
 import zlib
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from respan_guard.providers import JSONReader, Reader, StreamReader, reader_for, stream
@@ -95,6 +94,16 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "operation": "chat",
     },
 }
+SMALL = [
+    b'data: {"object":"chat.completion.chunk","model":"m","usage":{"prompt_tokens":1}}',
+    b'data: {"object":"chat.completion.chunk","id":"i","usage":{"prompt_tokens":2}}',
+    b'data: {"type":"message_start","message":{"type":"message","usage":{"input_tokens":7}}}',
+    b'data: {"type":"message_delta","usage":{"output_tokens":8}}',
+    b'data: {"type":"message_stop"}',
+    b'data: {"choices":[{"delta":{"content":"abc"}}]}',
+    b"data: [DONE]",
+    b"data: " + b"z" * 300,
+]
 EXPECTED["azure_chat.sse"] = EXPECTED["openai_chat.sse"]
 EXPECTED["openai_responses_incomplete.sse"] = EXPECTED["openai_responses.sse"]
 
@@ -136,11 +145,12 @@ def test_reads_each_format(name: str) -> None:
 
 @pytest.mark.parametrize("name", STREAMS)
 def test_every_single_cut_gives_the_same(name: str) -> None:
-    """One byte at a time, and cut in two at every place: the outcome is that of the whole."""
+    """One byte at a time, and cut in two at every line end, within characters, and all along: always as the whole."""
     data = STREAMS[name]
     whole = read([data])
-    assert read([data[i : i + 1] for i in range(len(data))]) == whole
-    for place in range(len(data)):
+    assert read([data[i : i + 1] for i in range(len(data))], eager=False) == whole
+    touchy = {i + shift for i, byte in enumerate(data) if byte in b"\r\n" or byte > 127 for shift in (0, 1)}
+    for place in {*touchy, *range(0, len(data), 37)}:
         assert read([data[:place], data[place:]]) == whole
 
 
@@ -180,6 +190,25 @@ def test_rubbish_gives_the_same_however_cut(tokens: list[bytes], places: list[in
     assert read(cut(data, places)) == read([data], eager=False)
 
 
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.sampled_from([*(e + b"\n\n" for e in SMALL), b"\r", b"\n", b"\r\n", b": " + b"p" * 50, b"data: "]),
+        max_size=40,
+    ),
+    st.lists(st.integers(0, 10**6), max_size=30),
+    st.booleans(),
+)
+def test_letting_go_of_the_middle_does_not_depend_on_cuts(
+    monkeypatch: pytest.MonkeyPatch, parts: list[bytes], places: list[int], eager: bool
+) -> None:
+    """With tiny ends and a tiny cap, so that most of each stream is dropped, cuts still make no difference."""
+    for name, size in (("BATCH", 1), ("HEAD", 90), ("WINDOW", 120), ("EVENT_CAP", 200)):
+        monkeypatch.setattr(stream, name, size)
+    data = b"".join(parts)
+    assert read(cut(data, places), eager=eager) == read([data], eager=False)
+
+
 @given(st.binary(max_size=400))
 def test_random_bytes_tell_nothing(data: bytes) -> None:
     """Bytes that are no stream are no usage and no error."""
@@ -206,24 +235,54 @@ def test_long_streams_are_read_across_batches() -> None:
 
 
 def test_memory_is_bounded_between_events() -> None:
-    """However long the stream, no more than a batch and an unfinished event are kept."""
+    """However long the stream, no more than its two ends and a batch are kept."""
     reader = StreamReader()
     event = STREAMS["openai_chat.sse"].split(b"\n\n")[2] + b"\n\n"
     most = 0
     for _ in range(5_000):
         reader.feed(event)
-        most = max(most, reader._size + len(reader._pending))
-    assert most <= stream.BATCH + 2 * len(event)
+        most = max(most, reader._size + len(reader._tail) + len(reader._head))
+    assert most <= stream.BATCH + stream.WINDOW + stream.HEAD + 2 * len(event)
 
 
 def test_events_are_not_decoded_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a thousand chunks of a chat only the first, the one with usage and the end are looked at."""
+    """Of a thousand chunks of a chat only the first two, the one with usage and the end are looked at."""
     seen: list[bytes] = []
-    loads = json.loads
-    monkeypatch.setattr(stream.json, "loads", lambda data: seen.append(data) or loads(data))
+    look = stream._json
+
+    def spy(event: bytes) -> Any:
+        seen.append(event)
+        return look(event)
+
+    monkeypatch.setattr(stream, "_json", spy)
     events = STREAMS["openai_chat.sse"].split(b"\n\n")
-    read([b"\n\n".join([events[0], *[events[2]] * 1_000, *events[-3:]])], eager=False)
-    assert len(seen) == 2
+    assert read([b"\n\n".join([events[0], *[events[2]] * 1_000, *events[-3:]])], eager=False)[0]
+    assert len(seen) == 4
+
+
+def test_usage_in_the_middle_is_not_believed_later() -> None:
+    """Usage that much more text follows is no final usage, whether or not somebody looked in between."""
+    event = STREAMS["openai_chat.sse"].split(b"\n\n")[2] + b"\n\n"
+    usage = b'data: {"object":"chat.completion.chunk","usage":{"prompt_tokens":5,"completion_tokens":1}}\n\n'
+    for eager in (True, False):
+        assert read([event * 9, usage, *[event] * 50], eager=eager)[0] is not None
+        assert read([event * 9, usage, *[event] * 500], eager=eager)[0] is None
+
+
+def test_output_is_extrapolated_from_the_head() -> None:
+    """Text beyond the first 32 KiB is estimated by the head's share of text, within a tenth here."""
+    rng = random.Random(3)
+    words = ["a", " the", " calculation", " of", "\\n", " 世界", " interest"]
+    chunks = [
+        b'data: {"id":"chatcmpl-1234567890abcdefgh","object":"chat.completion.chunk","model":"m",'
+        b'"choices":[{"index":0,"delta":{"content":"' + word.encode() + b'"}}],"usage":null}\n\n'
+        for word in (rng.choice(words) for _ in range(3_000))
+    ]
+    real = sum(len(re.findall(rb'"content":"([^"]*)"', chunk)[0]) for chunk in chunks)
+    assert read(chunks, eager=False)[4] == pytest.approx(real, rel=0.1)
+    assert read(chunks[:100], eager=False)[4] == sum(
+        len(re.findall(rb'"content":"([^"]*)"', chunk)[0]) for chunk in chunks[:100]
+    )
 
 
 def test_interrupted_streams_tell_what_they_can() -> None:
@@ -268,27 +327,27 @@ def test_an_event_beyond_the_cap_is_left_out(step: int, monkeypatch: pytest.Monk
     """An event that is too large marks the reader as broken, is never held, and what follows is read."""
     monkeypatch.setattr(stream, "EVENT_CAP", 100_000)
     huge = b'data: {"object":"chat.completion.chunk","usage":{"prompt_tokens":9},"x":"' + b"y" * 500_000 + b'"}\n\n'
-    data = STREAMS["openai_chat.sse"]
-    reader, most = StreamReader(), 0
-    whole = huge + data
-    for i in range(0, len(whole), step):
-        reader.feed(whole[i : i + step])
-        most = max(most, len(reader._pending))
-    reader.close()
-    usage = reader.usage()
-    assert reader.broken
-    assert usage is not None
-    assert usage.input_tokens == 1117
-    assert most < 100_000 + 2 * stream.BATCH or step > 10**6
+    for after, told in ((b"", None), (STREAMS["openai_chat.sse"], 1117)):
+        whole = huge + after
+        reader, most = StreamReader(), 0
+        for i in range(0, len(whole), step):
+            reader.feed(whole[i : i + step])
+            most = max(most, len(reader._tail))
+        reader.close()
+        usage = reader.usage()
+        assert reader.broken
+        assert (usage.input_tokens if usage else None) == told
+        assert most < 100_000 + 4 * stream.BATCH or step > 10**6
 
 
 def test_endless_line_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream that never ends its first event costs bounded memory and linear time."""
+    """A stream that never ends its first event costs bounded memory."""
     monkeypatch.setattr(stream, "EVENT_CAP", 200_000)
     reader = StreamReader()
     for _ in range(2_000):
         reader.feed(b"data: " + b"z" * 1_000)
-        assert len(reader._pending) < 300_000
+        assert len(reader._tail) < 300_000
+    assert reader.broken
     reader.close()
     assert reader.broken
     assert reader.usage() is None

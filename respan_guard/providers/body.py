@@ -24,7 +24,10 @@ _RATIO = 200
 class Reader(Protocol):
     """Watches a response body for usage; the body itself goes its own way."""
 
-    broken: bool
+    @property
+    def broken(self) -> bool:
+        """Whether a part that may have held the usage was given up."""
+        ...
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes, cut anywhere."""
@@ -67,6 +70,8 @@ class JSONReader:
     """
 
     __slots__ = ("_body", "_parts", "_size", "_usage", "broken")
+
+    broken: bool
 
     def __init__(self) -> None:
         self.broken = False
@@ -165,7 +170,7 @@ class Inflater:
             self._reader.feed(plain)
             bomb = self._out > BODY_CAP and self._out > _RATIO * self._in
             # A stream reader skips what is too large and goes on; a JSON reader is done.
-            self.broken = bomb or (self._reader.broken and isinstance(self._reader, JSONReader))
+            self.broken = bomb or (isinstance(self._reader, JSONReader) and self._reader.broken)
 
     def close(self) -> None:
         """The body is complete."""

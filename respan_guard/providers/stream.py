@@ -1,14 +1,15 @@
 """Usage from event streams (`text/event-stream`), read while the bytes pass by.
 
-The price of watching is paid per 32 KiB, not per chunk: `feed` only keeps the chunk, and a full batch is
-searched for the few events that can matter (usage, the end). Only those are decoded as JSON.
+Providers report usage in the first event or in the last ones, so only a stream's two ends are kept, and they
+are looked at when somebody asks. A chunk costs an append; every 32 KiB the middle is let go, unread.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from respan_guard.providers import anthropic, openai
@@ -16,12 +17,14 @@ from respan_guard.providers.base import mapping, text
 from respan_guard.providers.replies import read_reply
 from respan_guard.usage import Usage
 
-__all__ = ["EVENT_CAP", "StreamReader", "data_of"]
+__all__ = ["EVENT_CAP", "StreamReader"]
 
 BATCH = 32_768
+HEAD = 32_768
+WINDOW = 32_768
+"""An event is looked at if it ends within the last so many bytes. What follows usage is an end marker, no more."""
 EVENT_CAP = 8 * 1024 * 1024
-"""Bytes of one event that are kept. The last event of OpenAI's responses carries the whole reply, so
-it may be large; everything else is small, and nothing is kept between events."""
+"""Bytes of one event that are kept. The last event of OpenAI's responses carries the whole reply: it can be large."""
 
 # A blank line: two line ends, of any of the three kinds. A CR before LF is no line end of its own.
 _BLANK = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
@@ -36,7 +39,6 @@ _ENDS = frozenset({
     "transcript.text.done",
 })  # fmt: skip
 # The text of deltas: OpenAI's "content", "arguments", "refusal", "reasoning"; "text" and "thinking" of the others.
-# A match stays within its line.
 _STRING = rb'[ \t]*:[ \t]*"((?:[^"\\\r\n]|\\.)*)"'
 _TEXT = re.compile(
     rb'"(?:content|text|arguments|partial_json|thinking|reasoning|reasoning_content|refusal)"' + _STRING,
@@ -45,193 +47,238 @@ _TEXT = re.compile(
 _DELTA = re.compile(rb'"delta"' + _STRING)
 
 
-def data_of(event: bytes) -> bytes:
-    """The data of one event: its `data` lines, joined by newlines."""
-    lines = (line for line in _LINE.split(event) if line.startswith(b"data:"))
-    return b"\n".join(line[6:] if line.startswith(b"data: ") else line[5:] for line in lines)
+@dataclass(slots=True)
+class _Findings:
+    """What the two ends of a stream tell."""
+
+    usage: Usage | None = None
+    model: str | None = None
+    response_id: str | None = None
+    finished: bool = False
+    broken: bool = False
+    start: Mapping[str, Any] | None = None
+    delta: dict[str, Any] = field(default_factory=dict)
+
+    def name(self, body: Mapping[str, Any]) -> None:
+        self.model = self.model or text(body.get("model")) or text(body.get("modelVersion"))
+        self.response_id = self.response_id or text(body.get("id")) or text(body.get("responseId"))
 
 
 class StreamReader:
     """Watches a stream of server-sent events for usage.
 
-    The result doesn't depend on how the bytes were cut into chunks.
-
-    Attributes:
-        broken: An event was larger than `EVENT_CAP`; it was left out, the rest is still read.
+    What it tells depends on the bytes so far, not on how they were cut into chunks.
     """
 
-    __slots__ = (
-        "_batch",
-        "_delta",
-        "_event_id",
-        "_event_model",
-        "_finished",
-        "_first",
-        "_output",
-        "_pending",
-        "_searched",
-        "_size",
-        "_skipping",
-        "_start",
-        "_text",
-        "_usage",
-        "broken",
-    )
+    __slots__ = ("_batch", "_closed", "_findings", "_head", "_low", "_seen", "_size", "_skipping", "_tail", "_total")
 
     def __init__(self) -> None:
-        self.broken = False
         self._batch: list[bytes] = []
         self._size = 0
-        self._pending = bytearray()
-        self._searched = 0
+        self._total = 0
+        self._head = b""
+        self._tail = bytearray()  # starts with an event, or within one that is too large
+        self._low = 0  # no event ends before this place of the tail
         self._skipping = False
-        self._first = True
-        self._usage: Usage | None = None
-        self._start: Mapping[str, Any] | None = None
-        self._delta: dict[str, Any] = {}
-        self._finished = False
-        self._output = 0
-        self._text = _TEXT
-        self._event_model: str | None = None
-        self._event_id: str | None = None
+        self._closed = False
+        self._seen = -1
+        self._findings = _Findings()
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the stream, cut anywhere."""
         self._batch.append(data)
         self._size += len(data)
         if self._size >= BATCH:
-            self._read()
+            self._compact()
 
     def close(self) -> None:
         """The stream is over; what came after the last blank line counts as an event."""
-        self._read()
-        if self._pending and not self._skipping:
-            self._events(bytes(self._pending))
-        self._pending.clear()
-        self._searched = 0
+        self._closed = True
+        self._seen = -1
 
     def usage(self) -> Usage | None:
         """The usage reported so far; None if there was none, or only a malformed one."""
-        self._read()
-        if self._start is not None:
-            return read_reply(anthropic.merge(self._start, self._delta))
-        return self._usage
+        return self._look().usage
 
     @property
     def finished(self) -> bool:
         """Whether the event that ends the stream was seen."""
-        self._read()
-        return self._finished
+        return self._look().finished
 
     @property
     def model(self) -> str | None:
         """The model that the stream names."""
-        self._read()
-        return self._event_model
+        return self._look().model
 
     @property
     def response_id(self) -> str | None:
         """The reply's id that the stream names."""
-        self._read()
-        return self._event_id
+        return self._look().response_id
+
+    @property
+    def broken(self) -> bool:
+        """Whether an event near the end was larger than `EVENT_CAP` and left out; it may have held the usage."""
+        return self._look().broken
 
     @property
     def output_bytes(self) -> int:
-        """Bytes of generated text seen so far, as JSON spells it: a bound for its tokens when usage never came."""
-        self._read()
-        return self._output
+        """Bytes of generated text so far, as JSON spells it, to estimate tokens by when usage never came.
 
-    def _read(self) -> None:
+        Counted in the first 32 KiB; what follows is taken to hold as much text a byte as they do.
+        """
+        self._compact()
+        head = self._head
+        pattern = _DELTA if any(b'"response.' in event for event, _ in self._first()) else _TEXT
+        found = sum(len(string) for string in pattern.findall(head))
+        return found if self._total <= len(head) else -(-found * self._total // len(head))
+
+    def _compact(self) -> None:
+        """Move the batch to the tail, and drop the events that ended long ago."""
         if not self._batch:
             return
-        pending = self._pending
-        for chunk in self._batch:
-            pending += chunk
+        data = b"".join(self._batch)
         self._batch.clear()
         self._size = 0
-        end = self._boundary()
+        if len(self._head) < HEAD:
+            self._head += data[: HEAD - len(self._head)]
+        self._total += len(data)
+        tail = self._tail
+        tail += data
+        until = len(tail) - WINDOW
+        if until <= 0:
+            return
+        end = self._boundary(until)
         if end:
-            region = bytes(pending[:end])
-            del pending[:end]
-            if self._skipping:
-                # The event that was too large ends with the first blank line.
-                blank = _BLANK.search(region)
-                region = region[blank.end() :] if blank else b""
-                self._skipping = False
-            self._events(region)
-        if len(pending) > EVENT_CAP and not self._skipping:
-            # Line ends of several kinds may hide a blank line from the quick search.
-            blanks = [blank.end() for blank in _BLANK.finditer(pending)]
-            if blanks:
-                self._events(bytes(pending[: blanks[-1]]))
-                del pending[: blanks[-1]]
-        if len(pending) > EVENT_CAP or self._skipping:
-            self.broken = self._skipping = True
-            del pending[:-3]
-        self._searched = max(0, len(pending) - 3)
+            del tail[:end]
+            self._low, self._skipping = 0, False
+        elif self._skipping or until > EVENT_CAP:
+            del tail[:until]
+            self._low, self._skipping = 0, True
+        else:
+            self._low = until
 
-    def _boundary(self) -> int:
-        """Where the last complete event ends; 0 if none does. Never searches the same bytes twice."""
-        pending, start = self._pending, self._searched
-        at = pending.rfind(b"\n\n", start)
+    def _boundary(self, until: int) -> int:
+        """Where an event ends at or before that place, the later the better; 0 if none does."""
+        tail, low = self._tail, max(0, self._low - 3)
+        at = tail.rfind(b"\n\n", low, until)
         if at >= 0:
             return at + 2
-        at = pending.rfind(b"\r\n\r\n", start)
+        at = tail.rfind(b"\r\n\r\n", low, until)
         if at >= 0:
             return at + 4
-        if pending.find(b"\r", start) < 0:
+        if tail.find(b"\r", low, until) < 0:
             return 0
-        end = 0
-        for blank in _BLANK.finditer(pending, start):
-            end = blank.end()
-        return end
+        # One byte more, since a CR there may be half of a CR LF.
+        ends = [blank.end() for blank in _BLANK.finditer(tail, low, until + 1)]
+        return max((end for end in ends if end <= until), default=0)
 
-    def _events(self, region: bytes) -> None:
-        """Read complete events."""
-        if self._first and region:
-            region = region.removeprefix(b"\xef\xbb\xbf")
-        if self._first or len(region) > EVENT_CAP or _MATTERS.search(region):
-            for event in _BLANK.split(region):
-                if len(event) > EVENT_CAP:
-                    self.broken = True
-                elif event and (self._first or _MATTERS.search(event)):
-                    self._event(data_of(event))
-        for found in self._text.finditer(region):
-            self._output += found.end(1) - found.start(1)
+    def _first(self) -> list[tuple[bytes, int]]:
+        """The first two events with data, of those that end within the head."""
+        whole = self._closed and self._total <= len(self._head)
+        found = []
+        for event in _events(self._head.removeprefix(b"\xef\xbb\xbf"), whole=whole):
+            if b"data" in event[0]:
+                found.append(event)
+                if len(found) == 2:
+                    break
+        return found
 
-    def _event(self, data: bytes) -> None:
-        if not data:
-            return
-        if self._first and b'"response.' in data:
-            self._text = _DELTA
-        self._first = False
-        if data.strip() == b"[DONE]":
-            self._finished = True
-            return
-        try:
-            event = json.loads(data)
-        except (ValueError, RecursionError):
-            return
-        if not isinstance(event, Mapping):
-            return
-        kind = event.get("type")
-        if kind == "message_start":
-            self._start = mapping(event.get("message"))
-            self._delta.clear()
-            self._name(self._start)
-        elif kind == "message_delta":
-            self._delta.update((k, v) for k, v in mapping(event.get("usage")).items() if v is not None)
-        else:
-            self._name(mapping(event.get("response")) if "response" in event else event)
-            usage = openai.event_usage(event) or read_reply(event)
-            if usage is not None:
-                self._usage = usage
-            candidates = event.get("candidates")
-            if isinstance(candidates, list) and any("finishReason" in mapping(c) for c in candidates):
-                self._finished = True
-        if isinstance(kind, str) and kind in _ENDS:
-            self._finished = True
+    def _look(self) -> _Findings:
+        self._compact()
+        if self._seen == self._total:
+            return self._findings
+        found = _Findings()
+        for event, _ in self._first():
+            _read_first(found, event)
+        tail = bytes(self._tail)
+        since = len(tail) - WINDOW
+        if self._total == len(tail):
+            tail = tail.removeprefix(b"\xef\xbb\xbf")
+        last: list[bytes] = []
+        skip = self._skipping
+        for event, end in _events(tail, whole=self._closed):
+            if end > since:
+                if skip or len(event) > EVENT_CAP:
+                    found.broken = True
+                else:
+                    last.append(event)
+            skip = False
+        unfinished = skip and not self._closed
+        found.broken |= unfinished or (not last and len(tail) > EVENT_CAP)
+        for event in reversed(last):
+            # A large event is decoded faster than it is searched.
+            if found.usage is None and (len(event) > WINDOW or _MATTERS.search(event)):
+                _read_last(found, event)
+        if found.start is not None:
+            found.usage = read_reply(anthropic.merge(found.start, found.delta))
+        self._seen, self._findings = self._total, found
+        return found
 
-    def _name(self, body: Mapping[str, Any]) -> None:
-        self._event_model = text(body.get("model")) or text(body.get("modelVersion")) or self._event_model
-        self._event_id = text(body.get("id")) or text(body.get("responseId")) or self._event_id
+
+def _blanks(data: bytes) -> Iterator[tuple[int, int]]:
+    if b"\r" in data:
+        yield from (blank.span() for blank in _BLANK.finditer(data))
+        return
+    at = data.find(b"\n\n")  # many times faster than the pattern, which tells on large events
+    while at >= 0:
+        yield at, at + 2
+        at = data.find(b"\n\n", at + 2)
+
+
+def _events(data: bytes, *, whole: bool) -> Iterator[tuple[bytes, int]]:
+    """The events and where each ends; what follows the last blank line is one only if the data is whole."""
+    at = 0
+    for start, end in _blanks(data):
+        if start > at:
+            yield data[at:start], start
+        at = end
+    if whole and at < len(data):
+        yield data[at:], len(data)
+
+
+def _json(event: bytes) -> Mapping[str, Any] | str:
+    """The event's data as a JSON object; as text for the marker of the end, "" for anything else."""
+    lines = (line for line in _LINE.split(event) if line.startswith(b"data:"))
+    data = b"\n".join(line[6:] if line.startswith(b"data: ") else line[5:] for line in lines).strip()
+    if data == b"[DONE]":
+        return "[DONE]"
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return ""
+    return found if isinstance(found, Mapping) else ""
+
+
+def _read_first(found: _Findings, event: bytes) -> None:
+    body = _json(event)
+    if isinstance(body, str):
+        return
+    if body.get("type") == "message_start":
+        found.start = mapping(body.get("message"))
+        found.name(found.start)
+    else:
+        found.name(mapping(body.get("response")) if "response" in body else body)
+
+
+def _read_last(found: _Findings, event: bytes) -> None:
+    """Take what an event adds; the last events come first."""
+    body = _json(event)
+    if isinstance(body, str):
+        found.finished |= body == "[DONE]"
+        return
+    kind = body.get("type")
+    if kind == "message_delta":
+        # Cumulative: a later delta's counts win, an earlier one's fill the gaps.
+        for name, value in mapping(body.get("usage")).items():
+            if value is not None:
+                found.delta.setdefault(name, value)
+    elif kind == "message_start":
+        found.start = found.start or mapping(body.get("message"))
+    else:
+        found.usage = openai.event_usage(body) or read_reply(body)
+        found.name(mapping(body.get("response")) if "response" in body else body)
+        candidates = body.get("candidates")
+        if isinstance(candidates, list) and any("finishReason" in mapping(c) for c in candidates):
+            found.finished = True
+    if isinstance(kind, str) and kind in _ENDS:
+        found.finished = True
