@@ -72,6 +72,7 @@ class Limit:
         first_day: Of a span, the first day in it.
         end_day: Of a span, the first day after it.
         scope: "customer", "customer+model", "model" or "all".
+        key: Names the sum that counts for a span or total; made from the others.
     """
 
     name: str
@@ -82,6 +83,11 @@ class Limit:
     first_day: int = 0
     end_day: int = 0
     scope: str = "customer"
+    key: str = field(init=False, repr=False, compare=False, default="")
+
+    def __post_init__(self) -> None:
+        days = "" if self.kind == "total" else f"{self.first_day}-{self.end_day}"
+        object.__setattr__(self, "key", f"{self.metric}:{days}")
 
 
 @dataclass(slots=True)
@@ -294,9 +300,9 @@ class Amounts:
         self.errors += other.errors
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StoredEntry:
-    """An entry as the log has it."""
+    """An entry as the log has it. Treat it as a value."""
 
     seq: int
     rev: int

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
-from typing import Any
+from typing import Any, TypeAlias
 
 from respan_guard.backends.base import (
     REPLAY_MS,
@@ -36,12 +36,14 @@ from respan_guard.backends.base import (
 from respan_guard.errors import CounterOverflow
 from respan_guard.money import MAX_NANO
 
-__all__ = ["EVER", "Cell", "Hold", "Ledger", "amounts_of", "roll"]
+__all__ = ["EVER", "Cell", "Hold", "Ledger", "Span", "amounts_of", "roll"]
 
 EVER = 1 << 40
 """A day after all days: the end of a total."""
 _MAX_SPANS = 8
 _GONE = Ended("gone")
+_ONE_REQUEST = Amounts(1)
+_NOTHING_HELD = (0,) * 64
 
 
 def roll(window: Window | None, width: int, now: int) -> Window:
@@ -67,6 +69,39 @@ def amounts_of(entry: Entry, sign: int = 1) -> Amounts:
         sign if entry.cost is None else 0,
         sign if entry.usage.status == "error" else 0,
     )
+
+
+def held_by(cell: Cell, metric: str, first: int, end: int, model: str | None) -> int:
+    """What a customer's live holds hold of a metric, on a run of days."""
+    index = 0 if metric == "cost" else 1
+    return sum(
+        sums[index]
+        for (day, held_model), sums in (cell.live or {}).items()
+        if first <= day < end and (model is None or model == held_model)
+    )
+
+
+def _days(limit: Limit) -> tuple[int, int]:
+    return (0, EVER) if limit.kind == "total" else (limit.first_day, limit.end_day)
+
+
+def _reason(op: Admit, limit: Limit, used: int, held: int) -> str | None:
+    """Why a limit refuses, or None if it does not."""
+    amount = limit.amount
+    if limit.metric == "requests":
+        if used + op.requests <= amount:
+            return None
+        return "rate" if limit.kind == "rate" else "exhausted"
+    asked = op.cost if limit.metric == "cost" else op.tokens
+    if used + held + asked <= amount and (used + held < amount or op.free):
+        return None
+    return "held" if used < amount and used + asked <= amount else "exhausted"
+
+
+def _in_range(customer: str, cost: int) -> int:
+    if not -MAX_NANO <= cost <= MAX_NANO:
+        raise CounterOverflow(f"the cost of customer {customer!r} would pass 9,000,000 USD")
+    return cost
 
 
 class Hold:
@@ -95,10 +130,41 @@ class Hold:
         self.ended = ended
 
 
+class Span:
+    """The sum of one metric over a run of days, kept up with every change."""
+
+    __slots__ = ("amount", "end", "first", "metric", "model")
+
+    def __init__(self, metric: str, first: int, end: int, model: str | None, amount: int) -> None:
+        self.metric = metric
+        self.first = first
+        self.end = end
+        self.model = model
+        self.amount = amount
+
+
+Planned: TypeAlias = tuple[int, str, int, Span | None, Limit]
+"""A limit as evaluations want it: amount, metric, width of a rate, the customer's own sum, the limit."""
+
+
 class Cell:
     """What is known of one customer: all that admissions, records and releases of it touch."""
 
-    __slots__ = ("customer", "expiry", "holds", "live", "params", "rates", "revision", "spans")
+    __slots__ = (
+        "customer",
+        "expiry",
+        "holds",
+        "limits",
+        "live",
+        "model",
+        "params",
+        "plan",
+        "rates",
+        "revision",
+        "spans",
+        "wide",
+        "widths",
+    )
 
     def __init__(self, customer: str, revision: str = "", params: Params | None = None) -> None:
         self.customer = customer
@@ -108,7 +174,12 @@ class Cell:
         self.holds: dict[str, Hold] = {}
         self.live: dict[tuple[int, str], list[int]] | None = None  # (day, model) -> [cost, tokens] held
         self.expiry: list[tuple[int, str]] | None = None  # heap of (expires, id) of holds that hold something
-        self.spans: dict[tuple[str, int, int, str | None], int] | None = None  # sums worked out before
+        self.spans: dict[str, Span] | None = None  # sums worked out before
+        self.limits: tuple[Limit, ...] | None = None  # those that the plan below is made for
+        self.model = ""
+        self.plan: Sequence[Planned] = ()
+        self.wide = False  # a limit of the plan spans customers
+        self.widths: tuple[int, ...] = ()  # of the plan's rates
 
     def add_hold(self, hold: Hold) -> None:
         """Take a hold into the working set."""
@@ -210,76 +281,95 @@ class Ledger(ABC):
         """Apply operations in order.
 
         Raises:
-            CounterOverflow: A sum would pass what can be counted exactly. Nothing was applied.
+            CounterOverflow: A sum would pass what can be counted exactly. Earlier ops of the batch are applied:
+                the store rolls the batch back, or sees to it beforehand with `check_range`.
         """
         if now > self.now:
             self.now = now
-        now = self.now
-        self._check_range(ops)
+        else:
+            now = self.now
         do = self._do
         return [do[op.__class__](op, now) for op in ops]
 
-    def _check_range(self, ops: Sequence[Op]) -> None:
+    def check_range(self, ops: Sequence[Op]) -> None:
+        """Refuse a batch in which a sum might pass what can be counted exactly, before any of it is applied."""
         growing: dict[str, int] = {}
         for op in ops:
             if isinstance(op, Record) and op.entry.cost is not None:
-                entry = op.entry
-                before = growing.get(entry.customer)
-                if before is None:
-                    before = self.total(entry.customer)
-                growing[entry.customer] = after = before + op.entry.cost
-                if not -MAX_NANO <= after <= MAX_NANO:
-                    raise CounterOverflow(f"the cost of customer {entry.customer!r} would pass 9,000,000 USD")
+                customer = op.entry.customer
+                before = growing[customer] if customer in growing else self.total(customer)
+                growing[customer] = _in_range(customer, before + op.entry.cost)
 
     def evaluate(
-        self, cell: Cell, limits: Sequence[Limit], model: str, now: int
-    ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[Window, ...]]:
-        """Used, held and rate states of limits at `now`, without changing anything that is stored."""
+        self, cell: Cell, limits: tuple[Limit, ...], now: int, op: Admit
+    ) -> tuple[bool, list[int], Sequence[int], list[Window]]:
+        """Whether `op` fits all limits at `now`, and used, held and rate states. Changes nothing that is stored."""
+        if limits is not cell.limits or op.model != cell.model:
+            self._plan(cell, limits, op.model)
         if cell.expiry:
             cell.expire(now)
-        used, held, windows = [], [], []
-        for limit in limits:
-            if limit.kind == "rate":
-                width = limit.window_ms
-                window = roll(cell.rates.get(width) if cell.rates else None, width, now)
+        held: list[int] | None = [] if cell.live or cell.wide else None
+        used: list[int] = []
+        windows: list[Window] = []
+        fits = True
+        for amount, metric, width, span, limit in cell.plan:
+            holding = 0
+            if width:
+                window = cell.rates.get(width) if cell.rates else None
+                if window is None or not 0 <= now - window[0] < width:
+                    window = roll(window, width, now)
                 windows.append(window)
-                start, prev, cur = window
+                start, prev, spent = window
                 if prev:
-                    cur += prev * (width - max(0, now - start)) // width
-                used.append(cur)
-                held.append(0)
-                continue
-            first, end = (0, EVER) if limit.kind == "total" else (limit.first_day, limit.end_day)
-            scope = limit.scope
-            if scope == "customer" or scope == "customer+model":
-                only = None if scope == "customer" else model
-                key = (limit.metric, first, end, only)
-                spans = cell.spans
-                if spans is None:
-                    spans = cell.spans = {}
-                amount = spans.get(key)
-                if amount is None:
-                    if len(spans) >= _MAX_SPANS:
-                        spans.clear()
-                    amount = spans[key] = self.sum(cell.customer, only, limit.metric, first, end)
-                used.append(amount)
-                held.append(self._held_by(cell, limit.metric, first, end, only) if cell.live else 0)
+                    spent += prev * (width - max(0, now - start)) // width
+                if spent + op.requests > amount:
+                    fits = False
             else:
-                only = model if scope == "model" else None
-                used.append(self.sum(None, only, limit.metric, first, end))
-                held.append(0 if limit.metric == "requests" else self.held(only, limit.metric, first, end, now))
-        return tuple(used), tuple(held), tuple(windows)
+                spent = self._wide_sum(limit, op.model) if span is None else span.amount
+                if metric == "requests":
+                    if spent + op.requests > amount:
+                        fits = False
+                else:
+                    if held is not None:
+                        holding = self._held(cell, limit, op.model, now)
+                    asked = op.cost if metric == "cost" else op.tokens
+                    if spent + holding + asked > amount or (spent + holding >= amount and not op.free):
+                        fits = False
+            used.append(spent)
+            if held is not None:
+                held.append(holding)
+        return fits, used, _NOTHING_HELD[: len(used)] if held is None else held, windows
 
-    @staticmethod
-    def _held_by(cell: Cell, metric: str, first: int, end: int, model: str | None) -> int:
-        if metric == "requests" or not cell.live:
-            return 0
-        index = 0 if metric == "cost" else 1
-        return sum(
-            sums[index]
-            for (day, held_model), sums in cell.live.items()
-            if first <= day < end and (model is None or model == held_model)
-        )
+    def _plan(self, cell: Cell, limits: tuple[Limit, ...], model: str) -> None:
+        """Look up once what every evaluation of these limits needs."""
+        if cell.spans is None or len(cell.spans) + len(limits) > _MAX_SPANS:
+            cell.spans = {}
+        plan: list[Planned] = []
+        for limit in limits:
+            span = None
+            if not limit.window_ms and limit.scope in ("customer", "customer+model"):
+                only = model if limit.scope == "customer+model" else None
+                key = limit.key if only is None else f"{limit.key}:{only}"
+                span = cell.spans.get(key)
+                if span is None:
+                    first, end = _days(limit)
+                    amount = self.sum(cell.customer, only, limit.metric, first, end)
+                    span = cell.spans[key] = Span(limit.metric, first, end, only, amount)
+            plan.append((limit.amount, limit.metric, limit.window_ms, span, limit))
+        cell.plan, cell.limits, cell.model = plan, limits, model
+        cell.wide = any(span is None and not width for _, _, width, span, _ in plan)
+        cell.widths = tuple(width for _, _, width, _, _ in plan if width)
+
+    def _wide_sum(self, limit: Limit, model: str) -> int:
+        first, end = _days(limit)
+        return self.sum(None, model if limit.scope == "model" else None, limit.metric, first, end)
+
+    def _held(self, cell: Cell, limit: Limit, model: str, now: int) -> int:
+        first, end = _days(limit)
+        only = model if limit.scope in ("customer+model", "model") else None
+        if limit.scope in ("model", "all"):
+            return self.held(only, limit.metric, first, end, now)
+        return held_by(cell, limit.metric, first, end, only)
 
     def _admit(self, op: Admit, now: int) -> Outcome:
         cell = self.cell(op.customer)
@@ -288,55 +378,42 @@ class Ledger(ABC):
             return known.outcome
         if cell.revision != op.revision or not op.day_from_ms <= now < op.day_to_ms:
             return Stale(now, cell.revision, cell.params)
-        limits, requests = op.limits, op.requests
-        used, held, windows = self.evaluate(cell, limits, op.model, now)
-        refused = False
-        reasons: list[str | None] = []
-        for limit, u, h in zip(limits, used, held, strict=True):
-            reason = None
-            if limit.metric == "requests":
-                if u + requests > limit.amount:
-                    reason = "rate" if limit.kind == "rate" else "exhausted"
-            else:
-                w = op.cost if limit.metric == "cost" else op.tokens
-                amount = limit.amount
-                if u + h + w > amount or (u + h >= amount and not op.free):
-                    reason = "held" if u < amount and u + w <= amount else "exhausted"
-            reasons.append(reason)
-            if reason is not None:
-                refused = True
-        if refused:
-            return Refused(now, tuple(reasons), used, held, windows)
-        if windows:
-            states = iter(windows)
-            for limit in limits:
-                if limit.kind == "rate":
-                    start, prev, cur = next(states)
-                    window = (start, prev, cur + requests)
-                    if cell.rates is None:
-                        cell.rates = {}
-                    cell.rates[limit.window_ms] = window
-                    self.keep_rate(cell, limit.window_ms, window)
-        outcome = Allowed(now, used, held, windows)
+        fits, used, held, windows = self.evaluate(cell, op.limits, now, op)
+        if not fits:
+            reasons = tuple(map(_reason, [op] * len(used), op.limits, used, held))
+            return Refused(now, reasons, tuple(used), tuple(held), tuple(windows))
+        requests = op.requests
         if requests:
-            self._add(cell, op.model, op.day, Amounts(requests), now)
+            if windows:
+                rates = cell.rates
+                if rates is None:
+                    rates = cell.rates = {}
+                for width, (start, prev, cur) in zip(cell.widths, windows, strict=True):
+                    rates[width] = window = (start, prev, cur + requests)
+                    self.keep_rate(cell, width, window)
+            self._add(cell, op.model, op.day, _ONE_REQUEST if requests == 1 else Amounts(requests), now)
+        outcome = Allowed(now, tuple(used), tuple(held), tuple(windows))
         hold = Hold(op.id, op.day, op.model, op.cost, op.tokens, now + op.ttl_ms, outcome)
-        cell.add_hold(hold)
+        if op.cost or op.tokens:
+            cell.add_hold(hold)
+        else:
+            cell.holds[op.id] = hold
         self.keep_hold(cell, hold)
         return outcome
 
     def _add(self, cell: Cell, model: str, day: int, amounts: Amounts, now: int) -> None:
         spans = cell.spans
         if spans:
-            for key in spans:
-                metric, first, end, only = key
-                if first <= day < end and (only is None or only == model):
-                    if metric == "cost":
-                        spans[key] += amounts.cost
-                    elif metric == "requests":
-                        spans[key] += amounts.requests
+            for span in spans.values():
+                if amounts is _ONE_REQUEST and span.metric != "requests":
+                    continue
+                if span.first <= day < span.end and (span.model is None or span.model == model):
+                    if span.metric == "cost":
+                        span.amount += amounts.cost
+                    elif span.metric == "requests":
+                        span.amount += amounts.requests
                     else:
-                        spans[key] += amounts.input_tokens + amounts.output_tokens
+                        span.amount += amounts.input_tokens + amounts.output_tokens
         self.add(cell, model, day, amounts, now)
 
     def _record(self, op: Record, now: int) -> Outcome:
@@ -357,6 +434,8 @@ class Ledger(ABC):
             )
             conflict = not same and first.kind != "presumed"
             return Recorded(False, first.cost, first.day, stored.late, conflict)
+        if entry.cost:
+            _in_range(customer, self.total(customer) + entry.cost)
         late = self._draw(entry, customer, now) if entry.admission is not None else False
         self._add(self.cell(customer), entry.model, entry.day, amounts_of(entry), now)
         self.keep_entry(entry, customer, 1, late)

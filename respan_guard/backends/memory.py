@@ -11,6 +11,7 @@ from typing import Any
 from respan_guard.backends import memory_reads as reads
 from respan_guard.backends.base import (
     REPLAY_MS,
+    Admit,
     Allowed,
     Amounts,
     AuditRow,
@@ -34,7 +35,7 @@ from respan_guard.backends.base import (
     UsageRow,
     Window,
 )
-from respan_guard.backends.ledger import EVER, Cell, Hold, Ledger
+from respan_guard.backends.ledger import EVER, Cell, Hold, Ledger, held_by
 from respan_guard.errors import ConfigurationError
 
 __all__ = ["MemoryBackend"]
@@ -111,7 +112,7 @@ class MemoryStore(Ledger):
         held = 0
         for account in self.accounts.values():
             account.expire(now)
-            held += self._held_by(account, metric, first_day, end_day, model)
+            held += held_by(account, metric, first_day, end_day, model)
         return held
 
     def total(self, customer: str) -> int:
@@ -132,11 +133,11 @@ class MemoryStore(Ledger):
         account.total += amounts.cost
         sums = account.sums
         if sums is None:
-            account.sums = {(model, day): amounts}
-        elif (found := sums.get((model, day))) is not None:
-            found.add(amounts)
-        else:
-            sums[model, day] = amounts
+            sums = account.sums = {}
+        found = sums.get((model, day))
+        if found is None:
+            found = sums[model, day] = Amounts()
+        found.add(amounts)
 
     def keep_entry(self, entry: Entry, customer: str, rev: int, late: bool) -> None:
         if customer != entry.customer:
@@ -209,12 +210,13 @@ class MemoryBackend(Backend):
     def apply_now(self, ops: Sequence[Op], now: int) -> list[Outcome]:
         """What `apply` does, from any thread."""
         with self._lock:
+            if len(ops) > 1:
+                self._store.check_range(ops)
             return self._store.run(ops, now)
 
     async def apply(self, ops: Sequence[Op], now: int | None = None) -> list[Outcome]:
         """See `Backend.apply`."""
-        with self._lock:
-            return self._store.run(ops, self._now(now))
+        return self.apply_now(ops, now or 0)
 
     def _now(self, now: int | None) -> int:
         self._store.now = max(self._store.now, now or 0)
@@ -280,7 +282,9 @@ class MemoryBackend(Backend):
         """See `Backend.standing`."""
         with self._lock:
             at = self._now(now)
-            return Allowed(at, *self._store.evaluate(self._store.cell(customer), limits, model, at))
+            op = Admit("", customer, "", 0, 0, 0, (), model)
+            _, used, held, windows = self._store.evaluate(self._store.cell(customer), tuple(limits), at, op)
+            return Allowed(at, tuple(used), tuple(held), tuple(windows))
 
     async def usage(self, query: UsageQuery) -> list[UsageRow]:
         """See `Backend.usage`."""
