@@ -31,10 +31,10 @@ bench: $(VENV)/.bench  ## Print ratios against other libraries, measured in one 
 	$(BIN)/python -m benchmarks
 
 prove-overspend: $(VENV)/.demo  ## 200 admissions from 8 processes against a budget for 10
-	$(BIN)/python -m benchmarks.prove_overspend
+	$(BIN)/python benchmarks/prove_overspend.py $(ARGS)
 
 prove-kill: $(VENV)/.demo  ## kill -9 at random moments; nothing acknowledged is lost
-	$(BIN)/python -m benchmarks.prove_kill
+	$(BIN)/python benchmarks/prove_kill.py $(ARGS)
 
 build: $(VENV)/.dev  ## Build the sdist, and the wheel from it, into dist/
 	rm -rf dist
