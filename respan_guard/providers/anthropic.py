@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from respan_guard.providers.base import Call, Media, count, mapping, measure, shares, text
+from respan_guard.providers.base import Call, Layout, Media, count, limit, mapping, measure, shares, text
 from respan_guard.usage import Usage
 
 __all__ = ["call", "merge", "reply_usage"]
 
 # An image is scaled down to 1,568 pixels (about 1,600 tokens), or 2,576 (about 4,800) on models with high resolution.
 _IMAGE_TOKENS = 5_000
-_SKIP = frozenset({"metadata", "customer_params"})
 _SERVER_TOOLS = ("web_search", "web_fetch", "code_execution", "tool_search", "advisor", "mcp_toolset")
 
 
@@ -36,10 +35,19 @@ def _media(part: Mapping[str, Any]) -> Media | None:
     return None  # plain text and content blocks count as what they are
 
 
+_LAYOUT = Layout(
+    _media,
+    _IMAGE_TOKENS,
+    content=frozenset({"messages", "system"}),
+    opaque=frozenset({"input", "cache_control"}),
+    skip=frozenset({"metadata", "customer_params"}),
+)
+
+
 def call(path: str, body: Mapping[str, Any]) -> Call:
     """Read a request. The budget for thinking lies within `max_tokens`."""
     tools = body.get("tools")
-    size = measure(body, _media, _IMAGE_TOKENS, skip=_SKIP, has_tools=isinstance(tools, list))
+    size = measure(body, _LAYOUT, has_tools=isinstance(tools, list))
     bounded = size.bounded and body.get("mcp_servers") is None and body.get("container") is None
     if isinstance(tools, list):
         bounded = bounded and not any(str(mapping(t).get("type", "")).startswith(_SERVER_TOOLS) for t in tools)
@@ -49,7 +57,7 @@ def call(path: str, body: Mapping[str, Any]) -> Call:
         operation="chat",
         model=text(body.get("model")) or "",
         input_tokens_bound=size.tokens,
-        max_output_tokens=count(body.get("max_tokens")),
+        max_output_tokens=limit(body.get("max_tokens")),
         stream=body.get("stream") is True,
         bounded=bounded,
         has_images=size.has_images,

@@ -10,13 +10,25 @@ Images, audio and files are not text and have bounds of their own.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from respan_guard.usage import MAX_TOKENS
 
-__all__ = ["Call", "Measure", "Media", "choices", "count", "mapping", "measure", "media_tokens", "shares", "text"]
+__all__ = [
+    "Call",
+    "Layout",
+    "Measure",
+    "Media",
+    "count",
+    "limit",
+    "mapping",
+    "measure",
+    "media_tokens",
+    "shares",
+    "text",
+]
 
 MAX_NODES = 1_000_000
 NODE_BYTES = 4
@@ -76,7 +88,6 @@ class Media:
         size: Characters of base64, where the bytes are in the request.
         format: Media type or file extension, lower case.
         remote: It is named by id or address.
-        low: A low resolution is asked for.
         text: Parts beside the payload that count as text.
     """
 
@@ -84,7 +95,6 @@ class Media:
     size: int = 0
     format: str = ""
     remote: bool = False
-    low: bool = False
     text: tuple[Any, ...] = ()
 
 
@@ -115,10 +125,16 @@ def shares(source: object, *names: str) -> int | None:
     return 0
 
 
-def choices(value: object) -> int:
-    """A number of choices: an integer from 1, anything else is 1."""
-    number = count(value)
-    return number if number else 1
+def limit(value: object) -> int | None:
+    """A cap or a number of choices that a request sets, else None.
+
+    Also read from 100.0 and "100", which lenient servers obey.
+    """
+    if isinstance(value, str):
+        value = int(value) if value.isascii() and value.isdigit() and len(value) <= 12 else None
+    elif isinstance(value, float):
+        value = int(value) if value.is_integer() else None
+    return count(value)
 
 
 def text(value: object, limit: int = 256) -> str | None:
@@ -162,49 +178,85 @@ REMOTE_FILE_TOKENS = 65_536
 """What a file that the request only names is taken for. A guess: such a call is not `bounded`."""
 
 
-def measure(
-    body: object, find_media: Any, image_tokens: int, *, skip: frozenset[str] = frozenset(), has_tools: bool = False
-) -> Measure:
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where a wire format keeps what.
+
+    Attributes:
+        media: Recognises an image, clip or file by its JSON object.
+        image_tokens: The bound of one image.
+        content: Top-level names under which media can stand. Elsewhere (tool schemas, say) what looks like
+            an image is text to the provider, and is counted as such.
+        opaque: Names within content whose values are text to the provider, whatever they look like: a
+            tool's arguments.
+        skip: Top-level names that never reach the model.
+    """
+
+    media: Callable[[Mapping[str, Any]], Media | None]
+    image_tokens: int
+    content: frozenset[str]
+    opaque: frozenset[str]
+    skip: frozenset[str]
+
+
+def measure(body: Mapping[str, Any], layout: Layout, *, has_tools: bool = False) -> Measure:
     """Bound the input tokens of a request by one walk over its JSON, without recursion.
 
     Args:
         body: The request's JSON.
-        find_media: `(Mapping) -> Media | None`: recognises the format's images, audio and files.
-        image_tokens: The bound of one image.
-        skip: Top-level names that never reach the model.
+        layout: The format.
         has_tools: Whether the request brings tools.
     """
     found = Measure(tokens=REQUEST_OVERHEAD + (TOOLS_OVERHEAD if has_tools else 0))
+    content: list[Any] = [value for name, value in body.items() if name in layout.content]
+    other: list[Any] = [value for name, value in body.items() if name not in layout.content | layout.skip]
+    other.extend(name for name in body if name not in layout.skip)
     total = nodes = 0
-    top: Iterator[Any] = iter(())
-    if isinstance(body, Mapping):
-        top = (part for name, value in body.items() if name not in skip for part in (name, value))
-    stack = list(top)
-    while stack:
-        value = stack.pop()
+    while content:
+        value = content.pop()
+        if isinstance(value, dict):
+            media = layout.media(value)
+            if media is not None:
+                nodes += 1
+                total += media_tokens(media, layout.image_tokens)
+                other.extend(media.text)
+                _mark(found, media)
+                continue
+            nodes += 1
+            other.extend(value)
+            for name, part in value.items():
+                (other if name in layout.opaque else content).append(part)
+        elif isinstance(value, list):
+            nodes += 1
+            content.extend(value)
+        else:
+            other.append(value)
+        if nodes > MAX_NODES:
+            break
+    while other:
+        value = other.pop()
         nodes += 1
         kind = value.__class__
         if kind is str:
-            total += len(value) if value.isascii() else utf8_size(value)
+            total += utf8_size(value)
         elif kind is dict:
-            media = find_media(value)
-            if media is None:
-                stack.extend(value.keys())
-                stack.extend(value.values())
-                continue
-            total += media_tokens(media, image_tokens)
-            stack.extend(media.text)
-            found.has_audio |= media.kind in ("audio", "video")
-            found.has_images |= media.kind != "audio"
-            unsound = media.kind == "video" or (media.kind == "file" and not media.format.startswith("text/"))
-            found.bounded &= not unsound and not (media.remote and media.kind != "image")
+            other.extend(value)
+            other.extend(value.values())
         elif kind is list:
-            stack.extend(value)
-        elif kind is int or kind is float:
-            # A number's text is no longer than its JSON; repr of a huge integer would be slow.
-            total += value.bit_length() // 3 + 1 if kind is int else 24
+            other.extend(value)
+        elif kind is int:
+            total += value.bit_length() // 3 + 1  # at least its digits, without writing them
+        elif kind is float:
+            total += 24
         if nodes > MAX_NODES:
             found.bounded = False
             break
     found.tokens = min(found.tokens + total + nodes * NODE_BYTES, MAX_TOKENS)
     return found
+
+
+def _mark(found: Measure, media: Media) -> None:
+    found.has_audio |= media.kind in ("audio", "video")
+    found.has_images |= media.kind != "audio"
+    exact = media.kind == "image" or (not media.remote and (media.kind == "audio" or media.format.startswith("text/")))
+    found.bounded &= exact

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from respan_guard.providers.base import Call, Media, choices, count, mapping, measure, text
+from respan_guard.providers.base import Call, Layout, Media, count, limit, mapping, measure, text
 from respan_guard.usage import Usage
 
 __all__ = ["call", "reply_usage"]
 
 # 258 a tile of 768 x 768, at most 16 tiles of a 3,072 x 3,072 image; "ultra high" resolution is 2,240.
 _IMAGE_TOKENS = 5_000
-_SKIP = frozenset({"labels", "safetySettings", "customer_params"})
 
 
 def _either(body: Mapping[str, Any], camel: str, snake: str) -> Any:
@@ -47,6 +46,15 @@ def _media(part: Mapping[str, Any]) -> Media | None:
     return Media("file", size, form, remote, text=beside)
 
 
+_LAYOUT = Layout(
+    _media,
+    _IMAGE_TOKENS,
+    content=frozenset({"contents", "content", "requests", "systemInstruction", "system_instruction"}),
+    opaque=frozenset({"args", "response", "functionCall", "function_call"}),
+    skip=frozenset({"labels", "safetySettings", "customer_params"}),
+)
+
+
 def call(path: str, body: Mapping[str, Any]) -> Call:
     """Read a request. The model stands in the path, as do streaming and the verb."""
     before, _, verb = path.rpartition(":")
@@ -55,7 +63,7 @@ def call(path: str, body: Mapping[str, Any]) -> Call:
         model = text(body.get("model")) or ""
     model = model.removeprefix("models/")[:256]
     tools = body.get("tools")
-    size = measure(body, _media, _IMAGE_TOKENS, skip=_SKIP, has_tools=isinstance(tools, list))
+    size = measure(body, _LAYOUT, has_tools=isinstance(tools, list))
     bounded = size.bounded and _either(body, "cachedContent", "cached_content") is None
     if isinstance(tools, list):
         own = ("functionDeclarations", "function_declarations")
@@ -68,8 +76,8 @@ def call(path: str, body: Mapping[str, Any]) -> Call:
         operation="embeddings" if embeds else "generate_content",
         model=model,
         input_tokens_bound=size.tokens,
-        max_output_tokens=0 if embeds else count(_either(config, "maxOutputTokens", "max_output_tokens")),
-        choices=choices(_either(config, "candidateCount", "candidate_count")),
+        max_output_tokens=0 if embeds else limit(_either(config, "maxOutputTokens", "max_output_tokens")),
+        choices=limit(_either(config, "candidateCount", "candidate_count")) or 1,
         stream=verb.startswith("stream"),
         bounded=bounded,
         has_audio=size.has_audio or (isinstance(modalities, list) and "AUDIO" in modalities),

@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Any
 
 from respan_guard.money import MAX_NANO, NANO
-from respan_guard.providers.base import Call, Media, choices, count, mapping, measure, shares, text
+from respan_guard.providers.base import Call, Layout, Media, count, limit, mapping, measure, shares, text
 from respan_guard.usage import Usage
 
 __all__ = ["call", "event_usage", "reply_usage"]
@@ -25,6 +25,10 @@ OPERATIONS = {
     "/audio/speech": "text_to_speech",
 }
 
+_CONTENT = frozenset({"messages", "input"})
+_OPAQUE = frozenset({"tool_calls", "function_call", "arguments"})
+# Input that the provider keeps, finds, or is given as a guess at the answer and charges as output.
+_STORED = ("previous_response_id", "conversation", "web_search_options", "prediction")
 # Never part of the prompt.
 _SKIP = frozenset(
     {"metadata", "user", "safety_identifier", "prompt_cache_key", "store", "extra_body", "customer_params"}
@@ -84,36 +88,20 @@ def call(path: str, body: Mapping[str, Any], operation: str) -> Call:
     if found:
         provider = "azure"
         model = model or after.partition("/")[0]
-    responses = "input" in body and operation == "chat"
-    tools = body.get("tools")
+    responses = operation == "chat" and (path.endswith("/responses") or "messages" not in body)
+    tools, given = body.get("tools"), body.get("input")
     size = measure(
         body,
-        _media,
-        _image_tokens(model),
-        skip=_SKIP,
+        Layout(_media, _image_tokens(model), _CONTENT, _OPAQUE, _SKIP),
         has_tools=isinstance(tools, list) or isinstance(body.get("functions"), list),
     )
-    bounded = size.bounded and not any(
-        body.get(name) is not None
-        for name in ("previous_response_id", "conversation", "web_search_options", "prediction")
-    )
+    bounded = size.bounded and all(body.get(name) is None for name in _STORED)
     if responses:
-        bounded = bounded and not isinstance(body.get("prompt"), Mapping)
+        referred = isinstance(given, list) and any(mapping(item).get("type") == "item_reference" for item in given)
+        bounded = bounded and not referred and not isinstance(body.get("prompt"), Mapping)
     if isinstance(tools, list):
         # Built-in tools (search, interpreters, MCP) feed what they find back as input.
-        bounded = bounded and all(mapping(t).get("type") in ("function", "custom", None) for t in tools)
-    cap: int | None = None
-    if operation == "embeddings":
-        cap = 0
-    elif operation == "image_generation":
-        cap = _GENERATED_IMAGE_TOKENS
-    elif operation != "text_to_speech":
-        caps = [
-            c
-            for name in ("max_completion_tokens", "max_output_tokens", "max_tokens")
-            if (c := count(body.get(name))) is not None
-        ]
-        cap = caps[0] if caps else None
+        bounded = bounded and all(mapping(tool).get("type") in ("function", "custom", None) for tool in tools)
     modalities = body.get("modalities")
     stream = body.get("stream") is True
     return Call(
@@ -121,17 +109,37 @@ def call(path: str, body: Mapping[str, Any], operation: str) -> Call:
         operation=operation,
         model=model,
         input_tokens_bound=size.tokens,
-        max_output_tokens=cap,
-        choices=max(choices(body.get("n")), choices(body.get("best_of"))) if not responses else 1,
+        max_output_tokens=_cap(body, operation, responses=responses),
+        choices=1 if responses else _choices(body, operation),
         stream=stream,
         wants_usage=not stream or responses or mapping(body.get("stream_options")).get("include_usage") is True,
         bounded=bounded,
         has_audio=size.has_audio
         or operation == "text_to_speech"
         or (isinstance(modalities, list) and "audio" in modalities),
-        has_images=size.has_images or operation == "image_generation",
+        has_images=size.has_images,
         service_tier=text(body.get("service_tier"), 32),
     )
+
+
+def _cap(body: Mapping[str, Any], operation: str, *, responses: bool) -> int | None:
+    """The cap on output. Only names that the API obeys count, and the highest of them, since servers differ."""
+    if operation == "embeddings":
+        return 0
+    if operation == "image_generation":
+        return _GENERATED_IMAGE_TOKENS
+    names = ("max_output_tokens",) if responses else ("max_completion_tokens", "max_tokens")
+    return max((cap for name in names if (cap := limit(body.get(name))) is not None), default=None)
+
+
+def _choices(body: Mapping[str, Any], operation: str) -> int:
+    """Answers asked for; legacy completions answer each prompt of a list."""
+    prompt = body.get("prompt")
+    several = (
+        operation == "text_completion" and isinstance(prompt, list) and not all(isinstance(p, int) for p in prompt)
+    )
+    wanted = max(limit(body.get("n")) or 1, limit(body.get("best_of")) or 1)
+    return wanted * len(prompt) if several and prompt else wanted
 
 
 def reply_usage(body: Mapping[str, Any]) -> Usage | None:
