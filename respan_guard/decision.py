@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -106,9 +105,13 @@ class Decision:
         allowed: The answer.
         customer_identifier: Who asked.
         shadow: True if it was refused but `mode="shadow"` lets it pass.
+        compiled: The limits as storage was asked, see `limits` for what they mean.
+        resets_ms: For each of them when its period ends; None for rates and totals.
+        outcome: What storage answered.
+        requests: How many requests the rates were asked for.
     """
 
-    __slots__ = ("_limits", "_outcome", "_requests", "_resets", "allowed", "customer_identifier", "shadow")
+    __slots__ = ("allowed", "compiled", "customer_identifier", "outcome", "requests", "resets_ms", "shadow")
 
     def __init__(
         self,
@@ -123,32 +126,15 @@ class Decision:
         self.allowed = outcome.__class__ is Allowed
         self.customer_identifier = customer_identifier
         self.shadow = shadow
-        self._limits = limits
-        self._resets = resets
-        self._outcome = outcome
-        self._requests = requests
-
-    @property
-    def now_ms(self) -> int:
-        """The instant of the decision, by the store's clock."""
-        return self._outcome.now
-
-    @property
-    def requests(self) -> int:
-        """How many requests the rates were asked for."""
-        return self._requests
-
-    def standings(self) -> Iterator[tuple[Limit, Window | None, int, int, int | None]]:
-        """For each limit as storage sees it: the limit, a rate's window, used, held, and when it resets (ms)."""
-        outcome = self._outcome
-        windows = iter(outcome.windows)
-        for limit, used, held, reset in zip(self._limits, outcome.used, outcome.held, self._resets, strict=True):
-            yield limit, next(windows) if limit.kind == "rate" else None, used, held, reset
+        self.compiled = limits
+        self.resets_ms = resets
+        self.outcome = outcome
+        self.requests = requests
 
     @property
     def limits(self) -> tuple[LimitStatus, ...]:
         """Every limit with used, held and remaining, before this admission."""
-        return limit_statuses(self._limits, self._resets, self._outcome)
+        return limit_statuses(self.compiled, self.resets_ms, self.outcome)
 
     @property
     def violated(self) -> tuple[LimitStatus, ...]:
@@ -159,11 +145,11 @@ class Decision:
     @property
     def reason(self) -> str | None:
         """Why it was refused: "blocked", "exhausted", "rate", "held"; None if allowed. The hardest counts."""
-        if not isinstance(self._outcome, Refused):
+        if not isinstance(self.outcome, Refused):
             return None
-        if any(r and limit.name == BLOCKED for r, limit in zip(self._outcome.reasons, self._limits, strict=True)):
+        if any(r and limit.name == BLOCKED for r, limit in zip(self.outcome.reasons, self.compiled, strict=True)):
             return BLOCKED
-        return max((r for r in self._outcome.reasons if r), key=lambda r: _RANK[r])
+        return max((r for r in self.outcome.reasons if r), key=lambda r: _RANK[r])
 
     @property
     def transient(self) -> bool:
@@ -173,16 +159,16 @@ class Decision:
     @property
     def retry_after(self) -> float | None:
         """Seconds until asking again makes sense; None if allowed, blocked, spent, or if it never will."""
-        outcome = self._outcome
+        outcome = self.outcome
         if not isinstance(outcome, Refused) or not self.transient:
             return None
         waits = [_HELD_WAIT] if "held" in outcome.reasons else []
         windows = iter(outcome.windows)
-        for limit, reason in zip(self._limits, outcome.reasons, strict=True):
+        for limit, reason in zip(self.compiled, outcome.reasons, strict=True):
             if limit.kind == "rate":
                 window = next(windows)
                 if reason == "rate":
-                    wait = rate_wait_ms(window, limit.window_ms, limit.amount, self._requests, outcome.now)
+                    wait = rate_wait_ms(window, limit.window_ms, limit.amount, self.requests, outcome.now)
                     if wait is None:
                         return None
                     waits.append(wait / 1000)
@@ -196,7 +182,7 @@ class Decision:
             return None
         if violated[0].reason == "rate":
             wait = self.retry_after
-            return None if wait is None else as_datetime(self._outcome.now + math.ceil(wait * 1000))
+            return None if wait is None else as_datetime(self.outcome.now + math.ceil(wait * 1000))
         return violated[0].resets_at
 
     @property

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, MutableMapping
 from typing import Any
 
+from respan_guard.middleware.faults import Faults
 from respan_guard.providers import Call, Reader, call_from_request, reader_for
 from respan_guard.usage import Usage
 
 __all__ = ["Capture", "is_call_path"]
-
-logger = logging.getLogger("respan_guard")
 
 _RUNNING_COUNTS = frozenset({"anthropic", "google"})
 """Whose streams report usage from the first event on: if one is cut off, the count so far is not the bill."""
@@ -27,12 +25,14 @@ class Capture:
 
     Args:
         call: What the request asked for.
+        faults: Where faults of ours are reported.
     """
 
-    __slots__ = ("_call", "_reader", "_status")
+    __slots__ = ("_call", "_faults", "_reader", "_status")
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, faults: Faults) -> None:
         self._call = call
+        self._faults = faults
         self._reader: Reader | None = None
         self._status = 0
 
@@ -89,4 +89,4 @@ class Capture:
 
     def _give_up(self) -> None:
         self._reader = None
-        logger.exception("the usage of a response could not be read; the response itself is untouched")
+        self._faults.report("the usage of a response could not be read; the response itself is untouched")

@@ -16,8 +16,9 @@ from respan_guard.errors import ConfigurationError, GuardError, LimitExceeded
 from respan_guard.guard import Guard
 from respan_guard.middleware.answers import refusal_in, send_http, send_websocket
 from respan_guard.middleware.capture import Capture
+from respan_guard.middleware.faults import Faults
 from respan_guard.middleware.gate import Gate
-from respan_guard.middleware.headers import is_preflight, rate_limit_headers
+from respan_guard.middleware.headers import RateLimitFields, is_preflight
 from respan_guard.middleware.identity import Identify, describe
 from respan_guard.middleware.lifespan import run_lifespan
 from respan_guard.middleware.passage import Gone, Passage, RefusedHere
@@ -94,11 +95,14 @@ class GuardMiddleware:
         self._identify = identify
         self._paths = GuardedPaths(include, exclude, _inner_roots(app))
         self._refusal = refusal
+        self._faults = Faults(guard.clock)
         self._gate: Gate | None = None
         if identify is not None:
-            self._gate = Gate(guard, identify, anonymous=unidentified == "anonymous", max_body=max_body_bytes)
+            self._gate = Gate(
+                guard, self._faults, identify, anonymous=unidentified == "anonymous", max_body=max_body_bytes
+            )
         self._off = guard.settings.mode == "off"
-        self._show_amounts = guard.settings.show_amounts
+        self._fields = RateLimitFields(show_amounts=guard.settings.show_amounts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -256,10 +260,10 @@ class GuardMiddleware:
                 if admission is None:
                     return message
                 decision, held = admission.decision, admission.held
-            fields = rate_limit_headers(decision, show_amounts=self._show_amounts, held=held)
+            fields = self._fields.of(decision, held)
             return {**message, "headers": [*(message.get("headers") or ()), *fields]} if fields else message
         except Exception:
-            logger.exception("the RateLimit headers could not be made; the response goes without them")
+            self._faults.report("the RateLimit headers could not be made; the response goes without them")
             return message
 
     def _announce(self) -> None:

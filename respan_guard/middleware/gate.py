@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
@@ -10,14 +9,13 @@ from respan_guard.errors import ConfigurationError, GuardError, StorageUnavailab
 from respan_guard.guard import Guard
 from respan_guard.middleware.body import RequestBody, single_names
 from respan_guard.middleware.capture import Capture, is_call_path
+from respan_guard.middleware.faults import Faults
 from respan_guard.middleware.headers import header
 from respan_guard.middleware.identity import Identified, Identify, sources
 from respan_guard.middleware.passage import Gone, Passage, RefusedHere
 from respan_guard.providers import Call, call_from_request
 
 __all__ = ["ANONYMOUS", "Gate"]
-
-logger = logging.getLogger("respan_guard")
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -33,13 +31,15 @@ class Gate:
 
     Args:
         guard: Decides.
+        faults: Where faults of ours are reported.
         identify: The sources of the customer.
         anonymous: Whether requests without a customer are let in as one shared customer.
         max_body: Bytes of a body that are read at most.
     """
 
-    def __init__(self, guard: Guard, identify: Identify, *, anonymous: bool, max_body: int) -> None:
+    def __init__(self, guard: Guard, faults: Faults, identify: Identify, *, anonymous: bool, max_body: int) -> None:
         self._guard = guard
+        self._faults = faults
         self._sources = sources(identify)
         self._anonymous = anonymous
         self._max_body = max_body
@@ -52,9 +52,31 @@ class Gate:
             The `receive` for the app.
         """
         try:
-            found = await self._identify(passage, scope, receive)
-            call = await self._call(passage, scope, receive)
-            await self._ask(passage, found, call)
+            found = None
+            body: Mapping[str, Any] = _NOTHING
+            for source in self._sources:
+                if source.names and body is _NOTHING and scope["type"] == "http":
+                    read = await self._read(passage, scope, receive)
+                    read.require()
+                    body = read.json or {}
+                answer = source.find(scope, body)
+                found = answer if answer is None or answer.__class__ is Identified else await answer  # type: ignore[misc]
+                if found is not None:
+                    break
+            else:
+                if not self._anonymous:
+                    raise Unidentified("The request does not say which customer it is for.")
+                found = Identified(ANONYMOUS)
+            call = None
+            if scope.get("method") in _WITH_BODY:
+                call = await self._call(passage, scope, receive)
+            try:
+                await self._guard.admissions.request(passage.slot, found.customer, call, found.params)
+            except GuardError:
+                raise
+            except Exception as error:
+                self._faults.report("the guard failed to decide; the request is refused")
+                raise StorageUnavailable("the guard failed to decide") from error
         except ConfigurationError:
             raise
         except GuardError as error:
@@ -62,29 +84,11 @@ class Gate:
         passage.admitted = True
         if call is not None:
             passage.call = call
-            passage.capture = Capture(call)
+            passage.capture = Capture(call, self._faults)
         return receive if passage.body is None else passage.body.replay()
-
-    async def _identify(self, passage: Passage, scope: Scope, receive: Receive) -> Identified:
-        body: Mapping[str, Any] = _NOTHING
-        for source in self._sources:
-            if source.names and body is _NOTHING and scope["type"] == "http":
-                read = await self._read(passage, scope, receive)
-                read.require()
-                body = read.json or {}
-            found = source.find(scope, body)
-            if not (found is None or isinstance(found, Identified)):
-                found = await found
-            if found is not None:
-                return found
-        if self._anonymous:
-            return Identified(ANONYMOUS)
-        raise Unidentified("The request does not say which customer it is for.")
 
     async def _call(self, passage: Passage, scope: Scope, receive: Receive) -> Call | None:
         """The LLM call that the request asks for, by its body; None if it asks for none."""
-        if scope["type"] != "http" or scope["method"] not in _WITH_BODY:
-            return None
         path = scope["path"]
         if passage.body is None and _is_form(scope) and not is_call_path(path):
             return None
@@ -96,7 +100,7 @@ class Gate:
         try:
             return call_from_request(path, body.json)
         except Exception:
-            logger.exception("a request could not be read as an LLM call; it holds what `default_hold` says")
+            self._faults.report("a request could not be read as an LLM call; it holds what `default_hold` says")
             return None
 
     async def _read(self, passage: Passage, scope: Scope, receive: Receive) -> RequestBody:
@@ -107,15 +111,6 @@ class Gate:
             if body.disconnected:
                 raise Gone
         return body
-
-    async def _ask(self, passage: Passage, found: Identified, call: Call | None) -> None:
-        try:
-            await self._guard.admissions.request(passage.slot, found.customer, call, found.params)
-        except GuardError:
-            raise
-        except Exception as error:
-            logger.exception("the guard failed to decide; the request is refused")
-            raise StorageUnavailable("the guard failed to decide") from error
 
 
 def _is_form(scope: Scope) -> bool:

@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, MutableMapping
 from typing import Any
 
+from respan_guard.backends.base import Limit
 from respan_guard.decision import Decision, rate_wait_ms
 from respan_guard.errors import InvalidInput
 
-__all__ = ["header", "rate_limit_headers"]
+__all__ = ["RateLimitFields", "header", "is_preflight"]
 
 _UNIT = ';respan-unit="usd-micros"'
 _NANO_PER_MICRO = 1000
+_MAX_PLANS = 1024
 
 
 def header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
@@ -34,41 +36,83 @@ def header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
     return found
 
 
-def rate_limit_headers(decision: Decision, *, show_amounts: bool = False, held: int = 0) -> list[tuple[bytes, bytes]]:
-    """The two fields, or nothing for a customer without limits to show.
+class _Plan:
+    """What of the fields is the same for every decision under the same limits.
+
+    Attributes:
+        limits: The limits; kept, so that no other tuple gets their id.
+        policy: The `RateLimit-Policy` field.
+        rates: For each rate its place among the limits, its cap, its window (ms), and how its item begins.
+        budgets: For each budget shown its place among the limits, its cap, and how its item begins.
+    """
+
+    __slots__ = ("budgets", "limits", "policy", "rates")
+
+    def __init__(self, limits: tuple[Limit, ...], *, show_amounts: bool) -> None:
+        self.limits = limits
+        self.rates: list[tuple[int, int, int, str]] = []
+        self.budgets: list[tuple[int, int, str]] = []
+        policies: list[str] = []
+        for place, limit in enumerate(limits):
+            if limit.kind == "rate":
+                self.rates.append((place, limit.amount, limit.window_ms, f'"{limit.name}";r='))
+                policies.append(f'"{limit.name}";q={limit.amount};w={limit.window_ms // 1000}')
+            elif show_amounts and limit.metric == "cost":
+                self.budgets.append((place, limit.amount, f'"{limit.name}";r='))
+                policies.append(f'"{limit.name}";q={limit.amount // _NANO_PER_MICRO}{_UNIT}')
+        self.policy = (b"ratelimit-policy", ", ".join(policies).encode("ascii")) if policies else None
+
+
+class RateLimitFields:
+    """Makes the two fields.
 
     Args:
-        decision: What was decided; of an admission, `r` is what is left after it.
         show_amounts: Whether budgets are shown.
-        held: What the admission itself holds, nano-USD.
     """
-    policies: list[str] = []
-    standings: list[str] = []
-    taken = decision.requests if decision.allowed else 0
-    now = decision.now_ms
-    for limit, window, used, others, reset in decision.standings():
-        if limit.metric == "requests" and window is not None:
-            start, before, hits = window
-            width = limit.window_ms
-            left = max(0, limit.amount - used - taken)
+
+    __slots__ = ("_plans", "_show_amounts")
+
+    def __init__(self, *, show_amounts: bool = False) -> None:
+        self._show_amounts = show_amounts
+        self._plans: dict[int, _Plan] = {}
+
+    def of(self, decision: Decision, held: int = 0) -> list[tuple[bytes, bytes]]:
+        """The fields, or nothing for a customer without limits to show.
+
+        Args:
+            decision: What was decided; of an admission, `r` is what is left after it.
+            held: What the admission itself holds, nano-USD.
+        """
+        limits = decision.compiled
+        plan = self._plans.get(id(limits))  # a policy's limits are one tuple all day long
+        if plan is None:
+            if len(self._plans) >= _MAX_PLANS:
+                self._plans.clear()
+            plan = self._plans[id(limits)] = _Plan(limits, show_amounts=self._show_amounts)
+        if plan.policy is None:
+            return []
+        outcome = decision.outcome
+        now = outcome.now
+        used = outcome.used
+        taken = decision.requests if decision.allowed else 0
+        items: list[str] = []
+        for (place, amount, width, begin), (start, before, hits) in zip(plan.rates, outcome.windows, strict=True):
+            left = amount - used[place] - taken
+            if left < 0:
+                left = 0
             end = start + width
             if before:
                 # What the window before still weighs falls off bit by bit, so that more is free earlier.
-                wait = rate_wait_ms((start, before, hits + taken), width, limit.amount, left + 1, now)
-                end = end if wait is None else min(end, now + wait)
-            policies.append(f'"{limit.name}";q={limit.amount};w={width // 1000}')
-            standings.append(f'"{limit.name}";r={left};t={max(0, -(-(end - now) // 1000))}')
-        elif show_amounts and limit.metric == "cost":
-            left = max(0, limit.amount - used - others - held) // _NANO_PER_MICRO
-            policies.append(f'"{limit.name}";q={limit.amount // _NANO_PER_MICRO}{_UNIT}')
-            ends = "" if reset is None else f";t={max(0, -(-(reset - now) // 1000))}"
-            standings.append(f'"{limit.name}";r={left}{ends}{_UNIT}')
-    if not policies:
-        return []
-    return [
-        (b"ratelimit-policy", ", ".join(policies).encode("ascii")),
-        (b"ratelimit", ", ".join(standings).encode("ascii")),
-    ]
+                wait = rate_wait_ms((start, before, hits + taken), width, amount, left + 1, now)
+                if wait is not None and now + wait < end:
+                    end = now + wait
+            items.append(f"{begin}{left};t={-((now - end) // 1000) if end > now else 0}")
+        for place, amount, begin in plan.budgets:
+            left = max(0, amount - used[place] - outcome.held[place] - held) // _NANO_PER_MICRO
+            reset = decision.resets_ms[place]
+            ends = "" if reset is None else f";t={max(0, -((now - reset) // 1000))}"
+            items.append(f"{begin}{left}{ends}{_UNIT}")
+        return [plan.policy, (b"ratelimit", ", ".join(items).encode("ascii"))]
 
 
 def is_preflight(scope: MutableMapping[str, Any]) -> bool:

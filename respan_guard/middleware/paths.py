@@ -11,6 +11,7 @@ from respan_guard.errors import ConfigurationError
 
 __all__ = ["GuardedPaths", "route_path"]
 
+_MAX_KNOWN = 1024
 _SUSPICIOUS = re.compile(r"//|/\.|[%\\;]")
 
 
@@ -33,30 +34,37 @@ class GuardedPaths:
         ConfigurationError: A pattern can't match anything.
     """
 
-    __slots__ = ("_exclude", "_include", "_roots", "patterns")
+    __slots__ = ("_exclude", "_include", "_known", "_roots", "patterns")
 
     def __init__(self, include: Iterable[str] | None, exclude: Iterable[str] = (), roots: Iterable[str] = ()) -> None:
         self._include = _Patterns("include", ["/*"] if include is None else include)
         self._exclude = _Patterns("exclude", exclude)
         self._roots = tuple(roots)
+        self._known: dict[tuple[str, str], bool] = {}
         self.patterns = [*self._include.texts, *(f"not {text}" for text in self._exclude.texts)]
 
     def guards(self, scope: MutableMapping[str, Any]) -> bool:
         """Whether the request of an "http" or "websocket" scope is guarded."""
-        path: str = scope["path"]
-        root = scope.get("root_path")
-        if root:
-            path = route_path(path, root)
+        key = scope["path"], scope.get("root_path") or ""
+        guarded = self._known.get(key)
+        if guarded is None:
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
+            guarded = self._known[key] = self._guards(*key)
+        return guarded
+
+    def _guards(self, whole: str, root: str) -> bool:
+        path = route_path(whole, root)
         if not self._roots and _SUSPICIOUS.search(path) is None:
             return self._include.match(path) and not self._exclude.match(path)
-        forms = {path, *(route_path(scope["path"], root) for root in self._roots)}
+        forms = {path, *(route_path(whole, inner) for inner in self._roots)}
         forms |= {_rewritten(form) for form in forms}
         return any(map(self._include.match, forms)) and not all(map(self._exclude.match, forms))
 
 
 def route_path(path: str, root_path: str) -> str:
     """The path below `root_path`, as Starlette's router finds it. A path that is not below it stays whole."""
-    if not path.startswith(root_path):
+    if not root_path or not path.startswith(root_path):
         return path
     rest = path[len(root_path) :]
     return rest if not rest or rest[0] == "/" else path

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from respan_guard.backends.base import Allowed, Limit, Refused
 from respan_guard.decision import Decision
 from respan_guard.errors import InvalidInput
-from respan_guard.middleware.headers import header, is_preflight, rate_limit_headers
+from respan_guard.middleware.headers import RateLimitFields, header, is_preflight
 
 NOW = 1_764_547_200_000
 MINUTE = Limit("rate_limit", "rate", "requests", 100, window_ms=60_000)
@@ -21,11 +21,11 @@ PERIOD = Limit("period_budget", "span", "cost", 5_000_000_999, first_day=1, end_
 TOTAL = Limit("total_budget", "total", "cost", 50_000_000_000)
 
 
-def parsed(decision: Decision, **options: Any) -> dict[str, dict[str, dict[str, Any]]]:
+def parsed(decision: Decision, *, show_amounts: bool = False, held: int = 0) -> dict[str, dict[str, dict[str, Any]]]:
     """Both fields, parsed: field name, policy name, parameters."""
     found = {}
-    for name, value in rate_limit_headers(decision, **options):
-        items = http_sf.parse(value, tltype="list")
+    for name, value in RateLimitFields(show_amounts=show_amounts).of(decision, held):
+        items: Any = http_sf.parse(value, tltype="list")
         found[name.decode()] = dict(items)
         assert len(found[name.decode()]) == len(items), "each policy once"
     return found
@@ -77,7 +77,16 @@ def test_money_is_shown_only_on_request() -> None:
 
 def test_a_customer_without_limits_has_no_fields() -> None:
     """No empty field is sent."""
-    assert rate_limit_headers(Decision("org_1", (), (), Allowed(NOW))) == []
+    assert RateLimitFields().of(Decision("org_1", (), (), Allowed(NOW))) == []
+
+
+def test_fields_are_of_the_limits_at_hand() -> None:
+    """What is remembered of one customer's limits never shows up on another's, however many there are."""
+    fields = RateLimitFields()
+    for amount in range(5_000):
+        limit = Limit("rate_limit", "rate", "requests", amount, window_ms=60_000)
+        found = fields.of(Decision("c", (limit,), (None,), Allowed(NOW, (0,), (0,), ((NOW, 0, 0),))))
+        assert found[0][1] == b'"rate_limit";q=%d;w=60' % amount
 
 
 @given(

@@ -296,5 +296,5 @@ def test_which_sources_need_the_body() -> None:
 
 def test_description() -> None:
     """Sources have names for the log."""
-    assert describe(["user", describe]) == "user, describe"
+    assert describe(["user", test_description]) == "user, test_description"  # type: ignore[list-item]  # a name is all
     assert describe("body") == "body"
