@@ -115,7 +115,7 @@ def test_it_lists_its_commands() -> None:
     [
         (("verify", "--storage", "nosuch://x"), "nosuch"),
         (("usage", "--storage", "guard.db"), "storage must be a URL"),
-        (("usage", "--by", "colour"), "customer, model and day"),
+        (("usage", "--by", "colour"), "usage is summed by customer, model, day"),
         (("usage", "--since", "2026-03-02", "--until", "2026-03-02"), "--until must be after --since"),
         (("customers", "set", "a\nb", "--rate-limit", "5"), "control character"),
         (("customers", "set", "a", "--period-budget", "-5"), "period_budget"),
@@ -146,6 +146,14 @@ def test_a_bad_setting_ends_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
     """A misspelt variable stops the command that would have ignored it."""
     monkeypatch.setenv("RESPAN_GUARD_MDOE", "off")
     assert "did you mean RESPAN_GUARD_MODE?" in run("customers", "list", code=2).stderr
+
+
+@pytest.mark.parametrize("command", [("usage",), ("verify",), ("customers", "list"), ("prune", "--older-than", "9")])
+def test_a_misspelt_path_is_no_empty_store(command: tuple[str, ...], tmp_path: Path) -> None:
+    """Commands that look at a store fail where there is none, and don't make one."""
+    result = run(*command, "--storage", f"sqlite:///{tmp_path}/gaurd.db", code=1)
+    assert f"there is no store yet at {tmp_path}/gaurd.db" in result.stderr
+    assert not (tmp_path / "gaurd.db").exists()
 
 
 # -- check ---------------------------------------------------------------------------------------------
@@ -243,6 +251,7 @@ def test_deleting_asks_first() -> None:
 
 def test_deleting_nobody_fails() -> None:
     """Erasing a customer that is not there is no success."""
+    run("customers", "set", "somebody", "--rate-limit", "5")
     assert "is not known" in run("customers", "delete", "nobody", "--yes", code=1).stderr
 
 
@@ -329,9 +338,9 @@ def test_a_model_name_can_not_act_on_the_terminal() -> None:
 def test_verify_finds_a_changed_sum(tmp_path: Path) -> None:
     """A store whose sums follow from its records passes; one with a sum changed by hand does not, exit code 1."""
     assert answer("verify") == {"ok": True, "discrepancies": []}
-    assert "every sum" in run("verify").stdout
+    assert run("verify").stdout == "every sum is what its records add up to\n"
     with sqlite3.connect(tmp_path / "guard.db") as connection:
-        connection.execute("UPDATE usage SET cost = cost + 1")
+        connection.execute("UPDATE rollups SET cost = cost + 1")
     connection.close()
     found = answer("verify", code=1)
     assert found["ok"] is False

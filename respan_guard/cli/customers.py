@@ -180,7 +180,7 @@ def set_(
     async def work(guard: Guard) -> Customer:
         return await guard.update_customer(customer_identifier, actor=actor(), **changes)
 
-    customer = with_guard(work, storage)
+    customer = with_guard(work, storage, create=True)
     if as_json:
         print_json(_fields(customer))
     else:

@@ -34,6 +34,9 @@ def usage(
 ) -> None:
     """Show sums of usage."""
     by = tuple(dict.fromkeys(by)) or ("customer",)
+    for name in by:
+        if name not in _BY:
+            fail(f"--by {name}: usage is summed by {', '.join(_BY)}", MISUSED)
     if since is not None and until is not None and until <= since:
         fail("--until must be after --since: it is the day after the last", MISUSED)
 

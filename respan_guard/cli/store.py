@@ -34,7 +34,7 @@ def check(storage: str | None, *, as_json: bool) -> bool:
         async def ask(guard: Guard) -> StoreInfo:
             return await guard.info()
 
-        info = opened(ask, storage)
+        info = opened(ask, storage, create=True)
     except GuardError as problem:
         error = str(problem)
     if as_json:
