@@ -1,0 +1,322 @@
+"""`sqlite:///`: the embedded database, for one machine and any number of processes on it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeVar
+
+from respan_guard.backends.base import (
+    Allowed,
+    AuditRow,
+    Backend,
+    Conflict,
+    CustomerQuery,
+    CustomerRow,
+    Discrepancy,
+    HoldRow,
+    Limit,
+    Op,
+    Outcome,
+    Params,
+    Put,
+    RecordQuery,
+    RefusalRow,
+    StoredEntry,
+    StoreInfo,
+    UsageQuery,
+    UsageRow,
+)
+from respan_guard.backends.sqlite import changes, checks, reads
+from respan_guard.backends.sqlite.checkpointer import Checkpointer
+from respan_guard.backends.sqlite.connection import Link, immediate, patiently
+from respan_guard.backends.sqlite.failures import translating
+from respan_guard.backends.sqlite.location import locate
+from respan_guard.backends.sqlite.schema import migrate
+from respan_guard.backends.sqlite.writer import Writer
+from respan_guard.clock import SystemClock
+from respan_guard.errors import ConfigurationError, StorageUnavailable, StoreReset
+
+__all__ = ["SQLiteBackend"]
+
+T = TypeVar("T")
+_MINIMUM = (3, 37, 0)  # STRICT tables
+
+
+class SQLiteBackend(Backend):
+    """A SQLite file in WAL mode.
+
+    One connection writes: a batch is one transaction, run in one go in the connection's thread. A second one
+    reads, so that no page of a report holds up an admission.
+
+    Args:
+        url: `sqlite:///guard.db` (relative) or `sqlite:////var/lib/app/guard.db` (absolute), with
+            `?synchronous=normal` to trade the last moments before a power cut for speed, and `?timeout=5`, the seconds
+            to wait for a file that another process keeps locked.
+        namespace: Written into a new file; a file has one namespace.
+        options: `synchronous` and `timeout` as in the URL.
+
+    Raises:
+        ConfigurationError: The URL names no file, or an option is unknown.
+    """
+
+    default_timeout: ClassVar[float] = 1.0  # a disk's slow fsync is no outage
+
+    def __init__(self, url: str, *, namespace: str = "default", **options: Any) -> None:
+        if sqlite3.sqlite_version_info < _MINIMUM:
+            raise ConfigurationError(f"SQLite 3.37 or newer is needed, this Python has {sqlite3.sqlite_version}")
+        self._at = locate(url, options)
+        self._namespace = namespace
+        self._clock = SystemClock()
+        self._checkpointer = Checkpointer(self._at.path)
+        self._write_link: Link | None = None
+        self._read_link: Link | None = None
+        self._writer = self._reader = Writer("")
+        self._file = (0, 0)
+
+    # -- life --------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """See `Backend.open`."""
+        if self._read_link is not None:
+            return
+        path = self._at.path
+        if not path.parent.is_dir():
+            raise ConfigurationError(f"the directory {path.parent} does not exist; create it: mkdir -p {path.parent}")
+        if path.is_dir():
+            raise ConfigurationError(f"{path} is a directory; name a file in it, such as {path / 'guard.db'}")
+        with translating(path):
+            self._create()
+            try:
+                self._write_link = await Link.open(path, self._prepare)
+                self._read_link = await Link.open(path, _prepare_reader, read_only=True)
+            except BaseException:
+                await self.close()
+                raise
+
+    async def close(self) -> None:
+        """See `Backend.close`."""
+        for link in (self._read_link, self._write_link):  # the writer last: the last one out empties the log
+            if link is not None:
+                with translating(self._at.path):
+                    await link.close()
+        self._read_link = self._write_link = None
+        self._checkpointer.close()
+
+    def abandon(self) -> None:
+        """See `Backend.abandon`."""
+        for link in (self._read_link, self._write_link):
+            if link is not None:
+                link.abandon()
+        self._read_link = self._write_link = None
+        self._checkpointer.close()
+
+    def _create(self) -> None:
+        """Make the file for this user only; the log and its index inherit that."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        # One that exists is not even opened: closing a second descriptor would drop this process's locks on it.
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(self._at.path, flags, 0o600))
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        at = self._at
+        for pragma in (
+            f"synchronous = {at.synchronous}",
+            "secure_delete = ON",
+            "wal_autocheckpoint = 0",
+            "journal_size_limit = 16777216",
+            "mmap_size = 0",
+            "temp_store = MEMORY",
+            "trusted_schema = OFF",
+        ):
+            db.execute(f"PRAGMA {pragma}")
+        patiently(lambda: db.execute("PRAGMA journal_mode = WAL"), at.timeout)
+        migrate(db, at.path, self._namespace, at.timeout)
+        immediate(db, lambda db: None, at.timeout)  # a file that can't be written says so now, not at the first batch
+        epoch = db.execute("SELECT value FROM meta WHERE key = 'epoch'").fetchone()[0]
+        self._writer, self._reader = Writer(epoch), Writer(epoch)
+        self._file = self._identity()
+        self._checkpointer.open(db)
+
+    def _identity(self) -> tuple[int, int]:
+        try:
+            found = self._at.path.stat()
+        except FileNotFoundError as error:
+            raise StoreReset(f"{self._at.path} was deleted while it was open; restart to begin a new one") from error
+        return found.st_dev, found.st_ino
+
+    def _same_file(self) -> None:
+        if self._identity() != self._file:
+            raise StoreReset(f"{self._at.path} was replaced while it was open; restart to use what is there now")
+
+    # -- the two ways to the file ------------------------------------------------------------------
+
+    async def _change(self, work: Callable[[sqlite3.Connection], T], *, then: Callable[[], None] | None = None) -> T:
+        """Run `work` in a write transaction, and `then` after its commit."""
+        link, writer, timeout = self._write_link, self._writer, self._at.timeout
+        if link is None:
+            raise StorageUnavailable(f"{self._at.path} is not open")
+
+        def transaction(db: sqlite3.Connection) -> T:
+            self._same_file()
+            try:
+                found = immediate(db, work, timeout)
+            except BaseException:
+                writer.lost()
+                raise
+            (then or writer.forget)()
+            self._same_file()  # else what was just acknowledged would be in a file that nobody finds
+            self._checkpointer.after_batch(db)
+            return found
+
+        with translating(self._at.path):
+            return await link.run(transaction)
+
+    async def _look(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` on one state of the file."""
+        link, timeout = self._read_link, self._at.timeout
+        if link is None:
+            raise StorageUnavailable(f"{self._at.path} is not open")
+
+        def transaction(db: sqlite3.Connection) -> T:
+            self._same_file()
+            db.execute("BEGIN")
+            try:
+                return work(db)
+            finally:
+                db.execute("COMMIT")
+
+        with translating(self._at.path):
+            return await link.run(lambda db: patiently(lambda: transaction(db), timeout))
+
+    def _now(self, now: int | None) -> int:
+        """The caller's time, else the latest it ever gave, else the machine's."""
+        return (self._writer.now or self._clock.now_ms()) if now is None else now
+
+    # -- operations --------------------------------------------------------------------------------
+
+    async def apply(self, ops: Sequence[Op], now: int | None = None) -> list[Outcome]:
+        """See `Backend.apply`."""
+        writer, at = self._writer, self._now(now)
+        return await self._change(lambda db: writer.batch(db, ops, at), then=writer.committed)
+
+    async def put(
+        self, customer: str, params: Params, *, if_revision: str | None = None, actor: str = "", now: int | None = None
+    ) -> Put | Conflict:
+        """See `Backend.put`."""
+        at = self._now(now)
+
+        def work(db: sqlite3.Connection) -> Put | Conflict:
+            self._writer.begin(db)
+            return changes.put(db, customer, params, if_revision, actor, self._writer.at(at))
+
+        return await self._change(work)
+
+    async def delete(self, customer: str, *, actor: str = "", now: int | None = None) -> bool:
+        """See `Backend.delete`. The bytes are overwritten, and gone from the log once all readers have moved on."""
+        at = self._now(now)
+
+        def work(db: sqlite3.Connection) -> bool:
+            self._writer.begin(db)
+            return changes.delete(db, self._writer.epoch, customer, actor, self._writer.at(at))
+
+        found = await self._change(work)
+        link = self._write_link
+        if found and link is not None:
+            with translating(self._at.path):
+                await link.run(self._checkpointer.truncate)
+        return found
+
+    async def get(self, customer: str) -> CustomerRow | None:
+        """See `Backend.get`."""
+        return await self._look(lambda db: reads.get(db, customer))
+
+    async def customers(self, query: CustomerQuery) -> list[CustomerRow]:
+        """See `Backend.customers`."""
+        return await self._look(lambda db: reads.customers(db, query))
+
+    async def standing(
+        self, customer: str, limits: Sequence[Limit], model: str = "", now: int | None = None
+    ) -> Allowed:
+        """See `Backend.standing`."""
+        at = self._now(now)
+
+        def work(db: sqlite3.Connection) -> Allowed:
+            reader = self._reader
+            reader.begin(db)
+            when = reader.at(max(at, self._writer.now))
+            return reader.standing(reader.cell(customer), limits, model, when)
+
+        return await self._look(work)
+
+    async def usage(self, query: UsageQuery) -> list[UsageRow]:
+        """See `Backend.usage`."""
+        return await self._look(lambda db: reads.usage(db, query))
+
+    async def entries(self, query: RecordQuery) -> list[StoredEntry]:
+        """See `Backend.entries`."""
+        return await self._look(lambda db: reads.entries(db, query))
+
+    async def holds(
+        self, customer: str | None = None, *, state: str = "live", now: int | None = None, limit: int = 1000
+    ) -> list[HoldRow]:
+        """See `Backend.holds`."""
+        at = max(self._now(now), self._writer.now)
+        return await self._look(lambda db: reads.holds(db, customer, state, at, limit))
+
+    async def add_refusals(self, rows: Sequence[RefusalRow]) -> None:
+        """See `Backend.add_refusals`."""
+        await self._change(lambda db: changes.add_refusals(db, rows), then=_nothing)
+
+    async def refusals(
+        self, *, customer: str | None = None, since_minute: int = 0, until_minute: int = 1 << 40, limit: int = 10_000
+    ) -> list[RefusalRow]:
+        """See `Backend.refusals`."""
+        return await self._look(lambda db: reads.refusals(db, customer, since_minute, until_minute, limit))
+
+    async def add_audit(self, row: AuditRow) -> None:
+        """See `Backend.add_audit`."""
+        await self._change(lambda db: changes.add_audit(db, row), then=_nothing)
+
+    async def audit(
+        self, *, customer: str | None = None, before: int | None = None, limit: int = 100
+    ) -> list[AuditRow]:
+        """See `Backend.audit`."""
+        return await self._look(lambda db: reads.audit(db, customer, before, limit))
+
+    async def cursor(self, name: str) -> int | None:
+        """See `Backend.cursor`."""
+        return await self._look(lambda db: reads.cursor(db, name))
+
+    async def set_cursor(self, name: str, seq: int) -> None:
+        """See `Backend.set_cursor`."""
+        await self._change(lambda db: changes.set_cursor(db, name, seq), then=_nothing)
+
+    async def prune(self, before_day: int, *, limit: int = 1000) -> int:
+        """See `Backend.prune`."""
+        return await self._change(lambda db: changes.prune(db, before_day, limit))
+
+    async def verify(self) -> list[Discrepancy]:
+        """See `Backend.verify`. Runs on a connection of its own: it takes long, and pages shall not wait."""
+        with translating(self._at.path):
+            self._same_file()
+            link = await Link.open(self._at.path, _prepare_reader, read_only=True)
+            try:
+                return await link.run(checks.verify)
+            finally:
+                await link.close()
+
+    async def info(self) -> StoreInfo:
+        """See `Backend.info`."""
+        return await self._look(lambda db: checks.info(db, self._at, self._checkpointer.active))
+
+
+def _prepare_reader(db: sqlite3.Connection) -> None:
+    db.execute("PRAGMA query_only = ON")
+    db.execute("PRAGMA mmap_size = 0")
+
+
+def _nothing() -> None:
+    """Nothing that is kept in memory was changed."""

@@ -1,0 +1,135 @@
+"""Connections to the file: one public await of aiosqlite runs one whole transaction in its thread.
+
+aiosqlite hops between threads once per statement, and a caller that is cancelled between two hops leaves
+a transaction open. So a callable is what we have it execute: nothing is awaited inside a transaction.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+from urllib.parse import quote
+
+import aiosqlite
+
+__all__ = ["Link", "immediate", "patiently"]
+
+T = TypeVar("T")
+_PAUSE = (0.0002, 0.002)  # seconds between two tries for the lock: short, since the others' batches are
+_inherited: list[object] = []
+
+
+class _Answer(Generic[T]):
+    """What a callable returned, in the shape of a cursor."""
+
+    def __init__(self, value: T) -> None:
+        self._value = value
+
+    def fetchall(self) -> T:
+        return self._value
+
+
+class _CallableConnection(sqlite3.Connection):
+    """A connection whose `execute` also takes a callable and runs it, in the thread of the connection."""
+
+    def execute(self, sql: Any, parameters: Any = ()) -> Any:
+        if callable(sql):
+            return _Answer(sql(self))
+        return super().execute(sql, parameters)
+
+
+class Link:
+    """One connection and its thread. Opened, used and closed on one event loop."""
+
+    def __init__(self, connection: aiosqlite.Connection) -> None:
+        self._connection = connection
+        self._pid = os.getpid()
+
+    @classmethod
+    async def open(cls, path: Path, setup: Callable[[sqlite3.Connection], None], *, read_only: bool = False) -> Link:
+        """Connect to an existing file and run `setup`.
+
+        Raises:
+            sqlite3.Error: It can't be opened.
+        """
+        connection = aiosqlite.connect(
+            f"file:{quote(str(path))}?mode={'ro' if read_only else 'rw'}",
+            uri=True,
+            isolation_level=None,
+            timeout=0,
+            check_same_thread=False,
+            cached_statements=256,
+            factory=_CallableConnection,
+        )
+        # aiosqlite's thread is no daemon, and a connection that nobody closes would hang the interpreter's exit.
+        # Losing the thread there is what losing power is: SQLite is made for it.
+        thread = getattr(connection, "_thread", None)
+        if isinstance(thread, threading.Thread):
+            thread.daemon = True
+        link = cls(await connection)
+        try:
+            await link.run(setup)
+        except BaseException:
+            await link.close()
+            raise
+        return link
+
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` in the connection's thread, after everything asked before. Cancelling doesn't stop it."""
+        found = await self._connection.execute_fetchall(cast(str, work))
+        return cast(T, found)
+
+    async def close(self) -> None:
+        """Close the connection once everything asked before is done."""
+        await self._connection.close()
+
+    def abandon(self) -> None:
+        """Let go without waiting, from any thread. A connection of the parent process is never touched."""
+        if os.getpid() != self._pid:
+            # SQLite forbids even closing what came through a fork, so it must outlive every collection.
+            _inherited.append(self._connection)
+            return
+        self._connection.stop()
+
+
+def patiently(work: Callable[[], T], timeout: float) -> T:
+    """Run `work` until the file isn't locked by somebody else, for `timeout` seconds at most.
+
+    SQLite's own handler sleeps up to 100 ms at a time, which starves the slower of two processes.
+
+    Raises:
+        sqlite3.OperationalError: SQLITE_BUSY, still.
+    """
+    waited = 0.0
+    while True:
+        try:
+            return work()
+        except sqlite3.OperationalError as error:
+            if (error.sqlite_errorcode & 0xFF) not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or waited >= timeout:
+                raise
+        pause = random.uniform(*_PAUSE)
+        time.sleep(pause)
+        waited += pause
+
+
+def immediate(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T], timeout: float) -> T:
+    """Run `work` in one write transaction: it is committed when this returns, and rolled back if it raises.
+
+    A deferred transaction that reads and then writes fails at once when another one committed in between,
+    whatever the timeout; hence IMMEDIATE.
+    """
+    patiently(lambda: db.execute("BEGIN IMMEDIATE"), timeout)
+    try:
+        found = work(db)
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+    return found

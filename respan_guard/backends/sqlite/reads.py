@@ -1,0 +1,220 @@
+"""Pages and sums for people. They run on a connection of their own, which never holds up the one that writes."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+from respan_guard.backends.base import (
+    AuditRow,
+    CustomerQuery,
+    CustomerRow,
+    HoldRow,
+    RecordQuery,
+    RefusalRow,
+    StoredEntry,
+    UsageQuery,
+    UsageRow,
+)
+from respan_guard.backends.sqlite.rows import (
+    AMOUNTS,
+    CUSTOMER,
+    ENTRY,
+    amounts_from,
+    customer_from,
+    entry_from,
+    params_from,
+)
+from respan_guard.errors import InvalidInput
+
+__all__ = ["audit", "cursor", "customers", "entries", "get", "holds", "refusals", "usage"]
+
+_SORTS = ("customer", "name", "first_seen", "last_seen", "requests", "calls", "cost", "tokens")
+_GROUPS = ("customer", "model", "day")
+
+
+def get(db: sqlite3.Connection, customer: str) -> CustomerRow | None:
+    """One customer."""
+    row = db.execute(f"SELECT {CUSTOMER} FROM customers WHERE customer = ?", (customer,)).fetchone()  # noqa: S608
+    return None if row is None else customer_from(row)
+
+
+def customers(db: sqlite3.Connection, query: CustomerQuery) -> list[CustomerRow]:
+    """A page of customers, read off the index of its sort key."""
+    sql, values = customers_sql(query)
+    return [customer_from(row) for row in db.execute(sql, values)]
+
+
+def customers_sql(query: CustomerQuery) -> tuple[str, list[Any]]:
+    """The statement of a page and its values."""
+    if query.sort not in _SORTS:
+        raise InvalidInput(f"sort must be one of {', '.join(_SORTS)}; got {query.sort!r}", field="sort")
+    order = "DESC" if query.descending else "ASC"
+    keys = "customer" if query.sort == "customer" else f"{query.sort}, customer"
+    where: list[str] = []
+    values: list[Any] = []
+    if query.after is not None:
+        sign = "<" if query.descending else ">"
+        if query.sort == "customer":
+            where.append(f"customer {sign} ?")
+            values.append(query.after[1])
+        else:
+            where.append(f"({keys}) {sign} (?, ?)")
+            values += query.after
+    if query.search:
+        where.append("instr(search, ?) > 0")
+        values.append(query.search.casefold())
+    ordered = ", ".join(f"{key} {order}" for key in keys.split(", "))
+    condition = f"WHERE {' AND '.join(where)} " if where else ""
+    return f"SELECT {CUSTOMER} FROM customers {condition}ORDER BY {ordered} LIMIT ?", [*values, query.limit]  # noqa: S608
+
+
+def usage(db: sqlite3.Connection, query: UsageQuery) -> list[UsageRow]:
+    """Sums of the daily rollups."""
+    sql, values = usage_sql(query)
+    count = len(query.by)
+    return [
+        UsageRow(amounts_from(row, count), **dict(zip(query.by, row[:count], strict=True)))
+        for row in db.execute(sql, values)
+    ]
+
+
+def usage_sql(query: UsageQuery) -> tuple[str, list[Any]]:
+    """The statement of a report and its values."""
+    unknown = [name for name in query.by if name not in _GROUPS]
+    if unknown:
+        raise InvalidInput(f"usage is grouped by {', '.join(_GROUPS)}; got {unknown[0]!r}", field="by")
+    where = ["day >= ?", "day < ?"]
+    values: list[Any] = [query.first_day, query.end_day]
+    if query.customer is not None:
+        where.append("c = (SELECT c FROM customers WHERE customer = ?)")
+        values.append(query.customer)
+    if query.model is not None:
+        where.append("model = ?")
+        values.append(query.model)
+    sums = ", ".join(f"sum(rollups.{name})" for name in AMOUNTS.split(", "))
+    names = ", ".join(query.by)
+    table = "rollups JOIN customers USING (c)" if "customer" in query.by else "rollups"
+    grouped = f"GROUP BY {names} ORDER BY {names}" if names else "HAVING count(*) > 0"
+    chosen = f"{names}, {sums}" if names else sums
+    return f"SELECT {chosen} FROM {table} WHERE {' AND '.join(where)} {grouped} LIMIT ?", [*values, query.limit]  # noqa: S608
+
+
+def entries(db: sqlite3.Connection, query: RecordQuery) -> list[StoredEntry]:
+    """Entries in order of the log."""
+    sql, values = entries_sql(db, query)
+    return [entry_from(row) for row in db.execute(sql, values)]
+
+
+def entries_sql(db: sqlite3.Connection, query: RecordQuery) -> tuple[str, list[Any]]:
+    """The statement of a page and its values."""
+    where: list[str] = []
+    values: list[Any] = []
+
+    def also(condition: str, *given: Any) -> None:
+        where.append(condition)
+        values.extend(given)
+
+    first = query.after if query.after is not None and not query.descending else 0
+    if query.since_ms is not None:
+        also("at_ms >= ?", query.since_ms)
+        first = max(first, _first_since(db, query.since_ms) - 1)
+    if first:
+        also("seq > ?", first)
+    if query.after is not None and query.descending:
+        also("seq < ?", query.after)
+    if query.customer is not None:
+        also("entries.c = (SELECT c FROM customers WHERE customer = ?)", query.customer)
+    for column in ("model", "provider", "kind", "source", "status", "trace_id"):
+        value = getattr(query, column)
+        if value is not None:
+            also(f"entries.{column} = ?", value)
+    if query.unpriced is not None:
+        also("entries.cost IS NULL" if query.unpriced else "entries.cost IS NOT NULL")
+    if query.until_ms is not None:
+        also("at_ms < ?", query.until_ms)
+    condition = f"WHERE {' AND '.join(where)} " if where else ""
+    order = "DESC" if query.descending else "ASC"
+    return (
+        f"SELECT {ENTRY} FROM entries CROSS JOIN customers USING (c) {condition}ORDER BY seq {order} LIMIT ?",  # noqa: S608
+        [*values, query.limit],
+    )
+
+
+def _first_since(db: sqlite3.Connection, since_ms: int) -> int:
+    """The first place of the log from which on an entry may have ended at `since_ms` or later.
+
+    `latest_ms` never falls along the log, so halving finds it without an index.
+    """
+    low, high = db.execute("SELECT coalesce(min(seq), 1), coalesce(max(seq), 0) + 1 FROM entries").fetchone()
+    while low < high:
+        middle = (low + high) // 2
+        row = db.execute("SELECT seq, latest_ms FROM entries WHERE seq >= ? ORDER BY seq LIMIT 1", (middle,)).fetchone()
+        if row is None or row[1] >= since_ms:
+            high = middle
+        else:
+            low = row[0] + 1
+    return int(low)
+
+
+def holds(db: sqlite3.Connection, customer: str | None, state: str, now: int, limit: int) -> list[HoldRow]:
+    """Holds that are live, or that expired with something unspent."""
+    if state not in ("live", "expired"):
+        raise InvalidInput(f"state must be live or expired, got {state!r}", field="state")
+    live = "ended_ms IS NULL AND expires_ms > ?"
+    expired = "expires_ms <= ? AND (holds.cost > 0 OR holds.tokens > 0)"
+    where = [live if state == "live" else expired]
+    values: list[Any] = [now]
+    if customer is not None:
+        where.append("customer = ?")
+        values.append(customer)
+    rows = db.execute(
+        "SELECT customer, id, day, model, holds.cost, holds.tokens, expires_ms "  # noqa: S608
+        f"FROM holds JOIN customers USING (c) WHERE {' AND '.join(where)} ORDER BY expires_ms, customer, id LIMIT ?",
+        (*values, limit),
+    )
+    return [
+        HoldRow(who, hold_id, day, model, cost, tokens, expires, state)
+        for who, hold_id, day, model, cost, tokens, expires in rows
+    ]
+
+
+def refusals(
+    db: sqlite3.Connection, customer: str | None, since_minute: int, until_minute: int, limit: int
+) -> list[RefusalRow]:
+    """Counts of refusals, newest first."""
+    where = ["minute >= ?", "minute < ?"]
+    values: list[Any] = [since_minute, until_minute]
+    if customer is not None:
+        where.append("customer = ?")
+        values.append(customer)
+    rows = db.execute(
+        f"SELECT customer, reason, minute, count FROM refusals WHERE {' AND '.join(where)} "  # noqa: S608
+        "ORDER BY minute DESC, customer, reason LIMIT ?",
+        (*values, limit),
+    )
+    return [RefusalRow(*row) for row in rows]
+
+
+def audit(db: sqlite3.Connection, customer: str | None, before: int | None, limit: int) -> list[AuditRow]:
+    """The audit, newest first."""
+    where = ["seq < ?"]
+    values: list[Any] = [before if before is not None else (1 << 63) - 1]
+    if customer is not None:
+        where.append("customer = ?")
+        values.append(customer)
+    rows = db.execute(
+        f"SELECT at_ms, customer, action, actor, before, after, seq FROM audit WHERE {' AND '.join(where)} "  # noqa: S608
+        "ORDER BY seq DESC LIMIT ?",
+        (*values, limit),
+    )
+    return [
+        AuditRow(at, who, action, actor, params_from(before_text), params_from(after_text), seq)
+        for at, who, action, actor, before_text, after_text, seq in rows
+    ]
+
+
+def cursor(db: sqlite3.Connection, name: str) -> int | None:
+    """How far a reader has read the log."""
+    row = db.execute("SELECT seq FROM cursors WHERE name = ?", (name,)).fetchone()
+    return None if row is None else int(row[0])

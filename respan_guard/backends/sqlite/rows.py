@@ -1,0 +1,100 @@
+"""Values of the contract as columns, and back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from respan_guard.backends.base import Allowed, Amounts, CustomerRow, Entry, Params, StoredEntry
+from respan_guard.usage import Usage
+
+__all__ = [
+    "AMOUNTS",
+    "CUSTOMER",
+    "ENTRY",
+    "amounts_from",
+    "answer_from",
+    "answer_text",
+    "customer_from",
+    "entry_from",
+    "hash_of",
+    "params_from",
+    "params_text",
+    "search_text",
+    "usage_text",
+]
+
+AMOUNTS = "requests, calls, cost, input_tokens, output_tokens, cache_read_tokens, unpriced, errors"
+"""Columns of `Amounts`, in the order of its fields."""
+CUSTOMER = f"customer, revision, params, first_seen, last_seen, active_days, {AMOUNTS}"
+ENTRY = (
+    "entries.seq, entries.rev, entries.id, customers.customer, entries.day, entries.at_ms, entries.cost, "
+    "entries.input_tokens, entries.output_tokens, entries.model, entries.admission, entries.kind, entries.source, "
+    "entries.late, entries.body"
+)
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
+
+
+def amounts_from(row: tuple[Any, ...], start: int = 0) -> Amounts:
+    """`Amounts` from columns that begin at `start`."""
+    return Amounts(*row[start : start + 8])
+
+
+def answer_text(outcome: Allowed) -> str:
+    """An admission's answer, for when it is asked again."""
+    return _encode((outcome.now, outcome.used, outcome.held, outcome.windows))
+
+
+def answer_from(text: str) -> Allowed:
+    """What `answer_text` wrote."""
+    now, used, held, windows = json.loads(text)
+    return Allowed(now, tuple(used), tuple(held), tuple((start, prev, cur) for start, prev, cur in windows))
+
+
+def usage_text(usage: Usage) -> str:
+    """A usage as JSON, without what equals its defaults."""
+    return _encode(usage.to_dict())
+
+
+def params_text(params: Params | None) -> str | None:
+    """A customer's params as JSON."""
+    return None if params is None else _encode(dict(params))
+
+
+def params_from(text: str | None) -> Params | None:
+    """What `params_text` wrote."""
+    return None if text is None else json.loads(text)
+
+
+def search_text(customer: str, params: Params | None) -> str:
+    """What a search looks at, in one case; a line break keeps a match from spanning two fields."""
+    given = params or {}
+    return "\n".join((customer, str(given.get("name") or ""), str(given.get("email") or ""))).casefold()
+
+
+def customer_from(row: tuple[Any, ...]) -> CustomerRow:
+    """A row of `CUSTOMER` columns."""
+    customer, revision, params, first_seen, last_seen, active_days = row[:6]
+    return CustomerRow(
+        customer, revision, params_from(params), first_seen, last_seen, amounts_from(row, 6), active_days
+    )
+
+
+def entry_from(row: tuple[Any, ...]) -> StoredEntry:
+    """A row of `ENTRY` columns."""
+    seq, rev, entry_id, customer, day, at_ms, cost, tokens_in, tokens_out, model, admission, kind, source, late = row[
+        :14
+    ]
+    usage = Usage.from_dict(json.loads(row[14]))
+    return StoredEntry(
+        seq,
+        rev,
+        Entry(entry_id, customer, day, at_ms, cost, tokens_in, tokens_out, model, admission, kind, source, usage),
+        bool(late),
+    )
+
+
+def hash_of(epoch: str, customer: str) -> str:
+    """A deleted customer's identifier, recognisable but not readable. Keyed, so that files can't be compared."""
+    return hashlib.blake2b(customer.encode(), key=epoch.encode(), digest_size=16).hexdigest()
