@@ -52,7 +52,7 @@ def bare_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(*arguments: str, code: int = 0, typed: str | None = None) -> Result:
     """Run a command and check how it ends."""
-    result = CliRunner().invoke(app, list(arguments), input=typed, env={"COLUMNS": "200"})
+    result = CliRunner().invoke(app, list(arguments), input=typed)
     assert result.exit_code == code, (result.output, result.exception)
     return result
 

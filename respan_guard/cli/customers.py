@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,17 +25,9 @@ app = typer.Typer(help="Show customers and change their limits.", no_args_is_hel
 
 _PAGE = 500
 _NOBODY = "(nobody)"
-_LIST = (
-    "customer",
-    "name",
-    "rate limit",
-    ">period budget",
-    ">total budget",
-    ">requests",
-    ">calls",
-    ">cost USD",
-    "last",
-)
+_LIST = ("customer", "name", "rate limit", ">budget", ">total", ">requests", ">cost USD", ">last seen")
+
+Identifier = Annotated[str, typer.Argument(metavar="CUSTOMER", help="Its customer_identifier.")]
 
 
 class Sort(StrEnum):
@@ -90,9 +83,8 @@ def list_(
                     _budget(row.customer),
                     row.customer.total_budget,
                     row.requests,
-                    row.calls,
                     usd(row.cost),
-                    f"{row.last_seen:%Y-%m-%d %H:%M}",
+                    f"{row.last_seen:%Y-%m-%d}",
                 )
                 for row in shown
             ],
@@ -103,7 +95,7 @@ def list_(
 
 
 @app.command()
-def show(customer_identifier: str, storage: Storage = None, as_json: JSON = False) -> None:
+def show(customer_identifier: Identifier, storage: Storage = None, as_json: JSON = False) -> None:
     """Show a customer and where each of its limits stands.
 
     Limits that only your app's code sets as default_limits are not known here; settings from the environment and
@@ -123,7 +115,7 @@ def show(customer_identifier: str, storage: Storage = None, as_json: JSON = Fals
     print_table(columns("field", "value"), set_fields, "")
     print_table(
         columns("limit", ">used", ">held", ">limit", ">remaining", "resets"),
-        [(row.name, row.used, row.held, row.limit, row.remaining, row.resets_at or "never") for row in status.limits],
+        [(row.name, row.used, row.held, row.limit, row.remaining, _moment(row.resets_at)) for row in status.limits],
         "no limits",
     )
     say(f"spent in all time: {usd(status.total_spend)} USD in {status.total_calls} calls")
@@ -131,7 +123,7 @@ def show(customer_identifier: str, storage: Storage = None, as_json: JSON = Fals
 
 @app.command("set")
 def set_(
-    customer_identifier: str,
+    customer_identifier: Identifier,
     name: str | None = None,
     email: str | None = None,
     metadata: Annotated[str | None, typer.Option(metavar="JSON", help="A JSON object.")] = None,
@@ -190,7 +182,7 @@ def set_(
 
 @app.command()
 def delete(
-    customer_identifier: str,
+    customer_identifier: Identifier,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     storage: Storage = None,
     as_json: JSON = False,
@@ -218,6 +210,10 @@ def _object(text: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         fail('--metadata must be a JSON object like {"plan": "pro"}', MISUSED)
     return found
+
+
+def _moment(moment: datetime | None) -> str:
+    return "never" if moment is None else f"{moment:%Y-%m-%d %H:%M} UTC"
 
 
 def _budget(customer: Customer) -> str | None:

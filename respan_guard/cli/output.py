@@ -20,6 +20,7 @@ __all__ = ["FAILED", "MISUSED", "as_day", "columns", "fail", "plain", "print_jso
 
 FAILED = 1
 MISUSED = 2
+_WIDE = 300  # where nobody's screen sets the width, a row is a line
 
 
 def plain(value: object) -> Text:
@@ -51,7 +52,8 @@ def columns(*names: str) -> Table:
     """A table with these columns; those that start with ">" are numbers."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in names:
-        table.add_column(name.lstrip(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
+        number = name.startswith(">")
+        table.add_column(name.lstrip(">"), justify="right" if number else "left", no_wrap=number, overflow="fold")
     return table
 
 
@@ -60,6 +62,8 @@ def print_table(table: Table, rows: Iterable[Sequence[object]], empty: str) -> N
     for row in rows:
         table.add_row(*(plain(value) for value in row))
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _WIDE
     if table.row_count:
         console.print(table)
     else:

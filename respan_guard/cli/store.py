@@ -56,7 +56,7 @@ def check(storage: str | None, *, as_json: bool) -> bool:
         )
         return error is None
     if settings:
-        rows = [(name, value, source) for name, (value, source) in settings.items()]
+        rows = [(name, "not set" if value is None else value, source) for name, (value, source) in settings.items()]
         print_table(columns("setting", "value", "source"), rows, "")
     if info is not None:
         facts = {"storage": info.url, "schema": info.schema, "durable": "yes" if info.durable else "no", **info.facts}
