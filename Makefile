@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint pytest demo bench prove-overspend prove-kill build clean
+.PHONY: help test lint style format types layers spelling pytest demo bench prove-overspend prove-kill build clean
 
 help:  ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,11 +14,21 @@ help:  ## Show what there is
 test: $(VENV)/.dev  ## Run every check and every test; fails if one fails
 	@$(MAKE) --no-print-directory --keep-going lint pytest
 
-lint: $(VENV)/.dev  ## Check style, types, layers and spelling
+lint: style format types layers spelling  ## Check style, types, layers and spelling
+
+style: $(VENV)/.dev
 	$(BIN)/ruff check
+
+format: $(VENV)/.dev
 	$(BIN)/ruff format --check
+
+types: $(VENV)/.dev
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+
+layers: $(VENV)/.dev
+	$(BIN)/lint-imports --no-logo
+
+spelling: $(VENV)/.dev
 	$(BIN)/codespell
 
 pytest: $(VENV)/.dev  ## Run the tests; ARGS="-k budget" picks some
