@@ -418,12 +418,61 @@ def test_json_bodies_without_usage(body: bytes) -> None:
 def test_large_json_bodies_are_let_go() -> None:
     """A body beyond the cap is not kept, and says so."""
     reader = JSONReader()
+    reader.feed(b'{"object":"chat.completion","x":"')
     for _ in range(BODY_CAP // 1_000_000 + 2):
         reader.feed(b"x" * 1_000_000)
-    assert reader.broken
-    assert not reader._parts
+        assert sum(map(len, reader._parts)) <= BODY_CAP + 1_000_000
+    reader.feed(b'","usage":{"prompt_tokens":5}}')
     reader.close()
+    assert reader.broken
     assert reader.usage() is None
+
+
+VECTOR = b'{"object":"embedding","index":0,"embedding":[' + b"-0.0069292834," * 1_535 + b"0.1]}"
+
+
+@pytest.mark.parametrize("count", [1, 40, 600])
+@pytest.mark.parametrize(
+    ("head", "tail"),
+    [
+        (
+            b'{\n  "object": "list",\n  "data": [\n ',
+            b'],"model":"emb-3","usage":{"prompt_tokens":9,"total_tokens":9}}\n',
+        ),
+        (b'{"id":"x","object":"list","created":1,"model":"emb-3","data":[', b'],"usage":{"prompt_tokens":9}}'),
+        (b'{"data":[', b'],"object":"list","model":"emb-3","usage":{"total_tokens":9,"prompt_tokens":9},"id":"x"}'),
+    ],
+)
+def test_embeddings_of_any_size(head: bytes, tail: bytes, count: int) -> None:
+    """Embeddings may be tens of megabytes; their usage is read without decoding the numbers."""
+    data = head + b",".join([VECTOR] * count) + tail
+    for step in (65_536, 10**9):
+        reader = JSONReader()
+        for i in range(0, len(data), step):
+            reader.feed(data[i : i + step])
+        reader.close()
+        usage = reader.usage()
+        assert usage is not None
+        assert (usage.model, usage.input_tokens, usage.operation) == ("emb-3", 9, "embeddings")
+        assert not reader.broken
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"object":"chat.completion","data":[{"x":1}],"y":"%s","usage":{"prompt_tokens":1,"completion_tokens":2}}',
+        b'{"object":"chat.completion","choices":[{"message":{"content":"%s"}}],"usage":{"prompt_tokens":1,"completion_tokens":2}}',
+    ],
+)
+def test_large_bodies_that_are_no_embeddings_are_decoded(body: bytes) -> None:
+    """Text in a large reply can't pass for usage: such a reply is decoded whole."""
+    text = rb"\"data\":[{\"embedding\": \"list\" \"usage\":{\"prompt_tokens\":999}" * 8_000
+    reader = JSONReader()
+    reader.feed(body.replace(b"%s", text))
+    reader.close()
+    usage = reader.usage()
+    assert usage is not None
+    assert (usage.input_tokens, usage.output_tokens) == (1, 2)
 
 
 def encoded(data: bytes, encoding: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from typing import Protocol
@@ -16,6 +17,8 @@ __all__ = ["BODY_CAP", "Inflater", "JSONReader", "Reader", "reader_for"]
 
 BODY_CAP = 8 * 1024 * 1024
 """Bytes of a JSON body that are kept, after decompression."""
+_LARGE = 262_144
+_END = 4_096
 _STEP = 65_536
 _PIECE = 16_384  # what zlib has not consumed is copied at each step, so it gets little at a time
 _RATIO = 200
@@ -63,19 +66,22 @@ class Reader(Protocol):
 
 
 class JSONReader:
-    """Keeps a JSON body up to `BODY_CAP` and reads it when it is complete.
+    """Keeps a JSON body and reads it when it is complete.
+
+    Of a body larger than `BODY_CAP` only the two ends are kept, which is enough for embeddings.
 
     Attributes:
-        broken: The body is larger than that, or no JSON.
+        broken: The body is larger than that and no embeddings, or it is no JSON.
     """
 
-    __slots__ = ("_body", "_parts", "_size", "_usage", "broken")
+    __slots__ = ("_body", "_head", "_parts", "_size", "_usage", "broken")
 
     broken: bool
 
     def __init__(self) -> None:
         self.broken = False
         self._parts: list[bytes] = []
+        self._head = b""
         self._size = 0
         self._body: Mapping[str, object] | None = None
         self._usage: Usage | None = None
@@ -83,30 +89,35 @@ class JSONReader:
     def feed(self, data: bytes) -> None:
         """Take the next bytes, cut anywhere."""
         self._size += len(data)
+        self._parts.append(data)
         if self._size > BODY_CAP:
-            self.broken = True
-            self._parts.clear()
-        else:
-            self._parts.append(data)
+            whole = b"".join(self._parts)
+            self._head = self._head or whole[:_END]
+            self._parts = [whole[-_END:]]
 
     def close(self) -> None:
         """Read the body.
 
         Gemini streams without `alt=sse` as one array of chunks, the last of which has the final counts.
         """
-        if self.broken or self._body is not None or not self._parts:
+        if self._body is not None or not self._parts:
             return
         whole = b"".join(self._parts)
         self._parts.clear()
-        try:
-            body = json.loads(whole)
-        except (ValueError, RecursionError):
-            self.broken = True
-            return
-        for item in body if isinstance(body, list) else [body]:
-            if isinstance(item, Mapping):
-                self._body = item
-                self._usage = read_reply(item) or self._usage
+        if len(whole) > _LARGE or self._head:
+            self._body = _embeddings(self._head or whole[:_END], whole[-_END:])
+        if self._body is None and not self._head:
+            try:
+                body = json.loads(whole)
+            except (ValueError, RecursionError):
+                body = None
+            for item in body if isinstance(body, list) else [body]:
+                if isinstance(item, Mapping):
+                    self._body = item
+                    self._usage = read_reply(item) or self._usage
+        elif self._body is not None:
+            self._usage = read_reply(self._body)
+        self.broken = self._body is None
 
     def usage(self) -> Usage | None:
         """The usage; None before `close`, and if there is none."""
@@ -133,6 +144,31 @@ class JSONReader:
     def output_bytes(self) -> int:
         """Bytes of the body."""
         return self._size
+
+
+_EMBEDDINGS = re.compile(
+    rb'\s*\{[^\[]{0,2000}"data"\s*:\s*\[\s*\{[^\[{]{0,500}"(?:object"\s*:\s*"embedding"|embedding"\s*:)'
+)
+_MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]{1,256})"')
+
+
+def _embeddings(head: bytes, tail: bytes) -> Mapping[str, object] | None:
+    """What matters of an embeddings reply, by its two ends; decoding megabytes of numbers would stall the event loop.
+
+    There is no text of a user's in such a reply, so its last "usage" is its own.
+    """
+    if not _EMBEDDINGS.match(head) or b'"list"' not in head[:2_500] + tail[-2_500:]:
+        return None
+    _, found, rest = tail.rpartition(b'"usage"')
+    model = _MODEL.search(tail) or _MODEL.search(head[:2_500])
+    try:
+        usage, _ = json.JSONDecoder().raw_decode(rest.decode().lstrip(" \t\r\n:"))
+    except ValueError:
+        return None
+    if not found:
+        return None
+    name = model[1].decode("utf-8", "replace") if model else None
+    return {"object": "list", "data": [{"object": "embedding"}], "model": name, "usage": usage}
 
 
 class Inflater:
