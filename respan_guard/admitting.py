@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from respan_guard.admission import Admission
-from respan_guard.backends.base import Admit, Allowed, Entry, Stale
+from respan_guard.backends.base import Admit, Allowed, Entry, Refused, Stale
 from respan_guard.context import Slot, current_slot
 from respan_guard.customer import Customer, normalise_identifier
 from respan_guard.decision import Decision
@@ -92,11 +92,12 @@ class Admissions:
                 # No limit to enforce: the work goes on, and what it records waits in inbox or journal.
                 decision = Decision(customer, (), (), _NO_LIMITS, requests)
                 return Admission(guard, lane, op_id, decision, day=terms.day, stored=False)
-            if outcome.__class__ is Stale:
+            if isinstance(outcome, Stale):
                 guard.follow(outcome.now)
                 now = outcome.now
                 known = guard.policies.learn(customer, outcome.revision, outcome.params)
                 continue
+            assert isinstance(outcome, (Allowed, Refused))
             decision = Decision(customer, terms.limits, terms.resets, outcome, requests)
             if outcome.__class__ is Allowed:
                 return Admission(guard, lane, op_id, decision, day=terms.day, held=ask.cost)

@@ -18,7 +18,6 @@ from typing import TypeVar
 
 from respan_guard.backends.base import (
     Admit,
-    Allowed,
     Backend,
     Entry,
     Op,
@@ -80,8 +79,8 @@ class Home:
         """Apply `op` with the next batch and return its outcome.
 
         Raises:
-            StorageUnavailable: No answer within the timeout. An admit that still waited is withdrawn; one that
-                ran is followed by its release. Everything else stays in the inbox.
+            StorageUnavailable: No answer within the timeout. An admit that still waited is withdrawn; everything
+                else stays in the inbox.
             BackendError: The store can't do it.
         """
         future: asyncio.Future[Outcome] = self.loop.create_future()
@@ -90,6 +89,12 @@ class Home:
         timer = self.loop.call_later(self.timeout, self._give_up, future)
         try:
             return await future
+        except BaseException:
+            if isinstance(op, Admit):
+                # Whoever waited is gone and won't end it. It may have run, and its answer may even be here
+                # already. Behind it in the inbox, a release is right in each case: of an unknown id it is nothing.
+                self.post(Release(op.customer, op.id))
+            raise
         finally:
             timer.cancel()
 
@@ -140,6 +145,8 @@ class Home:
     async def flush(self) -> None:
         """Return when everything that was sent before is stored.
 
+        Waits for longer than `timeout` while storage works, since much may be waiting.
+
         Raises:
             StorageUnavailable: Storage did not take it in time; it is kept.
         """
@@ -147,7 +154,7 @@ class Home:
         self._inbox.append(_Item(None, marker))
         self._start()
         try:
-            await asyncio.wait_for(marker, max(self.timeout, 5.0))
+            await asyncio.wait_for(marker, self.timeout if self._failures else max(self.timeout, 5.0))
         except TimeoutError:
             raise StorageUnavailable("storage did not take all usage records in time; they are kept") from None
 
@@ -241,7 +248,13 @@ class Home:
                     return
                 self._draining = True
                 continue
-            await self._apply(batch)
+            try:
+                await self._apply(batch)
+            except BaseException:
+                # The loop is ending under us. Whoever adopts this inbox sends the batch again; ids make that safe.
+                self._inbox.extendleft(reversed(batch))
+                self._draining = False
+                raise
 
     async def _apply(self, batch: list[_Item]) -> None:
         ops = [item.op for item in batch if item.op is not None]
@@ -272,14 +285,8 @@ class Home:
     def _answer(self, item: _Item, outcome: Outcome | None) -> None:
         if isinstance(outcome, TooLate) and isinstance(item.op, Record):
             self._journal.bury(item.op.entry, "its day is pruned")
-        future = item.future
-        if future is None:
-            return
-        if not future.done():
-            future.set_result(outcome)  # type: ignore[arg-type]  # a marker's result is not read
-        elif isinstance(item.op, Admit) and isinstance(outcome, Allowed):
-            # Nobody waits for this admission any more: nobody would end it.
-            self._inbox.append(_Item(Release(item.op.customer, item.op.id), None))
+        if item.future is not None and not item.future.done():
+            item.future.set_result(outcome)  # type: ignore[arg-type]  # a marker's result is not read
 
     def _refuse(self, batch: list[_Item], error: BackendError) -> None:
         for item in batch:
@@ -303,10 +310,7 @@ class Home:
                 continue
             if item.future is not None and not item.future.done():
                 item.future.set_exception(error)
-            if isinstance(item.op, Admit):
-                # Unknown whether it was applied; a release of an unknown id changes nothing.
-                kept.append(_Item(Release(item.op.customer, item.op.id), None))
-            elif not isinstance(item.op, Renew):
+            if not isinstance(item.op, (Admit, Renew)):
                 kept.append(_Item(item.op, None))
         self._inbox.extendleft(reversed(kept))
         if len(self._inbox) > _BACKLOG:

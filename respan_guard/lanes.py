@@ -15,7 +15,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
-from respan_guard.backends.base import Backend, Entry, Op, Outcome, Record, Recorded
+from respan_guard.backends.base import Admit, Backend, Entry, Op, Outcome, Record, Recorded, Release
 from respan_guard.clock import Clock
 from respan_guard.errors import GuardError
 from respan_guard.home import Home
@@ -186,7 +186,12 @@ class RemoteLane:
 
     async def submit(self, op: Op) -> Outcome:
         """Apply `op` and return its outcome."""
-        return await self._on_thread(self.home.submit(op))
+        try:
+            return await self._on_thread(self.home.submit(op))
+        except asyncio.CancelledError:
+            if isinstance(op, Admit):
+                self.post(Release(op.customer, op.id))  # the answer may have been on its way between the threads
+            raise
 
     async def record(self, entry: Entry) -> Recorded | None:
         """Book `entry`; it is safe once this returns."""

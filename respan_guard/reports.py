@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from respan_guard.backends.base import (
     CustomerRow,
     RecordQuery,
     RefusalRow,
+    StoredEntry,
     UsageQuery,
 )
 from respan_guard.clock import Clock
@@ -153,16 +154,23 @@ class Reports:
         if unknown:
             raise InvalidInput(f"unknown filter {sorted(unknown)[0]!r}; known: {', '.join(sorted(_FILTERS))}")
         customer = None if customer_identifier is None else normalise_identifier(customer_identifier)
-        bounds = {"since_ms": _instant(since, "since"), "until_ms": _instant(until, "until")}
-        after: int | None = None
+        query = RecordQuery(
+            customer=customer,
+            since_ms=_instant(since, "since"),
+            until_ms=_instant(until, "until"),
+            limit=_PAGE,
+            **filters,
+        )
         while True:
-            query = RecordQuery(customer=customer, after=after, limit=_PAGE, **bounds, **filters)
-            page = await self._guard.lane().call(lambda backend, query=query: backend.entries(query))  # type: ignore[misc]
+            page = await self._page(query)
             for stored in page:
                 yield record_from_entry(stored)
             if len(page) < _PAGE:
                 return
-            after = page[-1].seq
+            query = replace(query, after=page[-1].seq)
+
+    async def _page(self, query: RecordQuery) -> list[StoredEntry]:
+        return await self._guard.lane().call(lambda backend: backend.entries(query))
 
     async def usage(
         self,

@@ -340,6 +340,13 @@ class Ledger(ABC):
                 held.append(holding)
         return fits, used, _NOTHING_HELD[: len(used)] if held is None else held, windows
 
+    def standing(self, cell: Cell, limits: Sequence[Limit], model: str, now: int) -> Allowed:
+        """Where limits stand at `now`, as an admission would see it."""
+        _, used, held, windows = self.evaluate(
+            cell, tuple(limits), now, Admit("", cell.customer, "", 0, 0, 0, (), model)
+        )
+        return Allowed(now, tuple(used), tuple(held), tuple(windows))
+
     def _plan(self, cell: Cell, limits: tuple[Limit, ...], model: str) -> None:
         """Look up once what every evaluation of these limits needs."""
         if cell.spans is None or len(cell.spans) + len(limits) > _MAX_SPANS:

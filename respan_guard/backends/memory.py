@@ -11,7 +11,6 @@ from typing import Any
 from respan_guard.backends import memory_reads as reads
 from respan_guard.backends.base import (
     REPLAY_MS,
-    Admit,
     Allowed,
     Amounts,
     AuditRow,
@@ -282,9 +281,7 @@ class MemoryBackend(Backend):
         """See `Backend.standing`."""
         with self._lock:
             at = self._now(now)
-            op = Admit("", customer, "", 0, 0, 0, (), model)
-            _, used, held, windows = self._store.evaluate(self._store.cell(customer), tuple(limits), at, op)
-            return Allowed(at, tuple(used), tuple(held), tuple(windows))
+            return self._store.standing(self._store.cell(customer), limits, model, at)
 
     async def usage(self, query: UsageQuery) -> list[UsageRow]:
         """See `Backend.usage`."""

@@ -171,8 +171,9 @@ async def test_an_estimate_for_a_model_without_a_price_is_refused_where_a_budget
         await guard.put_customer(Customer(customer_identifier="c1", total_budget=1))
         with pytest.raises(UnpricedModel, match="no-such-model-xyz"):
             await guard.admit("c1", estimate=estimate)
-    async with make_guard(unknown_price="flag", default_limits={"total_budget": 1}) as guard, guard.admit(
-        "c2", estimate=estimate
+    async with (
+        make_guard(unknown_price="flag", default_limits={"total_budget": 1}) as guard,
+        guard.admit("c2", estimate=estimate),
     ):
         pass
 

@@ -57,14 +57,13 @@ async def test_an_opened_guard_serves_other_threads_and_loops_at_the_same_time(m
 
         def other_loop() -> None:
             async def work() -> None:
-                for _ in range(10):
-                    admitted.append(bool(await guard.try_admit("c1", estimate=Decimal("0.05"))))
+                answers = [await guard.try_admit("c1", estimate=Decimal("0.05")) for _ in range(10)]
+                admitted.extend(map(bool, answers))
 
             asyncio.run(work())
 
         def plain_thread() -> None:
-            for _ in range(10):
-                admitted.append(bool(guard.sync.try_admit("c1", estimate=Decimal("0.05"))))
+            admitted.extend(bool(guard.sync.try_admit("c1", estimate=Decimal("0.05"))) for _ in range(10))
 
         threads = [threading.Thread(target=other_loop), threading.Thread(target=plain_thread)]
         for thread in threads:

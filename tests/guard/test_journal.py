@@ -19,9 +19,7 @@ from respan_guard.journal import Journal, entry_from_dict, entry_to_dict
 
 def entry(number: int, customer: str = "c1") -> Entry:
     """A distinguishable entry."""
-    usage = Usage(
-        "gpt-4o", 10, 20, cost=Decimal("0.1"), time=datetime(2026, 1, 1, tzinfo=UTC), metadata={"n": number}
-    )
+    usage = Usage("gpt-4o", 10, 20, cost=Decimal("0.1"), time=datetime(2026, 1, 1, tzinfo=UTC), metadata={"n": number})
     return Entry(id=f"e{number}", customer=customer, day=740000, at_ms=1, cost=100, input_tokens=10, usage=usage)
 
 

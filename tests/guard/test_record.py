@@ -57,12 +57,11 @@ async def test_an_own_entry_id_makes_a_record_idempotent_and_the_first_wins(make
 
 async def test_inside_an_admission_a_record_is_charged_to_it(make_guard: MakeGuard) -> None:
     """guard.record without a customer takes the one in force and draws from its hold."""
-    async with make_guard(default_limits={"total_budget": 1}) as guard:
-        async with guard.admit("c1", estimate=Decimal("0.5")):
-            await guard.record(Usage(cost=Decimal("0.5")))
-            limit = (await guard.status("c1")).limit("total_budget")
-            assert limit is not None
-            assert (limit.used, limit.held) == (Decimal("0.5"), Decimal(0))
+    async with make_guard(default_limits={"total_budget": 1}) as guard, guard.admit("c1", estimate=Decimal("0.5")):
+        await guard.record(Usage(cost=Decimal("0.5")))
+        limit = (await guard.status("c1")).limit("total_budget")
+        assert limit is not None
+        assert (limit.used, limit.held) == (Decimal("0.5"), Decimal(0))
 
 
 async def test_on_behalf_of_names_the_customer_and_nesting_ends_with_the_block(make_guard: MakeGuard) -> None:

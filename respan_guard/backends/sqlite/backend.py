@@ -82,7 +82,7 @@ class SQLiteBackend(Backend):
         """See `Backend.open`."""
         if self._read_link is not None:
             return
-        path = self._at.path
+        path, timeout = self._at.path, self._at.timeout
         if not path.parent.is_dir():
             raise ConfigurationError(f"the directory {path.parent} does not exist; create it: mkdir -p {path.parent}")
         if path.is_dir():
@@ -90,8 +90,11 @@ class SQLiteBackend(Backend):
         with translating(path):
             self._create()
             try:
-                self._write_link = await Link.open(path, self._prepare)
-                self._read_link = await Link.open(path, _prepare_reader, read_only=True)
+                # Another connection that closes as the last one locks the file for a moment, for any statement.
+                self._write_link = await Link.open(path, lambda db: patiently(lambda: self._prepare(db), timeout))
+                self._read_link = await Link.open(
+                    path, lambda db: patiently(lambda: _prepare_reader(db), timeout), read_only=True
+                )
             except BaseException:
                 await self.close()
                 raise

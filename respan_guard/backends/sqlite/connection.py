@@ -6,6 +6,8 @@ a transaction open. So a callable is what we have it execute: nothing is awaited
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import random
 import sqlite3
@@ -82,7 +84,14 @@ class Link:
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` in the connection's thread, after everything asked before. Cancelling doesn't stop it."""
-        found = await self._connection.execute_fetchall(cast(str, work))
+        try:
+            found = await self._connection.execute_fetchall(cast(str, work))
+        except asyncio.CancelledError:
+            # The loop may be about to close, and aiosqlite's thread dies if it has to answer a closed loop:
+            # wait until it is through with this, so that it can still be told to stop.
+            with contextlib.suppress(sqlite3.Error, ValueError):
+                await self._connection.execute_fetchall(cast(str, lambda _: []))
+            raise
         return cast(T, found)
 
     async def close(self) -> None:

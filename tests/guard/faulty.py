@@ -1,0 +1,53 @@
+"""A store that fails on demand: the real memory store, behind a switch, used like one with connections."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import ClassVar
+
+from respan_guard.backends.base import Op, Outcome
+from respan_guard.backends.memory import MemoryBackend
+from respan_guard.errors import BackendError
+
+
+class FaultyBackend(MemoryBackend):
+    """Each URL names one store in this process, whoever opens it.
+
+    Attributes:
+        error: Raised by every `apply` while it is set; `applied_anyway` applies the batch before.
+        gate: `apply` waits for it, as for a server that hangs.
+    """
+
+    shared = False
+    default_timeout = 0.2
+    stores: ClassVar[dict[str, FaultyBackend]] = {}
+
+    error: BackendError | Exception | None
+    applied_anyway: bool
+    gate: asyncio.Event | None
+    batches: list[int]
+
+    def __new__(cls, url: str, **options: object) -> FaultyBackend:
+        """The store of that URL."""
+        if url not in cls.stores:
+            store = super().__new__(cls)
+            MemoryBackend.__init__(store, "memory://")
+            store.error, store.applied_anyway, store.gate, store.batches = None, False, None, []
+            cls.stores[url] = store
+        return cls.stores[url]
+
+    def __init__(self, url: str, **options: object) -> None:
+        """Made once, in `__new__`."""
+
+    async def apply(self, ops: Sequence[Op], now: int | None = None) -> list[Outcome]:
+        """Apply, or fail as told."""
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.error is not None:
+            if self.applied_anyway:
+                await super().apply(ops, now)
+            raise self.error
+        self.batches.append(len(ops))
+        await asyncio.sleep(0)
+        return await super().apply(ops, now)

@@ -1,0 +1,191 @@
+"""Storage that fails, hangs or loses its answers: a defined outcome, nothing lost, nothing counted twice."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Iterator
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from respan_guard import Guard, StorageUnavailable, Usage
+from respan_guard.backends import registry
+from respan_guard.errors import CounterOverflow, StorageFull
+from respan_guard.testing import FakeClock
+
+from .faulty import FaultyBackend
+
+LIMITS = {"default_limits": {"total_budget": 1}}
+
+
+@pytest.fixture(autouse=True)
+def scheme(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Make faulty:// known."""
+    monkeypatch.setitem(registry._BUILT_IN, "faulty", f"{FaultyBackend.__module__}:FaultyBackend")
+    yield
+    FaultyBackend.stores.clear()
+
+
+@pytest.fixture
+def store() -> FaultyBackend:
+    """The store behind faulty://one."""
+    return FaultyBackend("faulty://one")
+
+
+def make(tmp_path: Path, **options: object) -> Guard:
+    """A guard over the faulty store."""
+    return Guard("faulty://one", journal_dir=tmp_path, clock=FakeClock(), **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+async def guard(store: FaultyBackend, tmp_path: Path) -> AsyncIterator[Guard]:
+    """An opened guard with a budget."""
+    async with make(tmp_path, **LIMITS) as guard:
+        yield guard
+
+
+async def test_a_customer_with_limits_is_refused_while_storage_fails(store: FaultyBackend, guard: Guard) -> None:
+    """Hard limits fail closed: StorageUnavailable, at once where the store says so itself."""
+    store.error = StorageFull("no space left")
+    with pytest.raises(StorageUnavailable):
+        await guard.admit("c1")
+    store.error = None
+    async with guard.admit("c1"):
+        pass
+
+
+async def test_a_customer_without_limits_goes_on_while_storage_fails(store: FaultyBackend, tmp_path: Path) -> None:
+    """Where there is nothing to enforce the work goes on, and its record is stored once storage is back."""
+    async with make(tmp_path) as guard:
+        store.error = StorageUnavailable("down")
+        async with guard.admit("c1") as admission:
+            await admission.record(Usage(cost=1))
+        assert len(list(tmp_path.glob("*.journal"))) == 1  # acknowledged, so it is on disk
+        store.error = None
+        await guard.flush()
+        await asyncio.sleep(0.05)
+        assert [record.cost async for record in guard.records()] == [1]
+    assert list(tmp_path.glob("*.journal")) == []
+
+
+async def test_a_hanging_store_costs_a_request_its_deadline_and_no_more(store: FaultyBackend, guard: Guard) -> None:
+    """No answer within storage_timeout is StorageUnavailable, and what still waited is withdrawn."""
+    store.gate = asyncio.Event()
+    running = asyncio.create_task(_refused(guard))
+    await asyncio.sleep(0.01)
+    waiting = asyncio.create_task(_refused(guard))
+    await asyncio.gather(running, waiting)
+    gate, store.gate = store.gate, None
+    gate.set()
+    await guard.flush()
+    # The one that ran was applied after all and released behind; the one that waited never was.
+    assert (await guard.status("c1")).total_requests == 1
+    assert await store.holds(state="live") == []
+
+
+async def _refused(guard: Guard) -> None:
+    with pytest.raises(StorageUnavailable):
+        await guard.admit("c1", estimate=Decimal("0.1"))
+
+
+async def test_lost_answers_are_neither_lost_records_nor_double_ones(store: FaultyBackend, guard: Guard) -> None:
+    """Every batch is applied but its answer lost: the records are sent again and count once."""
+    store.error, store.applied_anyway = StorageUnavailable("lost answer"), True
+    for number in range(50):
+        await guard.record(Usage(cost=Decimal("0.001")), "c1", entry_id=str(number))
+    store.error = None
+    await guard.flush()
+    await asyncio.sleep(0.05)
+    assert (await guard.status("c1")).total_spend == Decimal("0.05")
+    assert await guard.verify() == []
+
+
+async def test_a_cancelled_caller_leaves_no_hold_behind(store: FaultyBackend, guard: Guard) -> None:
+    """20 callers give up at random moments; whatever was let in for them is released by the home."""
+    rng = random.Random(1)
+    for _ in range(20):
+        task = asyncio.create_task(guard.try_admit("c1", estimate=Decimal("0.2")))
+        for _ in range(rng.randrange(4)):
+            await asyncio.sleep(0)
+        task.cancel()
+        answer = (await asyncio.gather(task, return_exceptions=True))[0]
+        if not isinstance(answer, BaseException) and answer:
+            await answer.release()  # type: ignore[union-attr]  # a Refusal is false
+    await guard.flush()
+    assert await store.holds(state="live") == []
+    assert await guard.verify() == []
+
+
+async def test_the_release_never_overtakes_its_records(store: FaultyBackend, guard: Guard) -> None:
+    """Records and release travel in one inbox, so no moment exists in which the money is neither held nor spent."""
+    admitted = 0
+    for _ in range(30):
+        answer = await guard.try_admit("c1", estimate=Decimal("0.1"))
+        if answer:
+            admitted += 1
+            answer.record_soon(Usage(cost=Decimal("0.1")))  # type: ignore[union-attr]
+            await answer.release()  # type: ignore[union-attr]
+    assert admitted == 10
+    assert (await guard.status("c1")).total_spend == 1
+
+
+async def test_one_op_that_would_overflow_does_not_fail_its_batch(store: FaultyBackend, guard: Guard) -> None:
+    """The poison is found, kept as a dead letter, and everything else of the batch is stored."""
+    for _ in range(2):
+        await guard.record(Usage(cost=4_000_000), "whale")
+    guard.record_soon(Usage(cost=4_000_000), "whale")
+    guard.record_soon(Usage(cost=1), "c1")
+    await guard.flush()
+    assert (await guard.status("c1")).total_spend == 1
+    assert (await guard.status("whale")).total_spend == 8_000_000
+    assert '"whale"' in guard._homes._journal.dead_letters.read_text()
+    assert await guard.verify() == []
+
+
+async def test_a_fault_of_the_driver_does_not_end_the_home(store: FaultyBackend, guard: Guard) -> None:
+    """Even an error that no backend should raise is an outage, not the end of the drain."""
+    store.error = RuntimeError("a bug")
+    with pytest.raises(StorageUnavailable):
+        await guard.admit("c1")
+    store.error = None
+    async with guard.admit("c1"):
+        pass
+
+
+async def test_records_of_an_outage_are_journalled_at_close_and_stored_by_the_next_process(
+    store: FaultyBackend, tmp_path: Path
+) -> None:
+    """A guard that closes while storage is down leaves its records on disk, and the next one stores them."""
+    async with make(tmp_path, storage_timeout=0.05) as guard:
+        store.error = StorageUnavailable("down")
+        for number in range(100):
+            guard.record_soon(Usage(cost=Decimal("0.01")), "c1", entry_id=str(number))
+    store.error = None
+    assert (await store.get("c1")) is None
+    async with make(tmp_path) as guard:
+        await asyncio.sleep(0.05)
+        await guard.flush()
+        assert (await guard.status("c1")).total_spend == 1
+    assert list(tmp_path.glob("*.journal")) == []
+
+
+async def test_concurrent_operations_travel_together(store: FaultyBackend, guard: Guard) -> None:
+    """What arrives while a batch runs is the next batch: 100 concurrent admissions take a few trips, not 100."""
+    answers = await asyncio.gather(*[guard.try_admit("c1") for _ in range(100)])
+    assert all(answers)
+    assert len(store.batches) <= 5
+    assert sum(store.batches) == 100
+
+
+async def test_an_overflow_is_refused_before_anything_is_written(guard: Guard) -> None:
+    """A record beyond 9,000,000 USD in all is kept as a dead letter and never becomes wrong money."""
+    await guard.record(Usage(cost=9_000_000), "whale")
+    lane = guard.lane()
+    entry = guard.make_entry(Usage(cost=Decimal("0.000000001")), "whale", source="manual")
+    from respan_guard.backends.base import Record
+
+    with pytest.raises(CounterOverflow):
+        await lane.submit(Record(entry))
+    assert (await guard.status("whale")).total_spend == 9_000_000
