@@ -7,45 +7,28 @@
 from __future__ import annotations
 
 import functools
-import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
-from fractions import Fraction
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from respan_guard.clock import Clock, SystemClock
-from respan_guard.errors import ConfigurationError
-from respan_guard.money import NANO, to_nano
-from respan_guard.price_plans import KINDS, Rates, Segment
+from respan_guard.money import to_nano
+from respan_guard.price_data import Plan
+from respan_guard.price_plans import Segment
+from respan_guard.price_table import OwnPrice
 from respan_guard.usage import Usage
 
 if TYPE_CHECKING:
     from genai_prices.data_snapshot import DataSnapshot
-    from genai_prices.types import ModelInfo, ModelPrice, Provider
 
 __all__ = ["Explanation", "PriceBook"]
-
-logger = logging.getLogger(__name__)
 
 MAX_NAMES = 4_096
 """Names of models that are remembered, found or not; clients may send any number of them."""
 
-_GENAI_KEYS = {
-    "input": "input_mtok",
-    "output": "output_mtok",
-    "cache_read": "cache_read_mtok",
-    "cache_write": "cache_write_mtok",
-    "cache_write_1h": "cache_write_1h_mtok",
-    "input_audio": "input_audio_mtok",
-    "cache_audio_read": "cache_audio_read_mtok",
-    "input_image": "input_image_mtok",
-    "output_audio": "output_audio_mtok",
-    "output_image": "output_image_mtok",
-    "reasoning": "output_reasoning_mtok",
-}
 # OpenTelemetry's names of providers, where genai-prices doesn't know them.
 _PROVIDERS = {
     "azure.ai.openai": "azure",
@@ -53,8 +36,6 @@ _PROVIDERS = {
     "mistral_ai": "mistral",
     "x_ai": "x-ai",
 }
-_CONTEXT = ("service_tier", "processing", "speed")
-"""Where genai-prices keeps what we call the service tier: "flex", "priority" · "batch" · "fast"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,90 +63,6 @@ class Explanation:
     detail: str = ""
 
 
-class _Plan:
-    """A model of genai-prices; its rates are compiled for each set of prices that is in force at some moment."""
-
-    __slots__ = ("_compiled", "_constraints", "_current", "_known", "_step", "info", "provider", "tiers")
-
-    def __init__(self, provider: Provider, info: ModelInfo) -> None:
-        self.provider = provider
-        self.info = info
-        # genai-prices applies variants only to a provider's own models.
-        variants = info.price_variants or [] if any(info is model for model in provider.models) else []
-        conditional = info.prices if isinstance(info.prices, list) else []
-        constraints = [c.constraint for c in conditional] + [v.constraint for v in variants]
-        self._constraints = tuple(constraint for constraint in constraints if constraint is not None)
-        self._step = _step(self._constraints)
-        self.tiers = tuple(
-            dict.fromkeys(
-                (name, value)
-                for v in variants
-                for name, value in v.when.items()
-                if len(v.when) == 1 and name in _CONTEXT
-            )
-        )
-        self._known = {value: value for _, value in self.tiers}
-        self._compiled: dict[tuple[tuple[bool, ...], str | None], Rates | None] = {}
-        self._current: dict[str | None, tuple[datetime, datetime, Rates | None]] = {}
-
-    def rates(self, at: datetime, tier: str | None) -> Rates | None:
-        """The rates at a moment; None if the model isn't charged by tokens or requests."""
-        tier = self._known.get(tier) if tier is not None else None
-        try:
-            start, end, rates = self._current[tier]
-            if start <= at < end:
-                return rates
-        except KeyError:
-            pass
-        return self._switch(at, tier)
-
-    def _switch(self, at: datetime, tier: str | None) -> Rates | None:
-        """Find the rates, and remember between which moments they can't change."""
-        key = (tuple(c.active(at) for c in self._constraints), tier)
-        if key not in self._compiled:
-            context = dict.fromkeys(_CONTEXT, tier) if tier is not None else None
-            self._compiled[key] = _rates(self.info.get_prices(at, context), self.info.id)
-        rates = self._compiled[key]
-        if self._step is None:
-            self._current[tier] = _EVER[0], _EVER[1], rates
-        else:
-            start = at - (at - _EPOCH) % self._step
-            self._current[tier] = start, min(start, _EVER[1] - self._step) + self._step, rates
-        return rates
-
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_EVER = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
-
-
-def _step(constraints: tuple[Any, ...]) -> timedelta | None:
-    """Between two multiples of this step no price changes; None if none ever does."""
-    if not constraints:
-        return None
-    times = [
-        t for c in constraints for t in (getattr(c, "start_time", None), getattr(c, "end_time", None)) if t is not None
-    ]
-    if not times:
-        return timedelta(days=1)  # start dates begin at midnight, UTC
-    whole = all(t.second == t.microsecond == 0 and t.tzinfo in (None, UTC) for t in times)
-    return timedelta(minutes=1) if whole else timedelta(microseconds=1)
-
-
-class _Own:
-    """A price of the app's own table: the same at all times and tiers."""
-
-    __slots__ = ("_rates", "name")
-
-    tiers = ()
-
-    def __init__(self, name: str, rates: Rates) -> None:
-        self.name = name
-        self._rates = rates
-
-    def rates(self, at: datetime, tier: str | None) -> Rates:
-        return self._rates
-
-
 class PriceBook:
     """Prices calls.
 
@@ -180,12 +77,12 @@ class PriceBook:
     """
 
     def __init__(self, user_prices: Mapping[str, Any] | None = None, *, clock: Clock | None = None) -> None:
-        self._own = {name.strip().lower(): _Own(name, _own_rates(name, p)) for name, p in (user_prices or {}).items()}
+        self._own = {name.strip().lower(): OwnPrice(name, p) for name, p in (user_prices or {}).items()}
         self._clock = clock or SystemClock()
         self._lock = threading.Lock()
         self._get_snapshot: Callable[[], DataSnapshot | None] = _no_snapshot
         self._snapshot: DataSnapshot | None = None
-        self._plans: dict[tuple[str, str], _Plan] = {}
+        self._plans: dict[tuple[str, str], Plan] = {}
         self._find = functools.lru_cache(MAX_NAMES)(self._search)
 
     def load(self) -> None:
@@ -284,7 +181,7 @@ class PriceBook:
     def explain(self, model: str, provider: str | None = None, at: datetime | None = None) -> Explanation:
         """Say what a model costs now, and where the number is from."""
         plan, now = self._plan(provider, model), at or self._now()
-        if isinstance(plan, _Own):
+        if isinstance(plan, OwnPrice):
             rates = _decimals(plan.rates(now, None).segments[0])
             return Explanation(
                 model, "prices", provider, plan.name, rates, detail=f'From the "prices" setting, entry {plan.name!r}.'
@@ -320,12 +217,12 @@ class PriceBook:
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock.now_ms() / 1000, UTC)
 
-    def _plan(self, provider: str | None, model: str) -> _Plan | _Own | None:
+    def _plan(self, provider: str | None, model: str) -> Plan | OwnPrice | None:
         if self._get_snapshot() is not self._snapshot:
             self._prices()
         return self._find(provider, model)
 
-    def _search(self, provider: str | None, model: str) -> _Plan | _Own | None:
+    def _search(self, provider: str | None, model: str) -> Plan | OwnPrice | None:
         model = model.strip().lower().removeprefix("models/")
         if not model:
             return None
@@ -344,7 +241,7 @@ class PriceBook:
             with self._lock:
                 plan = self._plans.get(key)
                 if plan is None or plan.info is not info:
-                    plan = self._plans[key] = _Plan(found, info)
+                    plan = self._plans[key] = Plan(found, info)
             return plan
         return None
 
@@ -387,42 +284,6 @@ def _readings(provider: str | None, model: str) -> Iterator[tuple[str | None, st
         yield "openrouter", model
 
 
-def _rates(prices: ModelPrice, model: str) -> Rates | None:
-    """Compile prices of genai-prices; None if none of them is for what `Usage` counts."""
-    given = {name: price for name, key in _GENAI_KEYS.items() if (price := getattr(prices, key, None)) is not None}
-    request = getattr(prices, "requests_kcount", None)
-    if not given and request is None and any(value is not None for value in vars(prices).values()):
-        return None
-    starts = {0} | {tier.start for price in given.values() for tier in getattr(price, "tiers", ())}
-    segments = []
-    for start in sorted(starts):
-        found = {name: Fraction(_price_at(price, start)) for name, price in given.items()}
-        if request is not None:
-            found["request"] = Fraction(_price_at(request, start)) / 1000
-        segments.append(Segment(start, found))
-    rates = Rates(tuple(segments))
-    for start in sorted(starts):
-        probe = Usage(model="-", input_tokens=start + 7_919, output_tokens=104_729)
-        usd = prices.calc_price({"input_tokens": probe.input_tokens, "output_tokens": probe.output_tokens})[
-            "total_price"
-        ]
-        if rates.cost(probe) != int((usd * NANO).to_integral_value(ROUND_HALF_EVEN)):
-            logger.warning(
-                "genai-prices prices %s in a way that respan_guard does not know; its price counts as unknown", model
-            )
-            return None
-    return rates
-
-
-def _price_at(price: Any, start: int) -> Decimal:
-    """A price for inputs just above `start` tokens."""
-    found: Decimal = getattr(price, "base", price)
-    for tier in getattr(price, "tiers", ()):
-        if start >= tier.start:
-            found = tier.price
-    return found
-
-
 def _decimals(segment: Segment) -> dict[str, Decimal]:
     return {name: Decimal(price.numerator) / Decimal(price.denominator) for name, price in segment.prices.items()}
 
@@ -431,37 +292,3 @@ def _version() -> str:
     from importlib.metadata import version
 
     return version("genai-prices")
-
-
-def _own_rates(model: str, prices: object) -> Rates:
-    names = (*KINDS, "request")
-    if not isinstance(prices, Mapping):
-        raise ConfigurationError(
-            f'the price of {model!r} must be like {{"input": 0.5, "output": 1.5}} (USD per million tokens), '
-            f"got {prices!r}"
-        )
-    unknown = [name for name in prices if name not in names]
-    if unknown:
-        raise ConfigurationError(
-            f"the price of {model!r} has an unknown name {unknown[0]!r}; names are {', '.join(names)}"
-        )
-    missing = [name for name in ("input", "output") if name not in prices]
-    if missing:
-        raise ConfigurationError(f'the price of {model!r} lacks "{missing[0]}"; set it to 0 if that is free')
-    found = {name: _own_price(model, name, price) for name, price in prices.items()}
-    read, audio = found.get("cache_read"), found.get("input_audio")
-    if read is not None and audio is not None and "cache_audio_read" not in found:
-        found["cache_audio_read"] = audio
-    return Rates((Segment(0, found),))
-
-
-def _own_price(model: str, name: str, price: object) -> Fraction:
-    try:
-        usd = Decimal(str(price)) if isinstance(price, (int, float, str, Decimal)) else None
-    except InvalidOperation:
-        usd = None
-    if usd is None or isinstance(price, bool) or not usd.is_finite() or not 0 <= usd <= 1_000_000:
-        raise ConfigurationError(
-            f'the price "{name}" of {model!r} must be from 0 to 1,000,000 (USD per million tokens), got {price!r}'
-        )
-    return Fraction(usd)

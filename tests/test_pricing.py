@@ -19,16 +19,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from respan_guard.errors import ConfigurationError
+from respan_guard.price_data import Plan, compile_rates
 from respan_guard.price_plans import KINDS, Rates, Segment
-from respan_guard.pricing import MAX_NAMES, PriceBook, _Plan, _rates
+from respan_guard.pricing import MAX_NAMES, PriceBook
 from respan_guard.usage import Usage
 
 NOON = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 MOMENTS = (NOON, datetime(2026, 11, 24, 17, 0, tzinfo=UTC), datetime(2024, 1, 31, 23, 59, tzinfo=UTC))
 TIERS = (None, "default", "flex", "priority", "fast", "batch", "no-such-tier")
 MODELS = [(p, m) for p in get_snapshot().providers for m in p.models]
-PRICED = [(p, m) for p, m in MODELS if _Plan(p, m).rates(NOON, None) is not None]
-PLAN_OF = {(p.id, m.id): _Plan(p, m) for p, m in MODELS}
+PRICED = [(p, m) for p, m in MODELS if Plan(p, m).rates(NOON, None) is not None]
+PLAN_OF = {(p.id, m.id): Plan(p, m) for p, m in MODELS}
 
 
 class StillClock:
@@ -390,7 +391,7 @@ def test_prices_it_cannot_reproduce_are_unknown(caplog: pytest.LogCaptureFixture
         def calc_price(self, usage: object) -> Any:
             return {"total_price": super().calc_price(usage)["total_price"] + Decimal(1)}
 
-    assert _rates(Surcharged(input_mtok=Decimal(1), output_mtok=Decimal(2)), "odd") is None
+    assert compile_rates(Surcharged(input_mtok=Decimal(1), output_mtok=Decimal(2)), "odd") is None
     assert "odd" in caplog.text
 
 

@@ -1,0 +1,142 @@
+"""Prices of `genai-prices` as `Rates`, for each moment and service tier."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from decimal import ROUND_HALF_EVEN, Decimal
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from respan_guard.money import NANO
+from respan_guard.price_plans import Rates, Segment
+from respan_guard.usage import Usage
+
+if TYPE_CHECKING:
+    from genai_prices.types import ModelInfo, ModelPrice, Provider
+
+__all__ = ["Plan", "compile_rates"]
+
+logger = logging.getLogger(__name__)
+
+_GENAI_KEYS: Mapping[str, str] = {
+    "input": "input_mtok",
+    "output": "output_mtok",
+    "cache_read": "cache_read_mtok",
+    "cache_write": "cache_write_mtok",
+    "cache_write_1h": "cache_write_1h_mtok",
+    "input_audio": "input_audio_mtok",
+    "cache_audio_read": "cache_audio_read_mtok",
+    "input_image": "input_image_mtok",
+    "output_audio": "output_audio_mtok",
+    "output_image": "output_image_mtok",
+    "reasoning": "output_reasoning_mtok",
+}
+_CONTEXT = ("service_tier", "processing", "speed")
+"""Where genai-prices keeps what we call the service tier: "flex", "priority" · "batch" · "fast"."""
+
+
+class Plan:
+    """A model of genai-prices; its rates are compiled for each set of prices that is in force at some moment."""
+
+    __slots__ = ("_compiled", "_constraints", "_current", "_known", "_step", "info", "provider", "tiers")
+
+    def __init__(self, provider: Provider, info: ModelInfo) -> None:
+        self.provider = provider
+        self.info = info
+        # genai-prices applies variants only to a provider's own models.
+        variants = info.price_variants or [] if any(info is model for model in provider.models) else []
+        conditional = info.prices if isinstance(info.prices, list) else []
+        constraints = [c.constraint for c in conditional] + [v.constraint for v in variants]
+        self._constraints = tuple(constraint for constraint in constraints if constraint is not None)
+        self._step = _step(self._constraints)
+        self.tiers = tuple(
+            dict.fromkeys(
+                (name, value)
+                for v in variants
+                for name, value in v.when.items()
+                if len(v.when) == 1 and name in _CONTEXT
+            )
+        )
+        self._known = {value: value for _, value in self.tiers}
+        self._compiled: dict[tuple[tuple[bool, ...], str | None], Rates | None] = {}
+        self._current: dict[str | None, tuple[datetime, datetime, Rates | None]] = {}
+
+    def rates(self, at: datetime, tier: str | None) -> Rates | None:
+        """The rates at a moment; None if the model isn't charged by tokens or requests."""
+        tier = self._known.get(tier) if tier is not None else None
+        try:
+            start, end, rates = self._current[tier]
+            if start <= at < end:
+                return rates
+        except KeyError:
+            pass
+        return self._switch(at, tier)
+
+    def _switch(self, at: datetime, tier: str | None) -> Rates | None:
+        """Find the rates, and remember between which moments they can't change."""
+        key = (tuple(c.active(at) for c in self._constraints), tier)
+        if key not in self._compiled:
+            context = dict.fromkeys(_CONTEXT, tier) if tier is not None else None
+            self._compiled[key] = compile_rates(self.info.get_prices(at, context), self.info.id)
+        rates = self._compiled[key]
+        if self._step is None:
+            self._current[tier] = _EVER[0], _EVER[1], rates
+        else:
+            start = at - (at - _EPOCH) % self._step
+            self._current[tier] = start, min(start, _EVER[1] - self._step) + self._step, rates
+        return rates
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EVER = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+
+
+def _step(constraints: tuple[Any, ...]) -> timedelta | None:
+    """Between two multiples of this step no price changes; None if none ever does."""
+    if not constraints:
+        return None
+    times = [
+        t for c in constraints for t in (getattr(c, "start_time", None), getattr(c, "end_time", None)) if t is not None
+    ]
+    if not times:
+        return timedelta(days=1)  # start dates begin at midnight, UTC
+    whole = all(t.second == t.microsecond == 0 and t.tzinfo in (None, UTC) for t in times)
+    return timedelta(minutes=1) if whole else timedelta(microseconds=1)
+
+
+def compile_rates(prices: ModelPrice, model: str) -> Rates | None:
+    """Compile prices of genai-prices; None if none of them is for what `Usage` counts."""
+    given = {name: price for name, key in _GENAI_KEYS.items() if (price := getattr(prices, key, None)) is not None}
+    request = getattr(prices, "requests_kcount", None)
+    if not given and request is None and any(value is not None for value in vars(prices).values()):
+        return None
+    starts = {0} | {tier.start for price in given.values() for tier in getattr(price, "tiers", ())}
+    segments = []
+    for start in sorted(starts):
+        found = {name: Fraction(_price_at(price, start)) for name, price in given.items()}
+        if request is not None:
+            found["request"] = Fraction(_price_at(request, start)) / 1000
+        segments.append(Segment(start, found))
+    rates = Rates(tuple(segments))
+    for start in sorted(starts):
+        probe = Usage(model="-", input_tokens=start + 7_919, output_tokens=104_729)
+        usd = prices.calc_price({"input_tokens": probe.input_tokens, "output_tokens": probe.output_tokens})[
+            "total_price"
+        ]
+        if rates.cost(probe) != int((usd * NANO).to_integral_value(ROUND_HALF_EVEN)):
+            logger.warning(
+                "genai-prices prices %s in a way that respan_guard does not know; its price counts as unknown", model
+            )
+            return None
+    return rates
+
+
+def _price_at(price: Any, start: int) -> Decimal:
+    """A price for inputs just above `start` tokens."""
+    found: Decimal = getattr(price, "base", price)
+    for tier in getattr(price, "tiers", ()):
+        if start >= tier.start:
+            found = tier.price
+    return found

@@ -1,0 +1,71 @@
+"""The app's own price table, the setting `prices`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import Decimal, InvalidOperation
+from fractions import Fraction
+
+from respan_guard.errors import ConfigurationError
+from respan_guard.price_plans import KINDS, Rates, Segment
+
+__all__ = ["OwnPrice"]
+
+
+class OwnPrice:
+    """An entry of the table: the same price at all times and service tiers.
+
+    Args:
+        name: The entry's name, a model or "provider/model".
+        prices: USD per million tokens by name (`price_plans.KINDS`); "request" is USD per request.
+
+    Raises:
+        ConfigurationError: A name is unknown or missing, or a price is no amount.
+    """
+
+    __slots__ = ("_rates", "name")
+
+    tiers = ()
+
+    def __init__(self, name: str, prices: object) -> None:
+        self.name = name
+        self._rates = _own_rates(name, prices)
+
+    def rates(self, at: datetime, tier: str | None) -> Rates:
+        """The one price."""
+        return self._rates
+
+
+def _own_rates(model: str, prices: object) -> Rates:
+    names = (*KINDS, "request")
+    if not isinstance(prices, Mapping):
+        raise ConfigurationError(
+            f'the price of {model!r} must be like {{"input": 0.5, "output": 1.5}} (USD per million tokens), '
+            f"got {prices!r}"
+        )
+    unknown = [name for name in prices if name not in names]
+    if unknown:
+        raise ConfigurationError(
+            f"the price of {model!r} has an unknown name {unknown[0]!r}; names are {', '.join(names)}"
+        )
+    missing = [name for name in ("input", "output") if name not in prices]
+    if missing:
+        raise ConfigurationError(f'the price of {model!r} lacks "{missing[0]}"; set it to 0 if that is free')
+    found = {name: _own_price(model, name, price) for name, price in prices.items()}
+    read, audio = found.get("cache_read"), found.get("input_audio")
+    if read is not None and audio is not None and "cache_audio_read" not in found:
+        found["cache_audio_read"] = audio
+    return Rates((Segment(0, found),))
+
+
+def _own_price(model: str, name: str, price: object) -> Fraction:
+    try:
+        usd = Decimal(str(price)) if isinstance(price, (int, float, str, Decimal)) else None
+    except InvalidOperation:
+        usd = None
+    if usd is None or isinstance(price, bool) or not usd.is_finite() or not 0 <= usd <= 1_000_000:
+        raise ConfigurationError(
+            f'the price "{name}" of {model!r} must be from 0 to 1,000,000 (USD per million tokens), got {price!r}'
+        )
+    return Fraction(usd)
