@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -393,3 +394,45 @@ def test_prices_of_a_model_with_its_own_price(monkeypatch: pytest.MonkeyPatch) -
     """A price from the settings comes before those of genai-prices."""
     monkeypatch.setenv("RESPAN_GUARD_PRICES", '{"gpt-4o-mini": {"input": 123.5, "output": 1}}')
     assert "123.5" in run("prices", "gpt-4o-mini").stdout
+
+
+# -- documentation -------------------------------------------------------------------------------------
+
+
+def keys(value: Any) -> set[str]:
+    """The names of all members of a JSON value, but for those that are data."""
+    if isinstance(value, list):
+        return {name for item in value for name in keys(item)}
+    if not isinstance(value, dict):
+        return set()
+    data = {"settings", "facts", "metadata", "rates", "long_input", "service_tiers"}
+    return set(value) | {name for key, item in value.items() if key not in data for name in keys(item)}
+
+
+@pytest.mark.usefixtures("filled")
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("check", ("check",)),
+        ("customers list", ("customers", "list")),
+        ("customers show", ("customers", "show", "org_1")),
+        ("customers set", ("customers", "set", "org_1", "--name", "New")),
+        ("customers delete", ("customers", "delete", "org_1", "--yes")),
+        ("usage", ("usage",)),
+        ("prune", ("prune", "--before", "2026-03-01")),
+        ("prices", ("prices", "gpt-4o-mini")),
+    ],
+)
+def test_json_has_the_documented_keys(command: str, arguments: tuple[str, ...]) -> None:
+    """What --json prints has the keys that docs/cli.md names, and no others."""
+    rows = (Path(__file__).parent.parent / "docs" / "cli.md").read_text(encoding="utf-8").partition("## JSON")[2]
+    documented = {
+        name: set(re.findall(r"`([a-z_]+)`", text)) - {"null"}
+        for name, text in re.findall(r"^\| `([a-z ]+)` \| (.*) \|$", rows, re.MULTILINE)
+    }
+    expected = documented[command]
+    if command in ("customers list", "customers show"):
+        expected |= documented["customers set"]
+    if command == "check":
+        expected -= {"value", "source"}
+    assert keys(answer(*arguments)) == expected
