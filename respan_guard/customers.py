@@ -11,7 +11,7 @@ from respan_guard.backends.base import AuditRow, Conflict, CustomerRow, Entry, P
 from respan_guard.customer import Customer, normalise_identifier
 from respan_guard.errors import InvalidInput, RevisionConflict
 from respan_guard.money import to_nano
-from respan_guard.policy import fix_period_start, merge_params, update_params
+from respan_guard.policy import customer_at, fix_period_start, merge_params, update_params
 from respan_guard.usage import Usage
 
 if TYPE_CHECKING:
@@ -32,10 +32,17 @@ class Customers:
         self._guard = guard
 
     async def get(self, customer_identifier: str | int) -> Customer | None:
-        """A customer as stored; None if it was never put or seen."""
+        """A customer with the bounds of its current period; None if it was never put or seen.
+
+        Writing back what was read is no change: the period's anchor is kept beside its current bounds.
+        """
         identifier = normalise_identifier(customer_identifier)
         row = await self._row(identifier)
-        return None if row is None else Customer.from_params(identifier, row.params)
+        if row is None:
+            return None
+        known = self._guard.policies.learn(identifier, row.revision, row.params)
+        today = date.fromordinal(known.policy.day_of(self._guard.now_ms()))
+        return customer_at(identifier, row.params, today)
 
     async def put(self, customer: Customer, *, actor: str = "") -> Customer:
         """Store all fields of a customer; those it doesn't have are removed.

@@ -6,6 +6,7 @@ included, counts exactly up to there (2^53 is 9.007e15).
 
 from __future__ import annotations
 
+import reprlib
 from decimal import ROUND_CEILING, ROUND_HALF_EVEN, Decimal, InvalidOperation
 
 from respan_guard.errors import InvalidInput
@@ -33,11 +34,11 @@ def to_nano(
         InvalidInput: It is no number, not finite, negative, or beyond 9,000,000 USD.
     """
     if isinstance(amount, bool) or not isinstance(amount, (Decimal, int, float, str)):
-        raise InvalidInput(f"{field} must be a number of USD, got {amount!r}", field=field)
+        raise InvalidInput(f"{field} must be a number of USD, got {reprlib.repr(amount)}", field=field)
     try:
         usd = amount if isinstance(amount, Decimal) else Decimal(str(amount))
-    except InvalidOperation:
-        raise InvalidInput(f"{field} must be a number of USD, got {amount!r}", field=field) from None
+    except (InvalidOperation, ValueError):  # ValueError: an int of thousands of digits
+        raise InvalidInput(f"{field} must be a number of USD, got {reprlib.repr(amount)}", field=field) from None
     if not usd.is_finite():
         raise InvalidInput(f"{field} must be a finite number of USD, got {amount!r}", field=field)
     if usd < 0 and not signed:

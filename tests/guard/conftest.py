@@ -31,6 +31,7 @@ def make_guard(storage: str, clock: FakeClock, tmp_path: Path) -> MakeGuard:
     """Make a guard with options; its journal lies in the test's own directory."""
 
     def make(**options: Any) -> Guard:
-        return Guard(storage, **({"clock": clock, "journal_dir": tmp_path / "journal"} | options))
+        defaults: dict[str, Any] = {"clock": clock, "journal_dir": tmp_path / "journal"}
+        return Guard(storage, **(defaults | options))
 
     return make
