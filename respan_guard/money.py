@@ -34,21 +34,28 @@ def to_nano(
         InvalidInput: It is no number, not finite, negative, or beyond 9,000,000 USD.
     """
     if isinstance(amount, bool) or not isinstance(amount, (Decimal, int, float, str)):
-        raise InvalidInput(f"{field} must be a number of USD, got {reprlib.repr(amount)}", field=field)
+        raise InvalidInput(f"{field} must be a number of USD, got {_shown(amount)}", field=field)
     try:
         usd = amount if isinstance(amount, Decimal) else Decimal(str(amount))
     except (InvalidOperation, ValueError):  # ValueError: an int of thousands of digits
-        raise InvalidInput(f"{field} must be a number of USD, got {reprlib.repr(amount)}", field=field) from None
+        raise InvalidInput(f"{field} must be a number of USD, got {_shown(amount)}", field=field) from None
     if not usd.is_finite():
-        raise InvalidInput(f"{field} must be a finite number of USD, got {amount!r}", field=field)
+        raise InvalidInput(f"{field} must be a finite number of USD, got {_shown(amount)}", field=field)
     if usd < 0 and not signed:
-        raise InvalidInput(f"{field} must not be negative, got {amount!r}", field=field)
+        raise InvalidInput(f"{field} must not be negative, got {_shown(amount)}", field=field)
     if usd.adjusted() > 7 or abs(usd) * NANO > MAX_NANO:
-        raise InvalidInput(f"{field} must be at most 9,000,000 USD, got {amount!r}", field=field)
+        raise InvalidInput(f"{field} must be at most 9,000,000 USD, got {_shown(amount)}", field=field)
     return int((usd * NANO).to_integral_value(ROUND_CEILING if up else ROUND_HALF_EVEN))
 
 
 def from_nano(nano: int) -> Decimal:
-    """Turn nano-USD into exact USD, without an exponent in its text and without trailing zeros."""
+    """Turn nano-USD into exact USD, without trailing zeros. Write it with `format(usd, "f")`: `str` uses exponents."""
     usd = Decimal(nano).scaleb(-9).normalize()
     return usd.quantize(Decimal(1)) if usd.as_tuple().exponent > 0 else usd  # type: ignore[operator]  # finite
+
+
+def _shown(amount: object) -> str:
+    try:
+        return reprlib.repr(amount)
+    except ValueError:
+        return "an integer of thousands of digits"
