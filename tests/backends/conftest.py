@@ -1,0 +1,33 @@
+"""The backends that every test of storage runs on."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from respan_guard.backends.base import Backend
+from respan_guard.backends.registry import backend_factory
+
+BACKENDS = ["memory", "sqlite"]
+
+
+def storage_url(name: str, directory: Path) -> str:
+    """The URL of a new store of that kind."""
+    return "memory://" if name == "memory" else f"sqlite:///{directory / 'guard.db'}?synchronous=normal"
+
+
+@pytest.fixture(params=BACKENDS)
+def make_backend(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Backend]:
+    """Makes instances of one store, not yet opened: a shared backend is always the same one."""
+    return backend_factory(storage_url(request.param, tmp_path))
+
+
+@pytest.fixture
+async def backend(make_backend: Callable[[], Backend]) -> AsyncIterator[Backend]:
+    """An open, empty store of each kind."""
+    opened = make_backend()
+    await opened.open()
+    yield opened
+    await opened.close()
