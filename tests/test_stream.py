@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from respan_guard.providers import Reader, StreamReader, stream
@@ -187,15 +187,25 @@ def test_rubbish_gives_the_same_however_cut(tokens: list[bytes], places: list[in
     assert read(cut(data, places)) == read([data], eager=False)
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
-        st.sampled_from([*(e + b"\n\n" for e in SMALL), b"\r", b"\n", b"\r\n", b": " + b"p" * 50, b"data: "]),
+        st.sampled_from(
+            [
+                *(event + end for event in SMALL for end in (b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n")),
+                b"\r",
+                b"\n",
+                b"\r\n",
+                b": " + b"p" * 50,
+                b"data: ",
+            ]
+        ),
         max_size=40,
     ),
     st.lists(st.integers(0, 10**6), max_size=30),
     st.booleans(),
 )
+@example([SMALL[0] + b"\n\n", SMALL[-1] + b"\n\n", b"data: ", SMALL[0] + b"\n\n", SMALL[4] + b"\n\n"], [202], False)
 def test_letting_go_of_the_middle_does_not_depend_on_cuts(
     monkeypatch: pytest.MonkeyPatch, parts: list[bytes], places: list[int], eager: bool
 ) -> None:

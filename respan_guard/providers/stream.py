@@ -128,7 +128,7 @@ class StreamReader:
         """
         self._compact()
         head = self._head
-        pattern = _DELTA if any(b'"response.' in event for event, _ in self._first()) else _TEXT
+        pattern = _DELTA if any(b'"response.' in event for event in self._first()) else _TEXT
         found = sum(len(string) for string in pattern.findall(head))
         return found if self._total <= len(head) else -(-found * self._total // len(head))
 
@@ -152,7 +152,7 @@ class StreamReader:
             del tail[:end]
             self._low, self._skipping = 0, False
         elif self._skipping or until > EVENT_CAP:
-            del tail[:until]
+            del tail[: max(0, until - 3)]  # not through a blank line, which has four bytes at most
             self._low, self._skipping = 0, True
         else:
             self._low = until
@@ -172,12 +172,12 @@ class StreamReader:
         ends = [blank.end() for blank in _BLANK.finditer(tail, low, until + 1)]
         return max((end for end in ends if end <= until), default=0)
 
-    def _first(self) -> list[tuple[bytes, int]]:
+    def _first(self) -> list[bytes]:
         """The first two events with data, of those that end within the head."""
         whole = self._closed and self._total <= len(self._head)
         found = []
-        for event in _events(self._head.removeprefix(b"\xef\xbb\xbf"), whole=whole):
-            if b"data" in event[0]:
+        for event, _, complete in _events(self._head.removeprefix(b"\xef\xbb\xbf")):
+            if b"data" in event and (complete or whole):
                 found.append(event)
                 if len(found) == 2:
                     break
@@ -188,7 +188,7 @@ class StreamReader:
         if self._seen == self._total:
             return self._findings
         found = _Findings()
-        for event, _ in self._first():
+        for event in self._first():
             _read_first(found, event)
         tail = bytes(self._tail)
         since = len(tail) - WINDOW
@@ -196,15 +196,13 @@ class StreamReader:
             tail = tail.removeprefix(b"\xef\xbb\xbf")
         last: list[bytes] = []
         skip = self._skipping
-        for event, end in _events(tail, whole=self._closed):
-            if end > since:
-                if skip or len(event) > EVENT_CAP:
-                    found.broken = True
-                else:
-                    last.append(event)
+        for event, end, complete in _events(tail):
+            too_large = skip or len(event) > EVENT_CAP
             skip = False
-        unfinished = skip and not self._closed
-        found.broken |= unfinished or (not last and len(tail) > EVENT_CAP)
+            if too_large:
+                found.broken |= end > since
+            elif end > since and (complete or self._closed):
+                last.append(event)
         for event in reversed(last):
             # A large event is decoded faster than it is searched.
             if found.usage is None and (len(event) > WINDOW or _MATTERS.search(event)):
@@ -225,15 +223,15 @@ def _blanks(data: bytes) -> Iterator[tuple[int, int]]:
         at = data.find(b"\n\n", at + 2)
 
 
-def _events(data: bytes, *, whole: bool) -> Iterator[tuple[bytes, int]]:
-    """The events and where each ends; what follows the last blank line is one only if the data is whole."""
+def _events(data: bytes) -> Iterator[tuple[bytes, int, bool]]:
+    """The events, where each ends, and whether a blank line ends it: what follows the last one is incomplete."""
     at = 0
     for start, end in _blanks(data):
-        if start > at:
-            yield data[at:start], start
+        if event := data[at:start].lstrip(b"\r\n"):
+            yield event, start, True
         at = end
-    if whole and at < len(data):
-        yield data[at:], len(data)
+    if event := data[at:].lstrip(b"\r\n"):
+        yield event, len(data), False
 
 
 def _json(event: bytes) -> Mapping[str, Any] | str:
