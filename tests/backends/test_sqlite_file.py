@@ -13,7 +13,6 @@ import pytest
 from respan_guard.backends.base import Allowed, RecordQuery
 from respan_guard.backends.sqlite import SQLiteBackend
 from respan_guard.errors import (
-    BackendError,
     ConfigurationError,
     SchemaMismatch,
     StorageCorrupt,
@@ -236,8 +235,6 @@ async def test_a_full_file_system_and_afterwards(tmp_path: Path) -> None:
                 for batch in range(100):
                     await backend.apply([record(f"{batch}-{number}") for number in range(50)], NOW)
                     stored += 50
-            filler = [path for path in tmp_path.iterdir() if path.name == "filler"]
-            assert not filler
             subprocess.run(["mount", "-o", "remount,size=8m", str(tmp_path)], check=True)
             await backend.apply([record("after")], NOW)
             assert len(await backend.entries(RecordQuery(limit=10_000))) == stored + 1
@@ -289,5 +286,5 @@ async def test_a_store_wiped_while_it_is_open(tmp_path: Path, wipe: str) -> None
         tamper(tmp_path / "x.db", wipe)
         with pytest.raises(StoreReset):
             await backend.apply([admit("b")], NOW)
-        with pytest.raises(BackendError):
+        with pytest.raises(StoreReset):
             await backend.put("alice", {"name": "A"}, now=NOW)

@@ -1,0 +1,153 @@
+"""Versions of the schema: applied in order, each wholly or not at all, by one of several processes."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from respan_guard.backends.sqlite import SQLiteBackend, schema
+from respan_guard.backends.sqlite.connection import immediate
+
+from .sqlite_support import NOW, finished, opened, record, script
+
+TABLES = "SELECT name FROM sqlite_master ORDER BY name"
+
+
+def connected(path: Path) -> sqlite3.Connection:
+    """A plain connection."""
+    return sqlite3.connect(path, isolation_level=None)
+
+
+@pytest.fixture
+def two_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package with a second migration, in place of the real one."""
+    real = Path(schema.__file__).parent / "migrations"
+    made = tmp_path / "package" / "migrations"
+    made.mkdir(parents=True)
+    (made / "0001_first.sql").write_text((real / "0001_first.sql").read_text())
+    (made / "0002_more.sql").write_text(
+        "CREATE TABLE more (a INTEGER);\nINSERT INTO more SELECT count(*) FROM entries;\n"
+    )
+    monkeypatch.setattr(schema, "MIGRATIONS", ("0001_first.sql", "0002_more.sql"))
+    monkeypatch.setattr(schema, "files", lambda package: made.parent)
+    return made
+
+
+async def test_an_older_file_is_brought_up_to_date(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """A file of the first version gets what the second adds, keeps what it had, and says its new version."""
+    async with opened(tmp_path / "x.db") as backend:
+        await backend.apply([record("e")], NOW)
+        assert (await backend.info()).schema == str(len(schema.MIGRATIONS))
+    request.getfixturevalue("two_versions")
+    async with opened(tmp_path / "x.db") as backend:
+        assert (await backend.info()).schema == "2"
+        assert await backend.verify() == []
+    db = connected(tmp_path / "x.db")
+    assert db.execute("SELECT a FROM more").fetchall() == [(1,)]
+    db.close()
+
+
+@pytest.mark.parametrize("at", range(40))
+def test_a_crash_at_any_statement_leaves_the_version_before(tmp_path: Path, two_versions: Path, at: int) -> None:
+    """A migration that stops after any number of statements leaves nothing, and the next start finishes it."""
+    path = tmp_path / "x.db"
+    path.touch()
+
+    class Crash(Exception):
+        pass
+
+    class Crashing(sqlite3.Connection):
+        left = at
+
+        def execute(self, sql: str, *values: object) -> sqlite3.Cursor:  # type: ignore[override]  # counts
+            if not sql.startswith(("BEGIN", "COMMIT", "ROLLBACK")):
+                if not self.left:
+                    raise Crash
+                self.left -= 1
+            return super().execute(sql, *values)  # type: ignore[arg-type]
+
+    db = sqlite3.connect(path, isolation_level=None, factory=Crashing)
+    crashed = False
+    try:
+        schema.migrate(db, path, "default", 1.0)
+    except Crash:
+        crashed = True
+    db.close()
+    db = connected(path)
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    tables = {name for (name,) in db.execute(TABLES)}
+    assert (version >= 1) == ("entries" in tables)
+    assert (version == 2) == ("more" in tables)
+    schema.migrate(db, path, "default", 1.0)
+    assert db.execute("PRAGMA user_version").fetchone()[0] == 2
+    assert db.execute("SELECT count(*) FROM more").fetchone() == (1,)
+    db.close()
+    assert crashed or at > 30
+
+
+def test_the_lock_is_taken_before_the_version_is_believed(tmp_path: Path) -> None:
+    """Who waited for another process's migration does not run it again."""
+    path = tmp_path / "x.db"
+    path.touch()
+    slow, fast = connected(path), connected(path)
+    schema.migrate(fast, path, "default", 1.0)
+    immediate(slow, lambda db: schema._step(db, path, 1, schema.MIGRATIONS[0]), 1.0)  # would raise: tables exist
+    assert slow.execute("SELECT count(*) FROM meta WHERE key = 'epoch'").fetchone() == (1,)
+    slow.close()
+    fast.close()
+
+
+OPENING = """
+import asyncio, sys
+from respan_guard.backends.sqlite import SQLiteBackend
+async def main():
+    backend = SQLiteBackend(f"sqlite:///{sys.argv[1]}")
+    print("ready", flush=True)
+    sys.stdin.readline()
+    await backend.open()
+    print(backend._writer.epoch)
+    await backend.close()
+asyncio.run(main())
+"""
+
+
+def test_processes_that_open_a_new_file_at_once_agree(tmp_path: Path) -> None:
+    """Several first starts at the same moment make one store, and none of them fails."""
+    import subprocess
+    import sys
+
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", OPENING, str(tmp_path / "x.db")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    outputs = []
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        outputs.append(finished(process))
+    assert len(set(outputs)) == 1
+    assert outputs[0].strip()
+
+
+async def test_opening_reads_only_the_version_when_nothing_is_to_do(tmp_path: Path) -> None:
+    """A second start on an up-to-date file keeps its epoch, so other processes that have it open go on."""
+    async with opened(tmp_path / "x.db") as first:
+        second = SQLiteBackend(f"sqlite:///{tmp_path / 'x.db'}")
+        await second.open()
+        await second.apply([record("e")], NOW)
+        await second.close()
+        assert await first.get("alice") is not None
+        await first.apply([record("f")], NOW)
