@@ -166,18 +166,18 @@ class Renewer:
 
     def watch(self, admission: Admission) -> None:
         """Renew the admission's hold until it ends."""
-        if not self._live:
-            self._due = self._clock.monotonic() + self._every
         self._live[admission.id] = admission
-        if self._loop is None or self._loop.is_closed():
-            try:
-                self._loop = asyncio.get_running_loop()
-            except RuntimeError:
-                self._loop = None
-            else:
-                self._loop.call_later(self._every, self._tick)
-        if self._clock.monotonic() >= self._due:
-            self._renew()
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            return
+        try:
+            self._loop = loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._loop = None
+            if self._clock.monotonic() >= self._due:
+                self._renew()
+        else:
+            loop.call_later(self._every, self._tick)
 
     def unwatch(self, admission: Admission) -> None:
         """Forget an admission that ended."""
@@ -193,7 +193,7 @@ class Renewer:
         if self._live and loop is not None:
             self._loop = loop
             loop.call_later(self._every, self._tick)
-            self._renew()
+            self._renew()  # of those that just came too: it is one op each, and rare
 
     def _renew(self) -> None:
         self._due = self._clock.monotonic() + self._every

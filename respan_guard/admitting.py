@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Mapping
+from collections.abc import Coroutine, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import Token
 from decimal import Decimal
@@ -222,15 +222,15 @@ class Admitting:
         self._guard.admissions.bind(request, admission)
         return admission
 
-    async def scoped(self) -> Admission:
+    def scoped(self) -> Coroutine[Any, Any, Admission]:
         """Admit, for whoever ends it."""
-        return await self._within(normalise_identifier(self._customer), current_slot.get())
+        return self._within(normalise_identifier(self._customer), current_slot.get())
 
-    async def _within(self, customer: str, around: Slot | None) -> Admission:
+    def _within(self, customer: str, around: Slot | None) -> Coroutine[Any, Any, Admission]:
         guard = self._guard
         outer = around.admission if around is not None else None
         inner = outer is not None and outer.customer_identifier == customer
-        return await guard.admissions.ask(customer, guard.estimator.given(self._estimate), requests=0 if inner else 1)
+        return guard.admissions.ask(customer, guard.estimator.given(self._estimate), requests=0 if inner else 1)
 
     def enter(self, admission: Admission) -> None:
         """Make the admission the one in force for the code that follows."""

@@ -70,7 +70,7 @@ class Estimator:
         """What to hold for a call that a request's body describes; None if it describes none."""
         if call is None:
             return self._nothing
-        output = self._output_bound(call)
+        output = call.output_tokens_bound(self._max_output)
         tokens = call.input_tokens_bound + output
         cost = self._prices.bound(
             call.model,
@@ -96,14 +96,8 @@ class Estimator:
         if self._missing == "hold" and unspent > 0:
             return unspent, usage
         usage.input_tokens = -(-call.input_tokens_bound // _BYTES_PER_TOKEN)
-        usage.output_tokens = self._output_bound(call)
+        usage.output_tokens = call.output_tokens_bound(self._max_output)
         return self._prices.cost(usage), usage
-
-    def _output_bound(self, call: Call) -> int:
-        if call.operation == "embeddings":
-            return 0
-        each = self._max_output if call.max_output_tokens is None else call.max_output_tokens
-        return each * call.choices
 
     def _ask(self, model: str, cost: int | None, tokens: int) -> Ask:
         if cost is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -58,7 +59,7 @@ class Guard:
     def __init__(self, storage: str | None = None, **options: Unpack[GuardOptions]) -> None:
         self.settings = settings = Settings.load(storage=storage, **options)
         self.clock = settings.clock
-        self.prices = PriceBook(settings.prices)
+        self.prices = PriceBook(settings.prices, clock=settings.clock)
         self.ids = Ids()
         self.renewer = Renewer(self.clock, int(settings.hold_ttl * 1000))
         self.policies = Policies(settings.default_limits, settings.time_zone, settings.max_cached_customers)
@@ -96,6 +97,7 @@ class Guard:
         """
         if not self._off:
             await self._homes.open()
+            await asyncio.to_thread(self.prices.load)  # a fifth of a second that no request should wait for
 
     async def aclose(self) -> None:
         """Store what waits, and let go of storage."""

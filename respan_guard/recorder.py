@@ -27,6 +27,7 @@ logger = logging.getLogger("respan_guard")
 
 _PREFIX = re.compile(r"^[A-Za-z]{1,16}[-_]")
 _UNIQUE = 16
+_OWN_WORD = ("manual", "api")  # sources that are the app itself
 _MAX_ID = 300
 
 
@@ -96,10 +97,10 @@ class Recorder:
             entry_id: An id the caller chose.
         """
         at_ms = now_ms if usage.time is None else min(now_ms, int(usage.time.timestamp() * 1000))
-        if usage.cost is not None and (source in ("manual", "api") or self._prices.accept_cost(usage)):
+        if usage.cost is not None and source in ("manual", "api"):
             cost: int | None = to_nano(usage.cost, "cost")
         else:
-            cost = self._prices.cost(usage, as_datetime(at_ms))
+            cost = self._prices.accept_cost(usage, usage.time)  # None: now, by the guard's clock
             if cost is None:
                 self._warn(usage)
         traced = usage.trace_id is not None and usage.span_id is not None

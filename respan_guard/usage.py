@@ -8,6 +8,7 @@ exclusively (Anthropic) are normalised where their replies are read.
 from __future__ import annotations
 
 import importlib
+import reprlib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from datetime import datetime
@@ -19,7 +20,7 @@ from respan_guard.money import to_nano
 
 __all__ = ["MAX_TOKENS", "TOKEN_KINDS", "Usage", "UsageRecord"]
 
-MAX_TOKENS = 1_000_000_000_000  # per call and kind; anything above is a broken counter, not usage
+MAX_TOKENS = (1 << 40) - 1  # per call and kind, about 10^12; anything above is a broken counter, not usage
 TOKEN_KINDS = (
     "input_tokens",
     "output_tokens",
@@ -97,16 +98,37 @@ class Usage:
     metadata: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        for kind in TOKEN_KINDS:
-            count = getattr(self, kind)
-            if count.__class__ is not int or not 0 <= count <= MAX_TOKENS:
-                raise InvalidInput(f"{kind} must be an integer from 0 to 10^12, got {count!r}", field=kind)
+        try:
+            # One negative count makes all of it negative, one beyond 40 bits makes it larger; only ints have `|`.
+            together = (
+                self.input_tokens
+                | self.output_tokens
+                | self.cache_read_tokens
+                | self.cache_write_tokens
+                | self.reasoning_tokens
+                | self.cache_write_1h_tokens
+                | self.input_audio_tokens
+                | self.cache_audio_read_tokens
+                | self.output_audio_tokens
+                | self.input_image_tokens
+                | self.output_image_tokens
+            )
+        except TypeError:
+            together = -1
+        if together.__class__ is not int or not 0 <= together <= MAX_TOKENS:
+            self._refuse_counts()
         if not isinstance(self.model, str):
-            raise InvalidInput(f"model must be a string, got {self.model!r}", field="model")
+            raise InvalidInput(f"model must be a string, got {reprlib.repr(self.model)}", field="model")
         if self.cost is not None:
             to_nano(self.cost, "cost")
         if self.time is not None and self.time.tzinfo is None:
             raise InvalidInput("time must be an aware datetime; add tzinfo=timezone.utc", field="time")
+
+    def _refuse_counts(self) -> None:
+        for kind in TOKEN_KINDS:
+            count = getattr(self, kind)
+            if not isinstance(count, int) or not 0 <= count <= MAX_TOKENS:
+                raise InvalidInput(f"{kind} must be an integer from 0 to 10^12, got {reprlib.repr(count)}", field=kind)
 
     @property
     def total_tokens(self) -> int:

@@ -186,7 +186,7 @@ def test_an_unusable_cost_is_refused_where_it_is_made(cost: object) -> None:
         Usage(cost=cost)  # type: ignore[arg-type]  # what callers do at run time
 
 
-@pytest.mark.parametrize("tokens", [-1, 1.5, True, 10**13, "12"])
+@pytest.mark.parametrize("tokens", [-1, 1.5, None, 10**13, "12", []])
 def test_unusable_token_counts_are_refused_where_they_are_made(tokens: object) -> None:
     """Counts are integers from 0 to 10^12."""
     with pytest.raises(InvalidInput):
