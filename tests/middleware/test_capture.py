@@ -1,0 +1,167 @@
+"""What the door reads off responses: the call that was asked for, booked once, whatever its dress."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import itertools
+import json
+import zlib
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from respan_guard.money import from_nano
+from tests.middleware.support import QUESTION, USAGE, Ledger, call, chunks, gateway, make_guard, reply
+
+JSON = b"application/json"
+SSE = b"text/event-stream"
+COST = Decimal("0.0000045")  # 10 tokens in at 0.15, 5 out at 0.60 USD per million
+
+
+def answering(parts: list[bytes], content_type: bytes = JSON, encoding: bytes = b"", status: int = 200) -> Any:
+    """An app that answers with these bytes."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"Content-Type", content_type)] + ([(b"Content-Encoding", encoding)] if encoding else [])
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        for part in parts:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    return app
+
+
+async def book(parts: list[bytes], *details: Any, question: dict[str, Any] | None = None, **options: Any) -> Ledger:
+    """Let one request through, check that its bytes came out as they went in, and give the ledger."""
+    guard, ledger = make_guard(**options)
+    body = json.dumps(question or QUESTION).encode()
+    path = "/v1/messages" if question is not None and "system" in question else "/v1/chat/completions"
+    exchange = await call(gateway(answering(parts, *details), guard), path, customer="org_1", body=body)
+    assert exchange.body == b"".join(parts)
+    await ledger.settled(1)
+    return ledger
+
+
+def priced(ledger: Ledger) -> list[Decimal | None]:
+    """What the entries cost."""
+    return [None if entry.cost is None else from_nano(entry.cost) for entry in ledger.entries]
+
+
+WHOLE = json.dumps(reply()).encode()
+STREAM = b"".join(chunks())
+
+
+@pytest.mark.parametrize(
+    ("parts", "details"),
+    [
+        ([WHOLE], (JSON,)),
+        ([WHOLE], (b"Application/JSON; charset=utf-8",)),
+        ([WHOLE[:9], WHOLE[9:]], (JSON,)),
+        (chunks(), (SSE,)),
+        ([STREAM], (b"text/event-stream; charset=utf-8",)),
+        ([gzip.compress(WHOLE)], (JSON, b"gzip")),
+        ([gzip.compress(STREAM)], (SSE, b"gzip")),
+        ([zlib.compress(WHOLE)], (JSON, b"deflate")),
+    ],
+)
+async def test_usage_is_read_and_priced(parts: list[bytes], details: tuple[bytes, ...]) -> None:
+    """JSON and streams, plain and compressed: one entry with the tokens, the price, and both models."""
+    ledger = await book(parts, *details)
+    (entry,) = ledger.entries
+    assert (entry.kind, entry.source) == ("usage", "response")
+    assert (entry.input_tokens, entry.output_tokens) == (USAGE["prompt_tokens"], USAGE["completion_tokens"])
+    assert priced(ledger) == [COST]
+    assert (entry.usage.model, entry.usage.response_model) == ("gpt-4o-mini", "gpt-4o-mini-2024-07-18")
+    assert entry.admission == ledger.admits[0].id
+
+
+@settings(max_examples=60, deadline=None)
+@given(cuts=st.lists(st.integers(1, len(STREAM) - 1), max_size=12, unique=True), zipped=st.booleans())
+def test_the_way_it_is_cut_does_not_matter(cuts: list[int], zipped: bool) -> None:
+    """However the bytes are cut into messages, the entry is the same."""
+    raw = gzip.compress(STREAM) if zipped else STREAM
+    places = [0, *sorted(cut for cut in cuts if cut < len(raw)), len(raw)]
+    parts = [raw[a:b] for a, b in itertools.pairwise(places)]
+    ledger = asyncio.run(book(parts, SSE, *([b"gzip"] if zipped else [])))
+    assert ledger.kinds == ["usage"]
+    assert priced(ledger) == [COST]
+
+
+@pytest.mark.parametrize(
+    ("parts", "details"),
+    [
+        ([b'{"choices": []}'], (JSON,)),
+        ([b"no json"], (JSON,)),
+        ([b""], (JSON,)),
+        (chunks(usage=False), (SSE,)),
+        (chunks()[:1], (SSE,)),
+        ([gzip.compress(WHOLE)[:20]], (JSON, b"gzip")),
+        ([b"not gzip at all"], (JSON, b"gzip")),
+        ([WHOLE], (JSON, b"br")),
+        ([b"<html>"], (b"text/html",)),
+        ([b"x"], (b"",)),
+        ([json.dumps(reply() | {"usage": {"prompt_tokens": -1, "completion_tokens": "x"}}).encode()], (JSON,)),
+    ],
+)
+async def test_a_success_without_readable_usage_is_presumed(parts: list[bytes], details: tuple[bytes, ...]) -> None:
+    """A call that was made and told no usage is booked at what it held, not as nothing."""
+    ledger = await book(parts, *details)
+    assert ledger.kinds == ["presumed"]
+    assert ledger.entries[0].cost == ledger.admits[0].cost > 0
+
+
+@pytest.mark.parametrize("status", [400, 401, 429, 500, 529])
+async def test_an_error_cost_nothing_unless_it_says_so(status: int) -> None:
+    """A refused call is free; an error that reports usage was paid for."""
+    ledger = await book([b'{"error": {"message": "no"}}'], JSON, b"", status)
+    assert ledger.entries == []
+    ledger = await book([WHOLE], JSON, b"", status)
+    assert priced(ledger) == [COST]
+
+
+async def test_a_cut_anthropic_stream_is_presumed() -> None:
+    """Anthropic counts from the first event on: a stream that is cut off has not said its bill."""
+    events = [
+        {"type": "message_start", "message": {"id": "msg_01ABCDEFGHIJKLMNOPQR", "type": "message", "role": "assistant",
+         "model": "claude-sonnet-4-5-20250929", "usage": {"input_tokens": 9, "output_tokens": 1}}},
+        {"type": "message_delta", "delta": {}, "usage": {"output_tokens": 40}},
+        {"type": "message_stop"},
+    ]  # fmt: skip
+    parts = [f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode() for event in events]
+    question = {"model": "claude-sonnet-4-5", "max_tokens": 100, "system": "x", "messages": [], "stream": True}
+    whole = await book(parts, SSE, question=question)
+    assert [(entry.kind, entry.output_tokens) for entry in whole.entries] == [("usage", 40)]
+    cut = await book(parts[:1], SSE, question=question)
+    assert cut.kinds == ["presumed"]
+
+
+async def test_what_is_no_call_is_not_read() -> None:
+    """An app that echoes what looks like usage does not let its users write their own bill."""
+    guard, ledger = make_guard()
+    app = gateway(answering([WHOLE]), guard)
+    await call(app, "/v1/echo", customer="org_1", body=json.dumps({"say": "hi"}).encode())
+    await call(app, "/v1/models", method="GET", customer="org_1")
+    assert ledger.entries == []
+    await ledger.settled(2)
+
+
+async def test_the_same_reply_twice_counts_once() -> None:
+    """A gateway that serves a cached reply, id and all, does not book it again."""
+    guard, ledger = make_guard()
+    app = gateway(answering([WHOLE]), guard)
+    for _ in range(3):
+        await call(app, customer="org_1")
+    await ledger.settled(3)
+    assert (await guard.status("org_1")).total_spend == COST
+
+
+@pytest.mark.parametrize(("policy", "cost"), [("hold", True), ("estimate", True), ("flag", False)])
+async def test_missing_usage_follows_its_setting(policy: str, cost: bool) -> None:
+    """What is booked for unknown usage is the setting's choice."""
+    ledger = await book([b"{}"], JSON, missing_usage=policy)
+    assert ledger.kinds == ["presumed"]
+    assert (ledger.entries[0].cost is not None) is cost
