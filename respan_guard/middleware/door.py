@@ -146,10 +146,10 @@ class GuardMiddleware:
                     # A handler further in (a mounted app's) makes an error page of our refusal; we answer instead.
                     return _nothing()
                 started = True
+                message = self._with_headers(message, passage)
                 capture = passage.capture
                 if capture is not None:
                     capture.start(message)
-                message = self._with_headers(message, passage)
             return send(message)
 
         def answer(error: GuardError) -> Awaitable[None]:
@@ -252,6 +252,10 @@ class GuardMiddleware:
 
     def _with_headers(self, message: Message, passage: Passage) -> Message:
         """The first message of the response, with the RateLimit fields; the app's own message is left alone."""
+        headers = message.get("headers")
+        if headers.__class__ is not list and headers is not None:
+            headers = list(headers)  # an iterator, maybe: more than one of us reads it
+            message = {**message, "headers": headers}
         try:
             decision, held = passage.refused, 0
             if decision is None:
@@ -261,7 +265,7 @@ class GuardMiddleware:
                     return message
                 decision, held = admission.decision, admission.held
             fields = self._fields.of(decision, held)
-            return {**message, "headers": [*(message.get("headers") or ()), *fields]} if fields else message
+            return {**message, "headers": [*(headers or ()), *fields]} if fields else message
         except Exception:
             self._faults.report("the RateLimit headers could not be made; the response goes without them")
             return message

@@ -125,7 +125,7 @@ async def test_an_error_cost_nothing_unless_it_says_so(status: int) -> None:
 
 async def test_a_cut_anthropic_stream_is_presumed() -> None:
     """Anthropic counts from the first event on: a stream that is cut off has not said its bill."""
-    events = [
+    events: list[dict[str, Any]] = [
         {"type": "message_start", "message": {"id": "msg_01ABCDEFGHIJKLMNOPQR", "type": "message", "role": "assistant",
          "model": "claude-sonnet-4-5-20250929", "usage": {"input_tokens": 9, "output_tokens": 1}}},
         {"type": "message_delta", "delta": {}, "usage": {"output_tokens": 40}},

@@ -27,7 +27,7 @@ from respan_guard.errors import ConfigurationError, LimitExceeded, RateLimitExce
 from respan_guard.guard import Guard
 from respan_guard.middleware import GuardMiddleware
 from respan_guard.usage import Usage
-from tests.middleware.support import CHAT, QUESTION, App, Exchange, call, gateway, make_guard, provider
+from tests.middleware.support import CHAT, QUESTION, App, Exchange, call, gateway, make_guard, provider, reply
 
 
 async def hello(scope: Any, receive: Any, send: Any) -> None:
@@ -654,3 +654,18 @@ async def test_the_apps_message_is_left_alone() -> None:
         assert exchange.headers["x-app"] == "1"
         assert "ratelimit" in exchange.headers
     assert start["headers"] == ((b"x-app", b"1"),)
+
+
+@pytest.mark.parametrize("limits", [None, {"rate_limit": 5}])
+async def test_headers_may_be_any_iterable(limits: Any) -> None:
+    """Headers that can be read only once arrive whole, although the door reads them too."""
+    guard, ledger = make_guard(default_limits=limits)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        names = [(b"content-type", b"application/json"), (b"x-app", b"1")]
+        await send({"type": "http.response.start", "status": 200, "headers": (pair for pair in names)})
+        await send({"type": "http.response.body", "body": json.dumps(reply()).encode()})
+
+    exchange = await call(gateway(app, guard), customer="c")
+    assert (exchange.headers["x-app"], exchange.headers["content-type"]) == ("1", "application/json")
+    assert ledger.kinds == ["usage"]
