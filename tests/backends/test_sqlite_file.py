@@ -38,7 +38,7 @@ from .sqlite_support import NOW, admit, finished, inside, opened, record, script
     ],
 )
 def test_urls_that_cannot_work(url: str, says: str) -> None:
-    """A URL without a file or with an unknown option is refused before anything is opened, saying what would be right."""
+    """A URL without a file or with an unknown option is refused at once, saying what would be right."""
     with pytest.raises(ConfigurationError, match=says):
         SQLiteBackend(url)
 
@@ -80,11 +80,11 @@ async def test_only_the_owner_can_read_the_files(tmp_path: Path) -> None:
             modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
     finally:
         os.umask(before)
-    assert modes == {name: 0o600 for name in ("x.db", "x.db-wal", "x.db-shm", "x.db-checkpoint")}
+    assert modes == dict.fromkeys(("x.db", "x.db-wal", "x.db-shm", "x.db-checkpoint"), 384)
 
 
 async def test_durable_by_default(tmp_path: Path) -> None:
-    """synchronous is FULL unless asked otherwise, and then the check says what that can cost."""
+    """Synchronous is FULL unless asked otherwise, and then the check says what that can cost."""
     async with opened(tmp_path / "x.db") as backend:
         assert await inside(backend, lambda db: db.execute("PRAGMA synchronous").fetchone()) == (2,)
         assert (await backend.info()).durable
@@ -231,10 +231,15 @@ async def test_a_full_file_system_and_afterwards(tmp_path: Path) -> None:
     try:
         async with opened(tmp_path / "x.db") as backend:
             stored = 0
-            with pytest.raises(StorageFull):
-                for batch in range(100):
-                    await backend.apply([record(f"{batch}-{number}") for number in range(50)], NOW)
+
+            async def fill() -> None:
+                nonlocal stored
+                while stored < 10_000:
+                    await backend.apply([record(f"{stored}-{number}") for number in range(50)], NOW)
                     stored += 50
+
+            with pytest.raises(StorageFull):
+                await fill()
             subprocess.run(["mount", "-o", "remount,size=8m", str(tmp_path)], check=True)
             await backend.apply([record("after")], NOW)
             assert len(await backend.entries(RecordQuery(limit=10_000))) == stored + 1

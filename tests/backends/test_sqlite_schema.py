@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from respan_guard.backends.sqlite import SQLiteBackend, schema
 from respan_guard.backends.sqlite.connection import immediate
 
-from .sqlite_support import NOW, finished, opened, record, script
+from .sqlite_support import NOW, finished, opened, record
 
 TABLES = "SELECT name FROM sqlite_master ORDER BY name"
 
@@ -61,14 +63,14 @@ def test_a_crash_at_any_statement_leaves_the_version_before(tmp_path: Path, two_
     class Crashing(sqlite3.Connection):
         left = at
 
-        def execute(self, sql: str, *values: object) -> sqlite3.Cursor:  # type: ignore[override]  # counts
+        def execute(self, sql: str, *values: object) -> sqlite3.Cursor:
             if not sql.startswith(("BEGIN", "COMMIT", "ROLLBACK")):
                 if not self.left:
                     raise Crash
                 self.left -= 1
             return super().execute(sql, *values)  # type: ignore[arg-type]
 
-    db = sqlite3.connect(path, isolation_level=None, factory=Crashing)
+    db: sqlite3.Connection = sqlite3.connect(path, isolation_level=None, factory=Crashing)
     crashed = False
     try:
         schema.migrate(db, path, "default", 1.0)
@@ -115,9 +117,6 @@ asyncio.run(main())
 
 def test_processes_that_open_a_new_file_at_once_agree(tmp_path: Path) -> None:
     """Several first starts at the same moment make one store, and none of them fails."""
-    import subprocess
-    import sys
-
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", OPENING, str(tmp_path / "x.db")],
@@ -131,13 +130,11 @@ def test_processes_that_open_a_new_file_at_once_agree(tmp_path: Path) -> None:
     for process in processes:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-    outputs = []
     for process in processes:
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    for process in processes:
-        outputs.append(finished(process))
+    outputs = [finished(process) for process in processes]
     assert len(set(outputs)) == 1
     assert outputs[0].strip()
 

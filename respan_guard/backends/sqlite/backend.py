@@ -213,9 +213,11 @@ class SQLiteBackend(Backend):
 
         def work(db: sqlite3.Connection) -> Put | Conflict:
             self._writer.begin(db)
-            return changes.put(db, customer, params, if_revision, actor, self._writer.at(at))
+            done = changes.put(db, customer, params, if_revision, actor, self._writer.at(at))
+            self._writer.reread(db, customer)
+            return done
 
-        return await self._change(work)
+        return await self._change(work, then=_nothing)
 
     async def delete(self, customer: str, *, actor: str = "", now: int | None = None) -> bool:
         """See `Backend.delete`. The bytes are overwritten, and gone from the log once all readers have moved on."""
@@ -322,4 +324,4 @@ def _prepare_reader(db: sqlite3.Connection) -> None:
 
 
 def _nothing() -> None:
-    """Nothing that is kept in memory was changed."""
+    """What is kept in memory is still right."""

@@ -1,0 +1,136 @@
+"""What a batch has changed so far, and how it gets into the tables: one `executemany` per table."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from respan_guard.backends.base import Amounts, StoredEntry, Window
+from respan_guard.backends.cells import Cell, Hold
+from respan_guard.backends.sqlite.rows import AMOUNTS, answer_text, search_text, usage_text
+
+__all__ = ["Pending", "SQLiteCell"]
+
+_INSERT_CUSTOMER = "INSERT INTO customers (c, customer, search, first_seen, last_seen) VALUES (?, ?, ?, ?, ?)"
+_UPDATE_CUSTOMER = """UPDATE customers SET last_seen = max(last_seen, ?), active_days = active_days + ?,
+    requests = requests + ?, calls = calls + ?, cost = cost + ?, input_tokens = input_tokens + ?,
+    output_tokens = output_tokens + ?, cache_read_tokens = cache_read_tokens + ?, unpriced = unpriced + ?,
+    errors = errors + ? WHERE c = ?"""
+_UPSERT_ROLLUP = f"""INSERT INTO rollups (c, day, model, {AMOUNTS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (c, day, model) DO UPDATE SET requests = requests + excluded.requests, calls = calls + excluded.calls,
+    cost = cost + excluded.cost, input_tokens = input_tokens + excluded.input_tokens,
+    output_tokens = output_tokens + excluded.output_tokens,
+    cache_read_tokens = cache_read_tokens + excluded.cache_read_tokens,
+    unpriced = unpriced + excluded.unpriced, errors = errors + excluded.errors"""  # noqa: S608  # a constant
+_INSERT_ENTRY = """INSERT INTO entries (seq, c, id, rev, day, at_ms, latest_ms, cost, input_tokens, output_tokens,
+    cache_read_tokens, late, model, admission, kind, source, provider, status, trace_id, body)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+_INSERT_HOLD = """INSERT OR REPLACE INTO holds (c, id, day, model, cost, tokens, expires_ms, ended_ms, answer)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+_INSERT_RATE = "INSERT OR REPLACE INTO rates (c, window_ms, start_ms, previous, current) VALUES (?, ?, ?, ?, ?)"
+
+
+class SQLiteCell(Cell):
+    """A cell that knows its row, its sums of all time, and whether its customer was deleted once."""
+
+    __slots__ = ("c", "days", "tomb", "totals")
+
+    def __init__(self, customer: str) -> None:
+        super().__init__(customer)
+        self.c: int | None = None  # None: not stored yet
+        self.totals = Amounts()
+        self.days: set[int] = set()  # days known to have a rollup
+        self.tomb: tuple[str, int] | None = None
+
+
+class Pending:
+    """Changes of one batch, each row at most once. Sums are differences, everything else is what it is now."""
+
+    def __init__(self) -> None:
+        self.new_customers: list[tuple[int, str, str, int, int]] = []
+        self.customers: dict[int, tuple[int, list[int], Amounts]] = {}  # last seen, [new active days], difference
+        self.rollups: dict[tuple[int, int, str], Amounts] = {}
+        self.holds: dict[tuple[int, str], tuple[SQLiteCell, Hold]] = {}
+        self.rates: dict[tuple[int, int], Window] = {}
+        self.entries: dict[tuple[int, str], tuple[StoredEntry, int]] = {}  # with `latest_ms`
+
+    def new_customer(self, c: int, customer: str, now: int) -> None:
+        """A customer gets its row."""
+        self.new_customers.append((c, customer, search_text(customer, None), now, now))
+
+    def add(self, c: int, day: int, model: str, amounts: Amounts, now: int, new_day: bool) -> None:
+        """A customer's sums grow."""
+        key = (c, day, model)
+        rollup = self.rollups.get(key)
+        if rollup is None:
+            rollup = self.rollups[key] = Amounts()
+        rollup.add(amounts)
+        change = self.customers.get(c)
+        if change is None:
+            change = self.customers[c] = (now, [0], Amounts())
+        change[1][0] += new_day
+        change[2].add(amounts)
+
+    def write_sums(self, db: sqlite3.Connection) -> None:
+        """Write customers and rollups. May be called before the batch is over, to have sums read from the tables."""
+        if self.new_customers:
+            db.executemany(_INSERT_CUSTOMER, self.new_customers)
+            self.new_customers = []
+        if self.rollups:
+            db.executemany(_UPSERT_ROLLUP, [(*key, *_columns(amounts)) for key, amounts in self.rollups.items()])
+            self.rollups = {}
+        if self.customers:
+            db.executemany(
+                _UPDATE_CUSTOMER,
+                [(seen, days[0], *_columns(amounts), c) for c, (seen, days, amounts) in self.customers.items()],
+            )
+            self.customers = {}
+
+    def write_holds(self, db: sqlite3.Connection) -> None:
+        """Write holds; also called before the batch is over. They stay, so that the caller sees which are over."""
+        written, over = [], []
+        for (c, hold_id), (_, hold) in self.holds.items():
+            answer = answer_text(hold.outcome)
+            if is_over(hold):
+                over.append((c, hold_id, hold.ended, answer))
+            else:
+                written.append(
+                    (c, hold_id, hold.day, hold.model, hold.cost, hold.tokens, hold.expires, hold.ended, answer)
+                )
+        if over:
+            db.executemany("DELETE FROM holds WHERE c = ? AND id = ?", [row[:2] for row in over])
+            db.executemany("INSERT OR REPLACE INTO ended (c, id, ended_ms, answer) VALUES (?, ?, ?, ?)", over)
+        if written:
+            db.executemany(_INSERT_HOLD, written)
+
+    def write_rates(self, db: sqlite3.Connection) -> None:
+        """Write the states of rates."""
+        if self.rates:
+            db.executemany(_INSERT_RATE, [(*key, *window) for key, window in self.rates.items()])
+
+    def write_entries(self, db: sqlite3.Connection) -> None:
+        """Write new entries and revised ones, which leave their old place in the log."""
+        rows, revised = [], []
+        for (c, entry_id), (stored, latest) in self.entries.items():
+            entry, usage = stored.entry, stored.entry.usage
+            if stored.rev > 1:
+                revised.append((c, entry_id))
+            rows.append(
+                (stored.seq, c, entry_id, stored.rev, entry.day, entry.at_ms, latest, entry.cost, entry.input_tokens,
+                 entry.output_tokens, usage.cache_read_tokens, stored.late, entry.model, entry.admission, entry.kind,
+                 entry.source, usage.provider, usage.status, usage.trace_id, usage_text(usage))
+            )  # fmt: skip
+        if revised:
+            db.executemany("DELETE FROM entries WHERE c = ? AND id = ?", revised)
+        if rows:
+            db.executemany(_INSERT_ENTRY, rows)
+
+
+def is_over(hold: Hold) -> bool:
+    """Whether nothing but the answer is of interest any more. An expired hold shows what it never spent."""
+    return hold.ended is not None and not hold.cost and not hold.tokens
+
+
+def _columns(a: Amounts) -> tuple[int, ...]:
+    return (
+        a.requests, a.calls, a.cost, a.input_tokens, a.output_tokens, a.cache_read_tokens, a.unpriced, a.errors
+    )  # fmt: skip
