@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any
 
 from respan_guard.middleware.faults import Faults
@@ -36,26 +36,20 @@ class Capture:
         self._reader: Reader | None = None
         self._status = 0
 
-    def start(self, message: MutableMapping[str, Any]) -> None:
-        """Look at `http.response.start`."""
+    def start(self, message: MutableMapping[str, Any]) -> Callable[[bytes], None] | None:
+        """Look at `http.response.start`.
+
+        Returns:
+            What takes the bytes of the body; None if they tell nothing.
+        """
         try:
             self._status = message["status"]
             headers: Iterable[tuple[bytes, bytes]] = message.get("headers") or ()
             found = {name.lower(): value.decode("latin-1") for name, value in headers}
             self._reader = reader_for(found.get(b"content-type", ""), found.get(b"content-encoding"))
         except Exception:
-            self._give_up()
-
-    def feed(self, message: MutableMapping[str, Any]) -> None:
-        """Look at a message of the body; files sent by path or descriptor are left unread."""
-        reader = self._reader
-        if reader is None or message["type"] != "http.response.body":
-            return
-        try:
-            if chunk := message.get("body"):
-                reader.feed(chunk)
-        except Exception:
-            self._give_up()
+            self.give_up()
+        return None if self._reader is None else self._reader.feed
 
     def usage(self) -> Usage | None:
         """What the response reported, if it did; after the last message."""
@@ -74,7 +68,7 @@ class Capture:
                 usage.service_tier = usage.service_tier or call.service_tier
             return usage
         except Exception:
-            self._give_up()
+            self.give_up()
             return None
 
     def sent(self, failure: BaseException | None) -> bool:
@@ -87,6 +81,7 @@ class Capture:
             return self._status < 300
         return failure is not None and not isinstance(failure, Exception)
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
+        """Read no more of this response, because of the exception being handled."""
         self._reader = None
         self._faults.report("the usage of a response could not be read; the response itself is untouched")

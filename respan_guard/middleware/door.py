@@ -15,7 +15,6 @@ from respan_guard.context import current_slot
 from respan_guard.errors import ConfigurationError, GuardError, LimitExceeded
 from respan_guard.guard import Guard
 from respan_guard.middleware.answers import refusal_in, send_http, send_websocket
-from respan_guard.middleware.capture import Capture
 from respan_guard.middleware.faults import Faults
 from respan_guard.middleware.gate import Gate
 from respan_guard.middleware.headers import RateLimitFields, is_preflight
@@ -130,15 +129,20 @@ class GuardMiddleware:
         token = current_slot.set(passage.slot)
         started = False
         discarded: GuardError | None = None
-        capture: Capture | None = None
+        feed: Callable[[bytes], None] | None = None
         failure: BaseException | None = None
 
         # A plain function: a coroutine for each chunk would cost more than all that is done here.
         def guarded_send(message: Message) -> Awaitable[None]:
-            nonlocal started, capture, discarded
+            nonlocal started, feed, discarded
             if started:
-                if capture is not None:
-                    capture.feed(message)
+                # Only messages of the body have one: files sent by path or descriptor are left unread.
+                if feed is not None and (chunk := message.get("body")):
+                    try:
+                        feed(chunk)
+                    except Exception:
+                        feed = None
+                        passage.give_up()
             elif discarded is not None:
                 return _nothing()
             elif message["type"] == "http.response.start":
@@ -147,9 +151,8 @@ class GuardMiddleware:
                     return _nothing()
                 started = True
                 message = self._with_headers(message, passage)
-                capture = passage.capture
-                if capture is not None:
-                    capture.start(message)
+                if passage.capture is not None:
+                    feed = passage.capture.start(message)
             return send(message)
 
         def answer(error: GuardError) -> Awaitable[None]:

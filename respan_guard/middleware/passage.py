@@ -41,6 +41,11 @@ class Passage:
         self.capture: Capture | None = None
         self.refused: Decision | None = None
 
+    def give_up(self) -> None:
+        """Read no more of the response: a fault of ours is being handled."""
+        if self.capture is not None:
+            self.capture.give_up()
+
     def end(self, failure: BaseException | None) -> None:
         """End the request, exactly once. Waits for nothing, so no cancellation can come in between."""
         capture = self.capture
