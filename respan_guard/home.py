@@ -119,7 +119,8 @@ class Home:
         for op in ops:
             self._inbox.append(_Item(op, None))
         if self._draining:
-            self._wake_threadsafe()
+            if self._failures:
+                self._call_threadsafe(self._wake.set)
         elif threading.get_ident() == self._thread and not self.loop.is_closed():
             self._start()
         else:
@@ -221,10 +222,6 @@ class Home:
             self.loop.call_soon_threadsafe(function)
         except RuntimeError:  # the loop is closed: whoever finds this home dead adopts its inbox
             logger.debug("a home's loop is closed; its inbox waits to be adopted")
-
-    def _wake_threadsafe(self) -> None:
-        if self._failures:
-            self._call_threadsafe(self._wake.set)
 
     def _start(self) -> None:
         if not self._draining:

@@ -87,6 +87,7 @@ class Homes:
         """
         loop = asyncio.get_running_loop()
         if self.shared is not None:
+            self._on_open(self.shared)
             return
         if self._app is not None and self._app.loop.is_closed():
             self._adopt(self._app)
@@ -146,6 +147,8 @@ class Homes:
         for home in (self._app, self._remote.home if self._remote else None):
             if home is not None:
                 home.backend.abandon()
+        if self.shared is not None:
+            self.shared.backend.abandon()
         self._app, self._opens, self._thread, self._remote = None, 0, None, None
         self._journal.forget()
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["CustomerReport", "RefusalLog", "Reports", "UsageReport"]
 
 _PAGE = 500
+_MAX_GROUPS = 1_000_000
 _PRUNE_EVERY = 3600.0
 _PRUNE_PAUSE = 0.05
 _MAX_REFUSAL_KEYS = 10_000
@@ -190,6 +191,7 @@ class Reports:
             customer=None if customer_identifier is None else normalise_identifier(customer_identifier),
             model=model,
             by=by,
+            limit=_MAX_GROUPS,
         )
         rows = await self._guard.lane().call(lambda backend: backend.usage(query))
         return [
@@ -210,7 +212,14 @@ class Reports:
         ]
 
     async def prune(self, before: date, progress: Callable[[int], None] | None = None) -> int:
-        """Delete records booked before a day, in small batches that let others in between."""
+        """Delete records booked before a day, in small batches that let others in between.
+
+        Raises:
+            InvalidInput: The day is to come: usage of days that are pruned can't be recorded any more.
+        """
+        today = as_datetime(self._guard.now_ms()).date()
+        if before > today:
+            raise InvalidInput(f"before must be a day up to today, {today}, got {before}", field="before")
         gone = 0
         while count := await self._guard.lane().call(lambda backend: backend.prune(before.toordinal()), None):
             gone += count
@@ -219,12 +228,13 @@ class Reports:
         return gone
 
     def keep_pruned(self, lane: Lane, days: int) -> None:
-        """Delete records older than `days`, now and every hour."""
+        """Delete records older than `days`: now, and from then on every hour."""
 
         async def work(backend: Backend) -> None:
             before = as_datetime(self._guard.now_ms()).date() - timedelta(days=days)
             more = await backend.prune(before.toordinal())
-            lane.post_call(work, _PRUNE_PAUSE if more else _PRUNE_EVERY)  # in small batches, others come in between
+            if not backend.shared:  # a store in memory is pruned whenever it is opened
+                lane.post_call(work, _PRUNE_PAUSE if more else _PRUNE_EVERY)  # small batches, others come in between
 
         lane.post_call(work)
 

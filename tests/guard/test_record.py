@@ -191,3 +191,35 @@ def test_unusable_token_counts_are_refused_where_they_are_made(tokens: object) -
     """Counts are integers from 0 to 10^12."""
     with pytest.raises(InvalidInput):
         Usage(input_tokens=tokens)  # type: ignore[arg-type]  # what callers do at run time
+
+
+async def test_pruning_deletes_records_keeps_sums_and_refuses_days_to_come(
+    make_guard: MakeGuard, clock: FakeClock
+) -> None:
+    """Old records go and the customer's spend stays; a day to come would make new usage unrecordable."""
+    async with make_guard() as guard:
+        for _ in range(5):
+            await guard.record(Usage(cost=1), "c1")
+        clock.advance(timedelta(days=50))
+        await guard.record(Usage(cost=1), "c1")
+        with pytest.raises(InvalidInput, match="up to today"):
+            await guard.prune(clock.now.date() + timedelta(days=1))
+        assert await guard.prune(clock.now.date()) == 5
+        assert len(await everything(guard)) == 1
+        assert (await guard.status("c1")).total_spend == 6
+        assert await guard.verify() == []
+
+
+async def test_retention_prunes_by_itself(make_guard: MakeGuard, clock: FakeClock) -> None:
+    """With retention set, records older than that are gone soon after the guard is opened."""
+    async with make_guard(retention=45) as guard:
+        await guard.record(Usage(cost=1), "c1")
+        clock.advance(timedelta(days=50))
+        await guard.record(Usage(cost=1), "c1")
+    async with guard if guard.settings.storage == "memory://" else make_guard(retention=45) as guard:
+        for _ in range(100):
+            if len(await everything(guard)) == 1:
+                break
+            await asyncio.sleep(0.02)
+        assert len(await everything(guard)) == 1
+        assert (await guard.status("c1")).total_spend == 2
