@@ -16,18 +16,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TypeVar
 
-from respan_guard.backends.base import (
-    Admit,
-    Backend,
-    Entry,
-    Op,
-    Outcome,
-    Record,
-    Recorded,
-    Release,
-    Renew,
-    TooLate,
-)
+from respan_guard.backends.base import Admit, Backend, Entry, Op, Outcome, Record, Recorded, Release, Renew, TooLate
 from respan_guard.clock import Clock
 from respan_guard.errors import BackendError, CounterOverflow, GuardError, StorageUnavailable
 from respan_guard.journal import Journal, JournalFile
@@ -144,9 +133,7 @@ class Home:
         self._call_threadsafe(lambda: self.loop.call_later(delay, self._spawn, work))
 
     async def flush(self) -> None:
-        """Return when everything that was sent before is stored.
-
-        Waits for longer than `timeout` while storage works, since much may be waiting.
+        """Return when everything that was sent before is stored; much may wait, so this may take a while.
 
         Raises:
             StorageUnavailable: Storage did not take it in time; it is kept.
@@ -198,7 +185,7 @@ class Home:
         return [item.op for item in items if item.op is not None and not isinstance(item.op, Admit)]
 
     def put_back(self, ops: Sequence[Op]) -> None:
-        """Take back what `take` gave away."""
+        """Undo `take`."""
         self._inbox.extend(_Item(op, None) for op in ops)
 
     def spill(self) -> None:
@@ -260,11 +247,11 @@ class Home:
                 await self.open()
             outcomes = await self.backend.apply(ops, None if self._server_clock else self._clock.now_ms())
         except CounterOverflow as error:
-            if len(ops) > 1:  # one op of the batch is the poison; find it, and let the others through
-                for item in batch:
-                    await self._apply([item])
+            if len(ops) == 1:
+                self._refuse(batch, error)
                 return
-            self._refuse(batch, error)
+            for item in batch:  # one op of the batch is the poison; find it, and let the others through
+                await self._apply([item])
         except BackendError as error:
             await self._failed(batch, error)
         except Exception as error:  # a fault of ours or of the driver must not end the drain
