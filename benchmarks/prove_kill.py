@@ -65,9 +65,7 @@ def main() -> int:
             processes = []
             for output in outputs:
                 with output.open("w") as file:
-                    processes.append(
-                        subprocess.Popen([sys.executable, __file__, "--write", url, journal], stdout=file)
-                    )
+                    processes.append(subprocess.Popen([sys.executable, __file__, "--write", url, journal], stdout=file))
             while not all(output.stat().st_size for output in outputs):
                 time.sleep(0.01)
             time.sleep(random.uniform(0.0, 0.5))
@@ -81,8 +79,8 @@ def main() -> int:
             stored, missing, found = asyncio.run(check(url, journal, acknowledged))
             wrong += bool(missing or found)
             print(
-                f"round {number:2}: {WRITERS} processes killed, {len(acknowledged)} records acknowledged, {stored} stored, "
-                f"{missing} missing, {found} discrepancies"
+                f"round {number:2}: {WRITERS} processes killed, {len(acknowledged)} records acknowledged, "
+                f"{stored} stored, {missing} missing, {found} discrepancies"
             )
     print("nothing acknowledged was lost" if not wrong else f"{wrong} rounds were wrong")
     return 1 if wrong else 0
