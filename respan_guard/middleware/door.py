@@ -122,7 +122,7 @@ class GuardMiddleware:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         passage = scope.get(SCOPE_KEY)
-        if passage is not None and passage.guard is self.guard:
+        if passage is not None and passage.is_of(self.guard):
             await self._join(passage, scope, receive, send)
             return
         scope[SCOPE_KEY] = passage = Passage(self.guard)
@@ -187,7 +187,7 @@ class GuardMiddleware:
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         passage = scope.get(SCOPE_KEY)
-        if passage is not None and passage.guard is self.guard:
+        if passage is not None and passage.is_of(self.guard):
             await self._join(passage, scope, receive, send)
             return
         scope[SCOPE_KEY] = passage = Passage(self.guard)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from respan_guard.middleware.passage import Gone, Passage, RefusedHere
 from respan_guard.providers import Call, call_from_request
 
 __all__ = ["ANONYMOUS", "Gate"]
+
+logger = logging.getLogger("respan_guard")
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -42,6 +45,7 @@ class Gate:
         self._faults = faults
         self._sources = sources(identify)
         self._anonymous = anonymous
+        self._shadow = guard.settings.mode == "shadow"
         self._max_body = max_body
         self._single = single_names(name for source in self._sources for name in source.names)
 
@@ -80,11 +84,14 @@ class Gate:
         except ConfigurationError:
             raise
         except GuardError as error:
-            raise RefusedHere(error) from error
+            if not self._shadow:
+                raise RefusedHere(error) from error
+            logger.info("shadow mode: a request would be refused: %s", type(error).__name__)
+        else:
+            if call is not None:
+                passage.call = call
+                passage.capture = Capture(call, self._faults)
         passage.admitted = True
-        if call is not None:
-            passage.call = call
-            passage.capture = Capture(call, self._faults)
         return receive if passage.body is None else passage.body.replay()
 
     async def _call(self, passage: Passage, scope: Scope, receive: Receive) -> Call | None:

@@ -41,6 +41,10 @@ class Passage:
         self.capture: Capture | None = None
         self.refused: Decision | None = None
 
+    def is_of(self, guard: Guard) -> bool:
+        """Whether this is the guard's, and still under way: a scope may be used again, for a second try."""
+        return self.guard is guard and not self.slot.ended
+
     def give_up(self) -> None:
         """Read no more of the response: a fault of ours is being handled."""
         if self.capture is not None:

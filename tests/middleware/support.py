@@ -195,7 +195,7 @@ class Ledger:
         """Check that each of so many admissions ended exactly once, behind its records, and that nothing is held."""
         released = [op.id for op in self.ops if isinstance(op, Release)]
         assert len(released) == admissions
-        assert set(released) == {op.id for op in self.admits}
+        assert set(released) <= {op.id for op in self.admits}  # the others were refused
         assert len(set(released)) == admissions
         for entry in self.entries:
             if entry.admission is not None:

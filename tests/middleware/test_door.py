@@ -263,6 +263,28 @@ async def test_shadow_refuses_nobody() -> None:
     assert '"rate_limit";r=0' in exchanges[-1].headers["ratelimit"]
 
 
+@pytest.mark.parametrize("problem", ["nobody", "bad id", "unpriced", "unreadable", "too large"])
+async def test_shadow_lets_pass_what_could_not_even_be_admitted(problem: str) -> None:
+    """Nobody's requests, impossible ids, models without a price, bodies that can't be read: all pass, whole."""
+    guard, ledger = make_guard(mode="shadow")
+    received: list[bytes] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        message = await receive()
+        received.append(message["body"])
+        await hello(scope, receive, send)
+
+    body = {
+        "unpriced": json.dumps(QUESTION | {"model": "no-such-model-9"}).encode(),
+        "unreadable": b"{,}",
+        "too large": b"x" * 2_000,
+    }.get(problem, json.dumps(QUESTION).encode())
+    customer = {"nobody": None, "bad id": "a\u200bb"}.get(problem, "org_1")
+    exchange = await call(gateway(app, guard, max_body_bytes=1_000), customer=customer, body=body)
+    assert (exchange.status, exchange.body, received) == (200, b"hello", [body])
+    await ledger.settled(len(ledger.admits))
+
+
 async def test_off_is_not_there() -> None:
     """With mode="off" the app is called with the server's own objects, and nothing is stored."""
     guard, ledger = make_guard(mode="off")
@@ -669,3 +691,27 @@ async def test_headers_may_be_any_iterable(limits: Any) -> None:
     exchange = await call(gateway(app, guard), customer="c")
     assert (exchange.headers["x-app"], exchange.headers["content-type"]) == ("1", "application/json")
     assert ledger.kinds == ["usage"]
+
+
+async def test_a_scope_that_is_used_again_is_a_new_request() -> None:
+    """A middleware outside that tries again with the same scope is admitted and counted again."""
+    guard, ledger = make_guard(default_limits={"rate_limit": 1})
+    door = gateway(provider, guard)
+    statuses: list[int] = []
+
+    async def twice(scope: Any, receive: Any, send: Any) -> None:
+        message = await receive()
+
+        async def again() -> Any:
+            return message
+
+        async def note(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+
+        for _ in range(2):
+            await door(scope, again, note)
+
+    await call(twice, customer="c")
+    assert statuses == [200, 429]
+    await ledger.settled(1)
