@@ -52,13 +52,16 @@ class GuardMiddleware:
         identify: A source of the customer, or several, the first that knows wins: "user", "state:NAME", a callable
             `(HTTPConnection) -> str | Customer | None` (sync or async); and, the client's word, "header:NAME",
             "respan-params", "body", "openai-user", "anthropic-user". What a callable raises is the app's own error.
-        include: Patterns of the paths that are guarded, like "/v1/*". Required with `identify`.
-        exclude: Patterns of paths that are not, although included.
+        include: The paths that are guarded: exact ones ("/v1/responses"), or beginnings ("/v1/*" is "/v1" and all
+            below it, "/v1/images*" all that begins so), relative to `root_path`, without host and query. Required
+            with `identify`; everything if left out without.
+        exclude: Paths that are not guarded, although included.
         unidentified: What happens without a customer: "reject" answers 401; "anonymous" lets all such requests share
             one customer of that name.
-        refusal: `async (request, exc) -> Response` that makes the answer to a refused HTTP request.
-        max_body_bytes: How much of a body is read at most to know customer and cost. A longer one is refused (413)
-            where they can't be known otherwise.
+        refusal: `async (request, exc) -> Response` that makes the answer to a refused HTTP request. WebSockets are
+            always answered by us.
+        max_body_bytes: How much of a body is read at most to know customer and cost. Where they can't be known
+            otherwise, a longer body is refused (413), and so is a compressed one (400), which is never unpacked.
 
     Raises:
         ConfigurationError: An argument can't work.
