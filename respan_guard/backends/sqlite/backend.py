@@ -36,7 +36,6 @@ from respan_guard.backends.sqlite.failures import translating
 from respan_guard.backends.sqlite.location import locate
 from respan_guard.backends.sqlite.schema import migrate
 from respan_guard.backends.sqlite.writer import Writer
-from respan_guard.clock import SystemClock
 from respan_guard.errors import ConfigurationError, StorageUnavailable, StoreReset
 
 __all__ = ["SQLiteBackend"]
@@ -63,17 +62,17 @@ class SQLiteBackend(Backend):
     """
 
     default_timeout: ClassVar[float] = 1.0  # a disk's slow fsync is no outage
+    _writer: Writer  # made in the thread of each connection, when that is opened
+    _reader: Writer
 
     def __init__(self, url: str, *, namespace: str = "default", **options: Any) -> None:
         if sqlite3.sqlite_version_info < _MINIMUM:
             raise ConfigurationError(f"SQLite 3.37 or newer is needed, this Python has {sqlite3.sqlite_version}")
         self._at = locate(url, options)
         self._namespace = namespace
-        self._clock = SystemClock()
         self._checkpointer = Checkpointer(self._at.path)
         self._write_link: Link | None = None
         self._read_link: Link | None = None
-        self._writer = self._reader = Writer("")
         self._file = (0, 0)
 
     # -- life --------------------------------------------------------------------------------------
@@ -90,11 +89,8 @@ class SQLiteBackend(Backend):
         with translating(path):
             self._create()
             try:
-                # Another connection that closes as the last one locks the file for a moment, for any statement.
-                self._write_link = await Link.open(path, lambda db: patiently(lambda: self._prepare(db), timeout))
-                self._read_link = await Link.open(
-                    path, lambda db: patiently(lambda: _prepare_reader(db), timeout), read_only=True
-                )
+                self._write_link = await Link.open(path, self._prepare, timeout)
+                self._read_link = await Link.open(path, self._prepare_reader, timeout, read_only=True)
             except BaseException:
                 await self.close()
                 raise
@@ -135,13 +131,21 @@ class SQLiteBackend(Backend):
             "trusted_schema = OFF",
         ):
             db.execute(f"PRAGMA {pragma}")
-        patiently(lambda: db.execute("PRAGMA journal_mode = WAL"), at.timeout)
+        db.execute("PRAGMA journal_mode = WAL")
         migrate(db, at.path, self._namespace, at.timeout)
         immediate(db, lambda db: None, at.timeout)  # a file that can't be written says so now, not at the first batch
-        epoch = db.execute("SELECT value FROM meta WHERE key = 'epoch'").fetchone()[0]
-        self._writer, self._reader = Writer(epoch), Writer(epoch)
+        self._writer = Writer(db, db.execute("SELECT value FROM meta WHERE key = 'epoch'").fetchone()[0])
         self._file = self._identity()
         self._checkpointer.open(db)
+
+    def _prepare_reader(self, db: sqlite3.Connection) -> None:
+        _only_read(db)
+        self._reader = Writer(db, self._writer.epoch)
+
+    def _seen(self, now: int | None) -> int:
+        """The time to read at: not before what was last written."""
+        latest = max(now or 0, self._writer.now)
+        return self._reader.at(latest or None)
 
     def _identity(self) -> tuple[int, int]:
         try:
@@ -156,20 +160,19 @@ class SQLiteBackend(Backend):
 
     # -- the two ways to the file ------------------------------------------------------------------
 
-    async def _change(self, work: Callable[[sqlite3.Connection], T], *, then: Callable[[], None] | None = None) -> T:
+    async def _change(self, work: Callable[[Writer], T], *, then: Callable[[Writer], None] = Writer.forget) -> T:
         """Run `work` in a write transaction, and `then` after its commit."""
-        link, writer, timeout = self._write_link, self._writer, self._at.timeout
-        if link is None:
-            raise StorageUnavailable(f"{self._at.path} is not open")
+        link = self._opened(self._write_link)
 
         def transaction(db: sqlite3.Connection) -> T:
+            writer = self._writer
             self._same_file()
             try:
-                found = immediate(db, work, timeout)
+                found = immediate(db, lambda db: work(writer), self._at.timeout)
             except BaseException:
                 writer.lost()
                 raise
-            (then or writer.forget)()
+            then(writer)
             self._same_file()  # else what was just acknowledged would be in a file that nobody finds
             self._checkpointer.after_batch(db)
             return found
@@ -179,9 +182,7 @@ class SQLiteBackend(Backend):
 
     async def _look(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` on one state of the file."""
-        link, timeout = self._read_link, self._at.timeout
-        if link is None:
-            raise StorageUnavailable(f"{self._at.path} is not open")
+        link = self._opened(self._read_link)
 
         def transaction(db: sqlite3.Connection) -> T:
             self._same_file()
@@ -192,46 +193,43 @@ class SQLiteBackend(Backend):
                 db.execute("COMMIT")
 
         with translating(self._at.path):
-            return await link.run(lambda db: patiently(lambda: transaction(db), timeout))
+            return await link.run(lambda db: patiently(lambda: transaction(db), self._at.timeout))
 
-    def _now(self, now: int | None) -> int:
-        """The caller's time, else the latest it ever gave, else the machine's."""
-        return (self._writer.now or self._clock.now_ms()) if now is None else now
+    def _opened(self, link: Link | None) -> Link:
+        if link is None:
+            raise StorageUnavailable(f"{self._at.path} is not open")
+        return link
 
     # -- operations --------------------------------------------------------------------------------
 
     async def apply(self, ops: Sequence[Op], now: int | None = None) -> list[Outcome]:
         """See `Backend.apply`."""
-        writer, at = self._writer, self._now(now)
-        return await self._change(lambda db: writer.batch(db, ops, at), then=writer.committed)
+        return await self._change(lambda writer: writer.batch(ops, writer.at(now)), then=Writer.committed)
 
     async def put(
         self, customer: str, params: Params, *, if_revision: str | None = None, actor: str = "", now: int | None = None
     ) -> Put | Conflict:
         """See `Backend.put`."""
-        at = self._now(now)
 
-        def work(db: sqlite3.Connection) -> Put | Conflict:
-            self._writer.begin(db)
-            done = changes.put(db, customer, params, if_revision, actor, self._writer.at(at))
-            self._writer.reread(db, customer)
+        def work(writer: Writer) -> Put | Conflict:
+            writer.begin()
+            done = changes.put(writer.db, customer, params, if_revision, actor, writer.at(now))
+            writer.reread(customer)
             return done
 
         return await self._change(work, then=_nothing)
 
     async def delete(self, customer: str, *, actor: str = "", now: int | None = None) -> bool:
         """See `Backend.delete`. The bytes are overwritten, and gone from the log once all readers have moved on."""
-        at = self._now(now)
 
-        def work(db: sqlite3.Connection) -> bool:
-            self._writer.begin(db)
-            return changes.delete(db, self._writer.epoch, customer, actor, self._writer.at(at))
+        def work(writer: Writer) -> bool:
+            writer.begin()
+            return changes.delete(writer.db, writer.epoch, customer, actor, writer.at(now))
 
         found = await self._change(work)
-        link = self._write_link
-        if found and link is not None:
+        if found:
             with translating(self._at.path):
-                await link.run(self._checkpointer.truncate)
+                await self._opened(self._write_link).run(self._checkpointer.truncate)
         return found
 
     async def get(self, customer: str) -> CustomerRow | None:
@@ -246,13 +244,11 @@ class SQLiteBackend(Backend):
         self, customer: str, limits: Sequence[Limit], model: str = "", now: int | None = None
     ) -> Allowed:
         """See `Backend.standing`."""
-        at = self._now(now)
 
         def work(db: sqlite3.Connection) -> Allowed:
             reader = self._reader
-            reader.begin(db)
-            when = reader.at(max(at, self._writer.now))
-            return reader.standing(reader.cell(customer), limits, model, when)
+            reader.begin()
+            return reader.standing(reader.cell(customer), limits, model, self._seen(now))
 
         return await self._look(work)
 
@@ -268,12 +264,11 @@ class SQLiteBackend(Backend):
         self, customer: str | None = None, *, state: str = "live", now: int | None = None, limit: int = 1000
     ) -> list[HoldRow]:
         """See `Backend.holds`."""
-        at = max(self._now(now), self._writer.now)
-        return await self._look(lambda db: reads.holds(db, customer, state, at, limit))
+        return await self._look(lambda db: reads.holds(db, customer, state, self._seen(now), limit))
 
     async def add_refusals(self, rows: Sequence[RefusalRow]) -> None:
         """See `Backend.add_refusals`."""
-        await self._change(lambda db: changes.add_refusals(db, rows), then=_nothing)
+        await self._change(lambda writer: changes.add_refusals(writer.db, rows), then=_nothing)
 
     async def refusals(
         self, *, customer: str | None = None, since_minute: int = 0, until_minute: int = 1 << 40, limit: int = 10_000
@@ -283,7 +278,7 @@ class SQLiteBackend(Backend):
 
     async def add_audit(self, row: AuditRow) -> None:
         """See `Backend.add_audit`."""
-        await self._change(lambda db: changes.add_audit(db, row), then=_nothing)
+        await self._change(lambda writer: changes.add_audit(writer.db, row), then=_nothing)
 
     async def audit(
         self, *, customer: str | None = None, before: int | None = None, limit: int = 100
@@ -297,17 +292,17 @@ class SQLiteBackend(Backend):
 
     async def set_cursor(self, name: str, seq: int) -> None:
         """See `Backend.set_cursor`."""
-        await self._change(lambda db: changes.set_cursor(db, name, seq), then=_nothing)
+        await self._change(lambda writer: changes.set_cursor(writer.db, name, seq), then=_nothing)
 
     async def prune(self, before_day: int, *, limit: int = 1000) -> int:
         """See `Backend.prune`."""
-        return await self._change(lambda db: changes.prune(db, before_day, limit))
+        return await self._change(lambda writer: changes.prune(writer.db, before_day, limit))
 
     async def verify(self) -> list[Discrepancy]:
         """See `Backend.verify`. Runs on a connection of its own: it takes long, and pages shall not wait."""
         with translating(self._at.path):
             self._same_file()
-            link = await Link.open(self._at.path, _prepare_reader, read_only=True)
+            link = await Link.open(self._at.path, _only_read, self._at.timeout, read_only=True)
             try:
                 return await link.run(checks.verify)
             finally:
@@ -318,10 +313,10 @@ class SQLiteBackend(Backend):
         return await self._look(lambda db: checks.info(db, self._at, self._checkpointer.active))
 
 
-def _prepare_reader(db: sqlite3.Connection) -> None:
+def _only_read(db: sqlite3.Connection) -> None:
     db.execute("PRAGMA query_only = ON")
     db.execute("PRAGMA mmap_size = 0")
 
 
-def _nothing() -> None:
+def _nothing(_: Writer) -> None:
     """What is kept in memory is still right."""

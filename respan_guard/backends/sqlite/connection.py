@@ -54,8 +54,12 @@ class Link:
         self._pid = os.getpid()
 
     @classmethod
-    async def open(cls, path: Path, setup: Callable[[sqlite3.Connection], None], *, read_only: bool = False) -> Link:
-        """Connect to an existing file and run `setup`.
+    async def open(
+        cls, path: Path, setup: Callable[[sqlite3.Connection], None], patience: float, *, read_only: bool = False
+    ) -> Link:
+        """Connect to an existing file and run `setup`, for `patience` seconds while the file is locked.
+
+        A connection that closes as the last one locks the file for a moment, against any statement.
 
         Raises:
             sqlite3.Error: It can't be opened.
@@ -76,7 +80,7 @@ class Link:
             thread.daemon = True
         link = cls(await connection)
         try:
-            await link.run(setup)
+            await link.run(lambda db: patiently(lambda: setup(db), patience))
         except BaseException:
             await link.close()
             raise

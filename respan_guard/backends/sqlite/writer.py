@@ -24,6 +24,7 @@ from respan_guard.backends.sqlite.rows import (
     hash_of,
     params_from,
 )
+from respan_guard.clock import SystemClock
 from respan_guard.errors import CounterOverflow, StoreReset
 
 __all__ = ["Writer"]
@@ -38,18 +39,20 @@ _LOAD_CELL = f"SELECT c, revision, params, {AMOUNTS} FROM customers WHERE custom
 _LOAD_RATES = "SELECT window_ms, start_ms, previous, current FROM rates WHERE c = ?"
 _LOAD_HOLDS = "SELECT id, day, model, cost, tokens, expires_ms, ended_ms, answer FROM holds WHERE c = ?"
 _LOAD_TOMB = "SELECT customers.customer, deleted_ms FROM tombs JOIN customers USING (c) WHERE hash = ?"
+_FIND_ENDED = "SELECT ended_ms, answer FROM ended WHERE c = ? AND id = ?"
 _FIND_ENTRY = f"SELECT {ENTRY} FROM entries JOIN customers USING (c) WHERE c = ? AND id = ?"  # noqa: S608
 _LAST_C = "SELECT coalesce(max(c), 0) FROM customers"
+_clock = SystemClock()
 _HAS_DAY = "SELECT EXISTS (SELECT 1 FROM rollups WHERE c = ? AND day = ?)"
 
 
 class Writer(Ledger[SQLiteCell]):
     """The working set of one connection. Runs in that connection's thread."""
 
-    db: sqlite3.Connection
-
-    def __init__(self, epoch: str) -> None:
+    def __init__(self, db: sqlite3.Connection, epoch: str) -> None:
         super().__init__()
+        self.db = db
+        self._row_of = db.cursor()  # for lookups of one row: a cursor of its own each costs as much as the lookup
         self.epoch = epoch
         self._ended: deque[tuple[int, int, str]] | None = None  # (ended, c, id) of the rows of `ended`
         self._swept_at = 0
@@ -70,18 +73,20 @@ class Writer(Ledger[SQLiteCell]):
         self.forget()
         self._ended = None
 
-    def at(self, now: int) -> int:
-        """The time to use: it never goes back."""
+    def at(self, now: int | None) -> int:
+        """The time to use: the caller's, else the latest it gave, else the machine's. It never goes back."""
+        if now is None:
+            now = self.now or _clock.now_ms()
         self.now = max(self.now, now)
         return self.now
 
-    def begin(self, db: sqlite3.Connection) -> None:
+    def begin(self) -> None:
         """First thing in every transaction: is this still the store, and is what we know of it still so?
 
         Raises:
             StoreReset: It is another store, or was emptied.
         """
-        self.db = db
+        db = self.db
         version = db.execute("PRAGMA data_version").fetchone()[0]
         if version == self._version:
             return
@@ -100,14 +105,15 @@ class Writer(Ledger[SQLiteCell]):
         self._any_tombs = bool(db.execute("SELECT EXISTS (SELECT 1 FROM tombs)").fetchone()[0])
         self._version = version
 
-    def reread(self, db: sqlite3.Connection, customer: str) -> None:
+    def reread(self, customer: str) -> None:
         """A customer's params were written beside a batch."""
         self.cells.pop(customer, None)
-        self._last_c = db.execute(_LAST_C).fetchone()[0]
+        self._last_c = self.db.execute(_LAST_C).fetchone()[0]
 
-    def batch(self, db: sqlite3.Connection, ops: Sequence[Op], now: int) -> list[Outcome]:
+    def batch(self, ops: Sequence[Op], now: int) -> list[Outcome]:
         """Apply operations inside the transaction that is open."""
-        self.begin(db)
+        db = self.db
+        self.begin()
         for op in ops:
             if isinstance(op, Admit):
                 self._recall(op, max(now, self.now))
@@ -147,7 +153,7 @@ class Writer(Ledger[SQLiteCell]):
         self.cells[op.customer] = self.cells.pop(op.customer)  # the newest is the last to be forgotten
         if cell.c is None or op.id in cell.holds:
             return
-        row = self.db.execute("SELECT ended_ms, answer FROM ended WHERE c = ? AND id = ?", (cell.c, op.id)).fetchone()
+        row = self._row_of.execute(_FIND_ENDED, (cell.c, op.id)).fetchone()
         if row is not None and row[0] + REPLAY_MS > now:
             hold = cell.holds[op.id] = Hold(op.id, 0, "", 0, 0, row[0], answer_from(row[1]), row[0])
             self._replayed.append((cell, hold))
@@ -241,7 +247,7 @@ class Writer(Ledger[SQLiteCell]):
         found = self._pending.entries.get((c, entry_id))
         if found is not None:
             return found[0]
-        row = self.db.execute(_FIND_ENTRY, (c, entry_id)).fetchone()
+        row = self._row_of.execute(_FIND_ENTRY, (c, entry_id)).fetchone()
         return None if row is None else entry_from(row)
 
     def tomb(self, customer: str) -> tuple[str, int] | None:
