@@ -17,7 +17,7 @@ _KNOWN = frozenset(
         *("temperature", "thinking", "tool_choice", "tools", "top_k", "top_p"),
     }
 )
-_DATED = {"claude-sonnet-4-5": "claude-sonnet-4-5-20250929", "claude-haiku-4-5": "claude-haiku-4-5-20251001"}
+_DATED = {"claude-haiku-4-5": "claude-haiku-4-5-20251001"}
 _ERRORS = {
     400: "invalid_request_error",
     401: "authentication_error",

@@ -33,7 +33,7 @@ from respan_guard.testing.serving import serve, serve_async
 
 __all__ = ["StandInProvider"]
 
-MODELS = ("gpt-4o", "gpt-4o-mini", "gpt-4.1-mini", "gpt-5-mini", "text-embedding-3-small", "claude-sonnet-4-5")
+MODELS = ("gpt-4o", "gpt-4o-mini", "gpt-4.1-mini", "gpt-5-mini", "text-embedding-3-small", "claude-sonnet-4-6")
 _SECRET = frozenset({"authorization", "x-api-key", "x-goog-api-key", "cookie", "api-key"})
 
 
