@@ -95,6 +95,7 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
             "messages": [{"role": "user", "content": "Hi"}],
             "monday": datetime(2026, 1, 5, tzinfo=UTC),
             "paint": paint,
+            "prompt": "a red fox",
             "pytest": pytest,
         }
 
@@ -133,6 +134,20 @@ async def test_the_first_example_answers_as_the_readme_shows(names: dict[str, An
     assert given.pop("instance", None) is None
     assert given["error"].items() >= expected["error"].items()
     assert {**given, "error": expected["error"]} == expected
+
+
+async def test_the_dependency_example_charges_who_it_admitted(names: dict[str, Any]) -> None:
+    """The endpoint's picture is on the organisation's bill, and the 61st request of a minute is a 429."""
+    await run(blocks()[0], names)
+    await run(blocks()[1], names)
+
+    def drive() -> list[int]:
+        with TestClient(names["app"]) as client:
+            return [client.post("/draw", params={"prompt": "fox"}).status_code for _ in range(61)]
+
+    assert await asyncio.to_thread(drive) == [200] * 60 + [429]
+    async with names["guard"] as guard:
+        assert (await guard.status("org_7")).total_spend == 60 * Decimal("0.04")
 
 
 def test_the_commands_of_the_readme_exist() -> None:
