@@ -129,6 +129,15 @@ async def test_identity_from_the_body_in_trusted_mode() -> None:
     assert (await call(app)).status == 401
 
 
+@pytest.mark.parametrize("raw", [b"{,}", b'{"customer_identifier": "a", "customer_identifier": "b"}', b"x" * 2_000])
+async def test_a_body_that_should_name_the_customer_must_be_readable(raw: bytes) -> None:
+    """Where the body says who it is, a body that can't be read is refused on every path, not taken for nobody's."""
+    guard, ledger = make_guard()
+    app = gateway(hello, guard, identify="body", unidentified="anonymous", max_body_bytes=1_000)
+    assert (await call(app, "/v1/other", body=raw)).status == (413 if len(raw) > 1_000 else 400)
+    assert ledger.ops == []
+
+
 async def test_untrusted_limits_are_not_obeyed() -> None:
     """Without trust a client can't raise its own limit."""
     guard, _ = make_guard(default_limits={"rate_limit": 1})
@@ -194,6 +203,8 @@ async def test_bodies_that_are_no_calls_pass_unread() -> None:
     assert (await call(app, "/v1/files", customer="c", body=big, headers=form)).status == 200
     assert [op.cost for op in ledger.admits] == [500_000_000] * 2
     await ledger.settled(2)
+    unread = await call(gateway(hello, guard), "/v1/files", customer="c", body=big, headers=form)
+    assert (unread.status, unread.received) == (200, 0)
 
 
 async def test_preflights_pass() -> None:

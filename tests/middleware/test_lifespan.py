@@ -167,9 +167,15 @@ async def test_what_waits_is_stored_at_shutdown(tmp_path: Path) -> None:
 
 
 async def test_a_cancelled_lifespan_closes_the_guard() -> None:
-    """A server that cancels the lifespan (hypercorn) leaves no open guard."""
+    """A server that cancels the lifespan (hypercorn) leaves no open guard, whatever the app does about it."""
     events: list[str] = []
-    task = asyncio.create_task(run(GuardMiddleware(Starlette(), Spy(events)), events, stop=False))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await receive()
+
+    task = asyncio.create_task(run(GuardMiddleware(app, Spy(events)), events, stop=False))
     while "startup.complete" not in events:
         await asyncio.sleep(0)
     task.cancel()

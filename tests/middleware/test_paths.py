@@ -60,6 +60,10 @@ def test_exclude_takes_out_of_include() -> None:
     assert paths.guards(scope("/v1/models/../chat"))
     assert paths.guards(scope("/v1/models%2f..%2fchat"))
     assert paths.guards(scope("/v1//models/..;/chat"))
+    public = GuardedPaths(["/v1/*"], ["/v1/public/*"])
+    assert not public.guards(scope("/v1/public/x"))
+    assert not public.guards(scope("/v1/public//x"))
+    assert public.guards(scope("/v1/public/../chat"))
 
 
 def test_paths_are_relative_to_the_root_path() -> None:
