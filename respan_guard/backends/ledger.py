@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from heapq import heappop, heappush
-from typing import Any, TypeAlias
+from itertools import islice
+from typing import Any, Generic, TypeVar
 
 from respan_guard.backends.base import (
     REPLAY_MS,
@@ -22,7 +22,6 @@ from respan_guard.backends.base import (
     Limit,
     Op,
     Outcome,
-    Params,
     Record,
     Recorded,
     Refused,
@@ -33,52 +32,15 @@ from respan_guard.backends.base import (
     TooLate,
     Window,
 )
+from respan_guard.backends.cells import EVER, Cell, Hold, Planned, Span, amounts_of, roll
 from respan_guard.errors import CounterOverflow
 from respan_guard.money import MAX_NANO
 
 __all__ = ["EVER", "Cell", "Hold", "Ledger", "Span", "amounts_of", "roll"]
 
-EVER = 1 << 40
-"""A day after all days: the end of a total."""
+C = TypeVar("C", bound=Cell)
 _MAX_SPANS = 8
 _GONE = Ended("gone")
-_ONE_REQUEST = Amounts(1)
-_NOTHING_HELD = (0,) * 64
-
-
-def roll(window: Window | None, width: int, now: int) -> Window:
-    """The state of a rate at `now`: a window starts with the first hit after two quiet ones, else behind the last."""
-    if window is None:
-        return (now, 0, 0)
-    start, _, cur = window
-    if now < start + width:
-        return window if now >= start - width else (now, 0, 0)
-    return (start + width, cur, 0) if now < start + 2 * width else (now, 0, 0)
-
-
-def amounts_of(entry: Entry, sign: int = 1) -> Amounts:
-    """What an entry adds to the sums of its customer, model and day."""
-    call = sign if entry.kind != "adjustment" else 0
-    return Amounts(
-        0,
-        call,
-        sign * (entry.cost or 0),
-        sign * entry.input_tokens,
-        sign * entry.output_tokens,
-        sign * entry.usage.cache_read_tokens,
-        sign if entry.cost is None else 0,
-        sign if entry.usage.status == "error" else 0,
-    )
-
-
-def held_by(cell: Cell, metric: str, first: int, end: int, model: str | None) -> int:
-    """What a customer's live holds hold of a metric, on a run of days."""
-    index = 0 if metric == "cost" else 1
-    return sum(
-        sums[index]
-        for (day, held_model), sums in (cell.live or {}).items()
-        if first <= day < end and (model is None or model == held_model)
-    )
 
 
 def _days(limit: Limit) -> tuple[int, int]:
@@ -98,130 +60,21 @@ def _reason(op: Admit, limit: Limit, used: int, held: int) -> str | None:
     return "held" if used < amount and used + asked <= amount else "exhausted"
 
 
-def _in_range(customer: str, cost: int) -> int:
-    if not -MAX_NANO <= cost <= MAX_NANO:
-        raise CounterOverflow(f"the cost of customer {customer!r} would pass 9,000,000 USD")
-    return cost
+def _grown(customer: str, cost: int, tokens: int, entry: Entry) -> tuple[int, int]:
+    """The sums of a customer with the entry in them."""
+    cost += entry.cost or 0
+    tokens += entry.input_tokens + entry.output_tokens
+    if not -MAX_NANO <= cost <= MAX_NANO or tokens > MAX_NANO:
+        raise CounterOverflow(f"what customer {customer!r} used would pass 9,000,000 USD, or 9.0e15 tokens")
+    return cost, tokens
 
 
-class Hold:
-    """The row of one admission. `cost` and `tokens` are what is left of the hold."""
-
-    __slots__ = ("cost", "day", "ended", "expires", "id", "model", "outcome", "tokens")
-
-    def __init__(
-        self,
-        hold_id: str,
-        day: int,
-        model: str,
-        cost: int,
-        tokens: int,
-        expires: int,
-        outcome: Allowed,
-        ended: int | None = None,
-    ) -> None:
-        self.id = hold_id
-        self.day = day
-        self.model = model
-        self.cost = cost
-        self.tokens = tokens
-        self.expires = expires
-        self.outcome = outcome
-        self.ended = ended
-
-
-class Span:
-    """The sum of one metric over a run of days, kept up with every change."""
-
-    __slots__ = ("amount", "end", "first", "metric", "model")
-
-    def __init__(self, metric: str, first: int, end: int, model: str | None, amount: int) -> None:
-        self.metric = metric
-        self.first = first
-        self.end = end
-        self.model = model
-        self.amount = amount
-
-
-Planned: TypeAlias = tuple[int, str, int, Span | None, Limit]
-"""A limit as evaluations want it: amount, metric, width of a rate, the customer's own sum, the limit."""
-
-
-class Cell:
-    """What is known of one customer: all that admissions, records and releases of it touch."""
-
-    __slots__ = (
-        "customer",
-        "expiry",
-        "holds",
-        "limits",
-        "live",
-        "model",
-        "params",
-        "plan",
-        "rates",
-        "revision",
-        "spans",
-        "wide",
-        "widths",
-    )
-
-    def __init__(self, customer: str, revision: str = "", params: Params | None = None) -> None:
-        self.customer = customer
-        self.revision = revision
-        self.params = params
-        self.rates: dict[int, Window] | None = None
-        self.holds: dict[str, Hold] = {}
-        self.live: dict[tuple[int, str], list[int]] | None = None  # (day, model) -> [cost, tokens] held
-        self.expiry: list[tuple[int, str]] | None = None  # heap of (expires, id) of holds that hold something
-        self.spans: dict[str, Span] | None = None  # sums worked out before
-        self.limits: tuple[Limit, ...] | None = None  # those that the plan below is made for
-        self.model = ""
-        self.plan: Sequence[Planned] = ()
-        self.wide = False  # a limit of the plan spans customers
-        self.widths: tuple[int, ...] = ()  # of the plan's rates
-
-    def add_hold(self, hold: Hold) -> None:
-        """Take a hold into the working set."""
-        self.holds[hold.id] = hold
-        if hold.ended is None and (hold.cost or hold.tokens):
-            if self.live is None or self.expiry is None:
-                self.live, self.expiry = {}, []
-            sums = self.live.setdefault((hold.day, hold.model), [0, 0])
-            sums[0] += hold.cost
-            sums[1] += hold.tokens
-            heappush(self.expiry, (hold.expires, hold.id))
-
-    def drop(self, hold: Hold, cost: int, tokens: int) -> None:
-        """A live hold holds less from now on."""
-        if self.live is not None and (cost or tokens):
-            key = (hold.day, hold.model)
-            sums = self.live.get(key)
-            if sums is not None:
-                sums[0] -= cost
-                sums[1] -= tokens
-                if sums == [0, 0]:
-                    del self.live[key]
-
-    def expire(self, now: int) -> None:
-        """Stop counting holds that expired; their rows keep what they never spent."""
-        heap = self.expiry
-        while heap and heap[0][0] <= now:
-            _, hold_id = heappop(heap)
-            hold = self.holds.get(hold_id)
-            if hold is None or hold.ended is not None:
-                continue
-            if hold.expires > now:  # renewed meanwhile
-                heappush(heap, (hold.expires, hold_id))
-            else:
-                self.drop(hold, hold.cost, hold.tokens)
-
-
-class Ledger(ABC):
+class Ledger(ABC, Generic[C]):
     """Applies operations. Subclasses say where cells and sums come from, and what becomes of a change."""
 
     def __init__(self) -> None:
         self.now = 0
+        self.cells: dict[str, C] = {}  # those at hand; `cell` is asked for any other
         self._do: dict[type, Callable[[Any, int], Outcome]] = {
             Admit: self._admit,
             Record: self._record,
@@ -229,10 +82,10 @@ class Ledger(ABC):
             Renew: self._renew,
         }
 
-    # -- storage -----------------------------------------------------------------------------------
+    # -- what a store is asked ---------------------------------------------------------------------
 
     @abstractmethod
-    def cell(self, customer: str) -> Cell:
+    def cell(self, customer: str) -> C:
         """The customer's cell, loaded or new."""
 
     @abstractmethod
@@ -244,8 +97,8 @@ class Ledger(ABC):
         """What all customers' live holds hold, for limits that span customers."""
 
     @abstractmethod
-    def total(self, customer: str) -> int:
-        """The customer's cost of all time, to see that it stays countable."""
+    def total(self, cell: C) -> tuple[int, int]:
+        """The customer's cost and tokens of all time, to see that they stay countable."""
 
     @abstractmethod
     def find(self, customer: str, entry_id: str) -> StoredEntry | None:
@@ -259,20 +112,33 @@ class Ledger(ABC):
     def pruned_to(self) -> int:
         """The last day whose entries may be gone."""
 
+    # -- what a store is told ----------------------------------------------------------------------
+
     @abstractmethod
-    def add(self, cell: Cell, model: str, day: int, amounts: Amounts, now: int) -> None:
+    def add(self, cell: C, model: str, day: int, amounts: Amounts, now: int) -> None:
         """Add to the sums of the cell's customer, a model and a day."""
+
+    def add_requests(self, cell: C, model: str, day: int, requests: int, now: int) -> None:
+        """Add admitted requests to the sums."""
+        self.add(cell, model, day, Amounts(requests), now)
+
+    def add_entry(self, cell: C, entry: Entry, now: int) -> None:
+        """Add a new entry to the sums."""
+        self.add(cell, entry.model, entry.day, amounts_of(entry), now)
 
     @abstractmethod
     def keep_entry(self, entry: Entry, customer: str, rev: int, late: bool) -> None:
         """Append an entry to the log, or a revision of one that is stored."""
 
-    @abstractmethod
-    def keep_hold(self, cell: Cell, hold: Hold) -> None:
-        """A hold was made or changed."""
+    def new_hold(self, cell: C, hold: Hold) -> None:
+        """A hold was made."""
+        self.keep_hold(cell, hold)
 
     @abstractmethod
-    def keep_rate(self, cell: Cell, width: int, window: Window) -> None:
+    def keep_hold(self, cell: C, hold: Hold) -> None:
+        """A hold was made or changed."""
+
+    def keep_rate(self, cell: C, width: int, window: Window) -> None:
         """A rate was counted."""
 
     # -- operations --------------------------------------------------------------------------------
@@ -292,24 +158,45 @@ class Ledger(ABC):
         return [do[op.__class__](op, now) for op in ops]
 
     def check_range(self, ops: Sequence[Op]) -> None:
-        """Refuse a batch in which a sum might pass what can be counted exactly, before any of it is applied."""
-        growing: dict[str, int] = {}
+        """Refuse a batch that would stop midway because a sum leaves the range, before any of it is applied.
+
+        Raises:
+            CounterOverflow: It would.
+        """
+        for op in islice(ops, 1, None):  # the first op checks before it changes anything
+            if op.__class__ is Record:
+                break
+        else:
+            return
+        new: dict[tuple[str, str], None] = {}
+        sums: dict[str, tuple[int, int]] = {}
         for op in ops:
-            if isinstance(op, Record) and op.entry.cost is not None:
-                customer = op.entry.customer
-                before = growing[customer] if customer in growing else self.total(customer)
-                growing[customer] = _in_range(customer, before + op.entry.cost)
+            if not isinstance(op, Record) or op.entry.day <= self.pruned_to():
+                continue
+            customer = self._booked_on(op.entry)
+            key = (customer, op.entry.id)
+            if key not in new and self.find(*key) is None:
+                new[key] = None
+                before = sums[customer] if customer in sums else self.total(self.cell(customer))
+                sums[customer] = _grown(customer, *before, op.entry)
+
+    def standing(self, cell: C, limits: Sequence[Limit], model: str, now: int) -> Allowed:
+        """Where limits stand at `now`, as an admission would see it."""
+        op = Admit("", cell.customer, "", 0, 0, 0, (), model)
+        _, used, held, windows = self.evaluate(cell, tuple(limits), now, op)
+        return Allowed(now, tuple(used), tuple(held), tuple(windows))
 
     def evaluate(
-        self, cell: Cell, limits: tuple[Limit, ...], now: int, op: Admit
-    ) -> tuple[bool, list[int], Sequence[int], list[Window]]:
+        self, cell: C, limits: tuple[Limit, ...], now: int, op: Admit
+    ) -> tuple[bool, list[int], list[int], list[Window]]:
         """Whether `op` fits all limits at `now`, and used, held and rate states. Changes nothing that is stored."""
-        if limits is not cell.limits or op.model != cell.model:
+        if limits is not cell.limits or (cell.model is not None and cell.model != op.model):
             self._plan(cell, limits, op.model)
         if cell.expiry:
             cell.expire(now)
-        held: list[int] | None = [] if cell.live or cell.wide else None
+        any_held = cell.live or cell.wide
         used: list[int] = []
+        held: list[int] = []
         windows: list[Window] = []
         fits = True
         for amount, metric, width, span, limit in cell.plan:
@@ -330,24 +217,16 @@ class Ledger(ABC):
                     if spent + op.requests > amount:
                         fits = False
                 else:
-                    if held is not None:
+                    if any_held:
                         holding = self._held(cell, limit, op.model, now)
                     asked = op.cost if metric == "cost" else op.tokens
                     if spent + holding + asked > amount or (spent + holding >= amount and not op.free):
                         fits = False
             used.append(spent)
-            if held is not None:
-                held.append(holding)
-        return fits, used, _NOTHING_HELD[: len(used)] if held is None else held, windows
+            held.append(holding)
+        return fits, used, held, windows
 
-    def standing(self, cell: Cell, limits: Sequence[Limit], model: str, now: int) -> Allowed:
-        """Where limits stand at `now`, as an admission would see it."""
-        _, used, held, windows = self.evaluate(
-            cell, tuple(limits), now, Admit("", cell.customer, "", 0, 0, 0, (), model)
-        )
-        return Allowed(now, tuple(used), tuple(held), tuple(windows))
-
-    def _plan(self, cell: Cell, limits: tuple[Limit, ...], model: str) -> None:
+    def _plan(self, cell: C, limits: tuple[Limit, ...], model: str) -> None:
         """Look up once what every evaluation of these limits needs."""
         if cell.spans is None or len(cell.spans) + len(limits) > _MAX_SPANS:
             cell.spans = {}
@@ -363,7 +242,8 @@ class Ledger(ABC):
                     amount = self.sum(cell.customer, only, limit.metric, first, end)
                     span = cell.spans[key] = Span(limit.metric, first, end, only, amount)
             plan.append((limit.amount, limit.metric, limit.window_ms, span, limit))
-        cell.plan, cell.limits, cell.model = plan, limits, model
+        cell.plan, cell.limits = plan, limits
+        cell.model = model if any(limit.scope == "customer+model" for limit in limits) else None
         cell.wide = any(span is None and not width for _, _, width, span, _ in plan)
         cell.widths = tuple(width for _, _, width, _, _ in plan if width)
 
@@ -371,15 +251,17 @@ class Ledger(ABC):
         first, end = _days(limit)
         return self.sum(None, model if limit.scope == "model" else None, limit.metric, first, end)
 
-    def _held(self, cell: Cell, limit: Limit, model: str, now: int) -> int:
+    def _held(self, cell: C, limit: Limit, model: str, now: int) -> int:
         first, end = _days(limit)
         only = model if limit.scope in ("customer+model", "model") else None
         if limit.scope in ("model", "all"):
             return self.held(only, limit.metric, first, end, now)
-        return held_by(cell, limit.metric, first, end, only)
+        return cell.held(limit.metric, first, end, only)
 
     def _admit(self, op: Admit, now: int) -> Outcome:
-        cell = self.cell(op.customer)
+        cell = self.cells.get(op.customer)
+        if cell is None:
+            cell = self.cell(op.customer)
         known = cell.holds.get(op.id)
         if known is not None and (known.expires if known.ended is None else known.ended) + REPLAY_MS > now:
             return known.outcome
@@ -398,64 +280,59 @@ class Ledger(ABC):
                 for width, (start, prev, cur) in zip(cell.widths, windows, strict=True):
                     rates[width] = window = (start, prev, cur + requests)
                     self.keep_rate(cell, width, window)
-            self._add(cell, op.model, op.day, _ONE_REQUEST if requests == 1 else Amounts(requests), now)
+            if cell.spans:
+                _grow(cell.spans, op.model, op.day, requests, 0, 0)
+            self.add_requests(cell, op.model, op.day, requests, now)
         outcome = Allowed(now, tuple(used), tuple(held), tuple(windows))
         hold = Hold(op.id, op.day, op.model, op.cost, op.tokens, now + op.ttl_ms, outcome)
         if op.cost or op.tokens:
             cell.add_hold(hold)
         else:
             cell.holds[op.id] = hold
-        self.keep_hold(cell, hold)
+        self.new_hold(cell, hold)
         return outcome
 
-    def _add(self, cell: Cell, model: str, day: int, amounts: Amounts, now: int) -> None:
-        spans = cell.spans
-        if spans:
-            for span in spans.values():
-                if amounts is _ONE_REQUEST and span.metric != "requests":
-                    continue
-                if span.first <= day < span.end and (span.model is None or span.model == model):
-                    if span.metric == "cost":
-                        span.amount += amounts.cost
-                    elif span.metric == "requests":
-                        span.amount += amounts.requests
-                    else:
-                        span.amount += amounts.input_tokens + amounts.output_tokens
-        self.add(cell, model, day, amounts, now)
+    def _booked_on(self, entry: Entry) -> str:
+        """The customer, or the label that took its place before the call ended."""
+        tomb = self.tomb(entry.customer)
+        return tomb[0] if tomb is not None and entry.at_ms <= tomb[1] else entry.customer
 
     def _record(self, op: Record, now: int) -> Outcome:
         entry = op.entry
         if entry.day <= self.pruned_to():
             return TooLate(self.pruned_to())
-        customer = entry.customer
-        tomb = self.tomb(customer)
-        if tomb is not None and entry.at_ms <= tomb[1]:
-            customer = tomb[0]
+        customer = self._booked_on(entry)
         stored = self.find(customer, entry.id)
         if stored is not None:
             first = stored.entry
-            same = (first.cost, first.input_tokens, first.output_tokens) == (
-                entry.cost,
-                entry.input_tokens,
-                entry.output_tokens,
+            same = (
+                first.cost == entry.cost
+                and first.input_tokens == entry.input_tokens
+                and first.output_tokens == entry.output_tokens
             )
-            conflict = not same and first.kind != "presumed"
-            return Recorded(False, first.cost, first.day, stored.late, conflict)
-        if entry.cost:
-            _in_range(customer, self.total(customer) + entry.cost)
-        late = self._draw(entry, customer, now) if entry.admission is not None else False
-        self._add(self.cell(customer), entry.model, entry.day, amounts_of(entry), now)
+            return Recorded(False, first.cost, first.day, stored.late, not same and first.kind != "presumed")
+        cell = self.cells.get(customer)
+        if cell is None:
+            cell = self.cell(customer)
+        _grown(customer, *self.total(cell), entry)
+        late = self._draw(entry, cell, now) if entry.admission is not None else False
+        if cell.spans:
+            _grow(cell.spans, entry.model, entry.day, 0, entry.cost or 0, entry.input_tokens + entry.output_tokens)
+        self.add_entry(cell, entry, now)
         self.keep_entry(entry, customer, 1, late)
         return Recorded(True, entry.cost, entry.day, late)
 
-    def _draw(self, entry: Entry, customer: str, now: int) -> bool:
+    def _draw(self, entry: Entry, booked: C, now: int) -> bool:
         """Draw from the admission's hold, or else shrink what was presumed of it; whether the entry is late."""
-        cell = self.cell(entry.customer)
         assert entry.admission is not None
+        cell = booked if booked.customer == entry.customer else self.cell(entry.customer)
         hold = cell.holds.get(entry.admission)
         if hold is not None and hold.ended is None and hold.expires > now:
-            cost, tokens = min(hold.cost, max(0, entry.cost or 0)), min(hold.tokens, entry.tokens)
-            if cost or tokens:
+            if hold.cost or hold.tokens:
+                tokens = entry.input_tokens + entry.output_tokens
+                cost = entry.cost or 0
+                cost = min(hold.cost, cost) if cost > 0 else 0
+                tokens = min(hold.tokens, tokens)
                 cell.drop(hold, cost, tokens)
                 hold.cost -= cost
                 hold.tokens -= tokens
@@ -464,7 +341,7 @@ class Ledger(ABC):
         presumed_id = f"presumed:{entry.admission}"
         if entry.id == presumed_id or not entry.cost or entry.cost < 0:
             return True
-        presumed = self.find(customer, presumed_id)
+        presumed = self.find(booked.customer, presumed_id)
         if presumed is not None and presumed.entry.cost:
             old = presumed.entry
             cut = min(presumed.entry.cost, entry.cost)
@@ -472,21 +349,27 @@ class Ledger(ABC):
                 old.id, old.customer, old.day, old.at_ms, presumed.entry.cost - cut, old.input_tokens,
                 old.output_tokens, old.model, old.admission, old.kind, old.source, old.usage,
             )  # fmt: skip
-            self._add(self.cell(customer), old.model, old.day, Amounts(cost=-cut), now)
-            self.keep_entry(less, customer, presumed.rev + 1, presumed.late)
+            if booked.spans:
+                _grow(booked.spans, old.model, old.day, 0, -cut, 0)
+            self.add(booked, old.model, old.day, Amounts(cost=-cut), now)
+            self.keep_entry(less, booked.customer, presumed.rev + 1, presumed.late)
         return True
 
     def _release(self, op: Release, now: int) -> Outcome:
-        cell = self.cell(op.customer)
+        cell = self.cells.get(op.customer)
+        if cell is None:
+            cell = self.cell(op.customer)
         hold = cell.holds.get(op.id)
         if hold is None or hold.ended is not None:
             return _GONE
-        cell.expire(now)
         if hold.expires <= now:
+            cell.expire(now)
             hold.ended = hold.expires
             state = "expired"
         else:
-            cell.drop(hold, hold.cost, hold.tokens)
+            if hold.counted:
+                cell.drop(hold, hold.cost, hold.tokens)
+                hold.counted = False
             hold.ended = now
             hold.cost = hold.tokens = 0
             state = "released"
@@ -501,3 +384,11 @@ class Ledger(ABC):
         hold.expires = max(hold.expires, now + op.ttl_ms)
         self.keep_hold(cell, hold)
         return Ended("renewed")
+
+
+def _grow(spans: dict[str, Span], model: str, day: int, requests: int, cost: int, tokens: int) -> None:
+    """Keep up sums that were worked out before."""
+    for span in spans.values():
+        if span.first <= day < span.end and (span.model is None or span.model == model):
+            metric = span.metric
+            span.amount += cost if metric == "cost" else requests if metric == "requests" else tokens

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections import Counter, deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence
-from typing import Any
+from copy import deepcopy
+from dataclasses import replace
 
 from respan_guard.backends import memory_reads as reads
 from respan_guard.backends.base import (
-    REPLAY_MS,
     Allowed,
-    Amounts,
     AuditRow,
     Backend,
     Conflict,
     CustomerQuery,
     CustomerRow,
     Discrepancy,
-    Entry,
     HoldRow,
     Limit,
     Op,
@@ -32,9 +30,9 @@ from respan_guard.backends.base import (
     StoreInfo,
     UsageQuery,
     UsageRow,
-    Window,
 )
-from respan_guard.backends.ledger import EVER, Cell, Hold, Ledger, held_by
+from respan_guard.backends.ledger import EVER
+from respan_guard.backends.memory_store import Account, MemoryStore
 from respan_guard.errors import ConfigurationError
 
 __all__ = ["MemoryBackend"]
@@ -43,155 +41,37 @@ _MAX_AUDIT = 10_000
 _MAX_REFUSALS = 100_000
 
 
-class Account(Cell):
-    """A customer's cell with what other stores keep on disk: its daily sums and when it was seen."""
-
-    __slots__ = ("first_seen", "last_seen", "sums", "total")
-
-    def __init__(self, customer: str) -> None:
-        super().__init__(customer)
-        self.first_seen = self.last_seen = 0
-        self.total = 0
-        self.sums: dict[tuple[str, int], Amounts] | None = None  # (model, day)
-
-
-class MemoryStore(Ledger):
-    """The state: accounts, entries, log."""
-
-    def __init__(self, max_customers: int) -> None:
-        super().__init__()
-        self.max_customers = max_customers
-        self.accounts: dict[str, Account] = {}
-        self.entries: dict[tuple[str, str], StoredEntry] = {}
-        self.log: dict[int, tuple[str, str]] = {}  # seq -> key, in order; a revised entry's old place is dropped
-        self.base: dict[tuple[str, str, int], Amounts] = {}  # what pruned entries summed up to
-        self.tombs: dict[str, tuple[str, int]] = {}
-        self.pruned = -1
-        self.seq = 0
-        self.ended: deque[tuple[int, str, str]] = deque()  # (when to forget, customer, hold id)
-        self.idle: deque[str] = deque()  # customers to look at when room is needed, in a circle
-
-    def cell(self, customer: str) -> Account:
-        account = self.accounts.get(customer)
-        return account if account is not None else Account(customer)
-
-    def known(self, cell: Cell) -> Account:
-        """Keep the account from now on: something was written to it."""
-        assert isinstance(cell, Account)
-        if cell.customer not in self.accounts:
-            if len(self.accounts) >= self.max_customers:
-                self._make_room()
-            self.accounts[cell.customer] = cell
-            cell.first_seen = cell.last_seen = self.now
-        return cell
-
-    def _make_room(self) -> None:
-        """Look at two accounts in turn; one that nothing is known of, and whose windows are quiet, goes."""
-        if not self.idle:
-            self.idle.extend(self.accounts)
-        for _ in range(min(2, len(self.idle))):
-            account = self.accounts.get(self.idle.popleft())
-            if account is None or account.revision or account.holds or account.total:
-                continue
-            if account.sums and any(amounts.calls for amounts in account.sums.values()):
-                continue
-            if all(self.now >= start + 2 * width for width, (start, _, _) in (account.rates or {}).items()):
-                del self.accounts[account.customer]
-
-    def sum(self, customer: str | None, model: str | None, metric: str, first_day: int, end_day: int) -> int:
-        accounts = self.accounts.values() if customer is None else [self.cell(customer)]
-        return sum(
-            _metric(amounts, metric)
-            for account in accounts
-            for (of_model, day), amounts in (account.sums or {}).items()
-            if first_day <= day < end_day and (model is None or model == of_model)
-        )
-
-    def held(self, model: str | None, metric: str, first_day: int, end_day: int, now: int) -> int:
-        held = 0
-        for account in self.accounts.values():
-            account.expire(now)
-            held += held_by(account, metric, first_day, end_day, model)
-        return held
-
-    def total(self, customer: str) -> int:
-        return self.cell(customer).total
-
-    def find(self, customer: str, entry_id: str) -> StoredEntry | None:
-        return self.entries.get((customer, entry_id))
-
-    def tomb(self, customer: str) -> tuple[str, int] | None:
-        return self.tombs.get(customer) if self.tombs else None
-
-    def pruned_to(self) -> int:
-        return self.pruned
-
-    def add(self, cell: Cell, model: str, day: int, amounts: Amounts, now: int) -> None:
-        account = self.known(cell)
-        account.last_seen = now
-        account.total += amounts.cost
-        sums = account.sums
-        if sums is None:
-            sums = account.sums = {}
-        found = sums.get((model, day))
-        if found is None:
-            found = sums[model, day] = Amounts()
-        found.add(amounts)
-
-    def keep_entry(self, entry: Entry, customer: str, rev: int, late: bool) -> None:
-        if customer != entry.customer:
-            entry = reads.moved(entry, customer)
-        key = (customer, entry.id)
-        before = self.entries.get(key)
-        if before is not None:
-            del self.log[before.seq]
-        self.seq += 1
-        self.entries[key] = StoredEntry(self.seq, rev, entry, late)
-        self.log[self.seq] = key
-
-    def keep_hold(self, cell: Cell, hold: Hold) -> None:
-        if hold.ended is not None:
-            self.ended.append((hold.ended + REPLAY_MS, cell.customer, hold.id))
-            ended = self.ended
-            for _ in range(2):  # as many as can come: the row of each admission goes a minute after its end
-                if not ended or ended[0][0] > self.now:
-                    break
-                _, customer, hold_id = ended.popleft()
-                account = self.accounts.get(customer)
-                if account is not None:
-                    gone = account.holds.get(hold_id)
-                    if gone is not None and gone.ended is not None and not gone.cost:
-                        del account.holds[hold_id]
-        else:
-            self.known(cell)
-
-    def keep_rate(self, cell: Cell, width: int, window: Window) -> None:
-        self.known(cell)
-
-
-def _metric(amounts: Amounts, metric: str) -> int:
-    if metric == "cost":
-        return amounts.cost
-    return amounts.requests if metric == "requests" else amounts.input_tokens + amounts.output_tokens
-
-
 class MemoryBackend(Backend):
     """A locked store without connections: any thread and any loop may use it. Gone with the process.
+
+    A decision costs the same whatever the number of customers; pages of customers and reports look at all of them.
 
     Args:
         url: "memory://".
         namespace: Each backend is a store of its own, so this has no effect.
         max_customers: Above so many, customers that nothing was spent for are forgotten when they are idle.
+        max_entries: Above so many, the oldest entries are forgotten; their sums stay. An entry that is sent again
+            after that counts again.
     """
 
     shared = True
 
-    def __init__(self, url: str = "memory://", *, namespace: str = "default", max_customers: int = 1_000_000) -> None:
+    def __init__(
+        self,
+        url: str = "memory://",
+        *,
+        namespace: str = "default",
+        max_customers: int = 1_000_000,
+        max_entries: int | None = None,
+    ) -> None:
         if url not in ("memory://", "memory:///"):
             raise ConfigurationError(f"a store in memory has no name or options; write memory:// instead of {url}")
+        for name, value in (("max_customers", max_customers), ("max_entries", max_entries)):
+            if value is not None and value < 1:
+                raise ConfigurationError(f"{name} must be at least 1, got {value}")
         self._lock = threading.Lock()
-        self._store = MemoryStore(max_customers)
-        self._refusals: Counter[tuple[int, str, str]] = Counter()
+        self._store = MemoryStore(max_customers, max_entries)
+        self._refusals: OrderedDict[tuple[int, str, str], int] = OrderedDict()
         self._audit: deque[AuditRow] = deque(maxlen=_MAX_AUDIT)
         self._audited = 0
         self._cursors: dict[str, int] = {}
@@ -208,10 +88,14 @@ class MemoryBackend(Backend):
 
     def apply_now(self, ops: Sequence[Op], now: int) -> list[Outcome]:
         """What `apply` does, from any thread."""
+        store = self._store
         with self._lock:
             if len(ops) > 1:
-                self._store.check_range(ops)
-            return self._store.run(ops, now)
+                store.check_range(ops)
+            outcomes = store.run(ops, now)
+            if store.rows:
+                store.tidy(2 + 2 * len(ops))
+            return outcomes
 
     async def apply(self, ops: Sequence[Op], now: int | None = None) -> list[Outcome]:
         """See `Backend.apply`."""
@@ -232,9 +116,10 @@ class MemoryBackend(Backend):
                 return Conflict(account.revision, account.params)
             if account.params == params:
                 return Put(account.revision, False)
-            before, account.params = account.params, dict(params)
+            before, account.params = account.params, deepcopy(dict(params))
             account.revision = secrets.token_hex(8)
-            self._store.known(account)
+            if not account.kept:
+                self._store.keep(account)
             self._note(AuditRow(at, customer, "put", actor, before, account.params))
             return Put(account.revision, True)
 
@@ -243,31 +128,30 @@ class MemoryBackend(Backend):
         with self._lock:
             at = self._now(now)
             store = self._store
-            account = store.accounts.pop(customer, None)
+            account = store.forget(customer)
             if account is None:
                 return False
             label = f"deleted-{secrets.token_hex(8)}"
             store.tombs[customer] = (label, at)
             heir = Account(label)
+            store.keep(heir)
             heir.first_seen, heir.last_seen = account.first_seen, account.last_seen
-            heir.sums, heir.total = account.sums, account.total
-            store.accounts[label] = heir
-            reads.rename(store, customer, label)
+            heir.sums, heir.cost, heir.tokens = account.sums, account.cost, account.tokens
+            store.rename(customer, label)
             self._audit = deque((row for row in self._audit if row.customer != customer), maxlen=_MAX_AUDIT)
-            self._refusals = Counter(
-                {(m, label if c == customer else c, r): n for (m, c, r), n in self._refusals.items()}
-            )
+            for key in [key for key in self._refusals if key[1] == customer]:
+                self._refusals[key[0], label, key[2]] = self._refusals.pop(key)
             self._note(AuditRow(at, label, "delete", actor, None, None))
             return True
 
     def _note(self, row: AuditRow) -> None:
         self._audited += 1
-        self._audit.append(reads.numbered(row, self._audited))
+        self._audit.append(replace(row, seq=self._audited))
 
     async def get(self, customer: str) -> CustomerRow | None:
         """See `Backend.get`."""
         with self._lock:
-            account = self._store.accounts.get(customer)
+            account = self._store.peek(customer)
             return None if account is None else reads.customer_row(account)
 
     async def customers(self, query: CustomerQuery) -> list[CustomerRow]:
@@ -304,9 +188,10 @@ class MemoryBackend(Backend):
         """See `Backend.add_refusals`."""
         with self._lock:
             for row in rows:
-                self._refusals[row.minute, row.customer, row.reason] += row.count
+                key = (row.minute, row.customer, row.reason)
+                self._refusals[key] = self._refusals.get(key, 0) + row.count
             while len(self._refusals) > _MAX_REFUSALS:
-                del self._refusals[next(iter(self._refusals))]
+                self._refusals.popitem(last=False)
 
     async def refusals(
         self, *, customer: str | None = None, since_minute: int = 0, until_minute: int = EVER, limit: int = 10_000
@@ -345,7 +230,7 @@ class MemoryBackend(Backend):
     async def prune(self, before_day: int, *, limit: int = 1000) -> int:
         """See `Backend.prune`."""
         with self._lock:
-            return reads.prune(self._store, before_day, min(self._cursors.values(), default=EVER), limit)
+            return self._store.prune(before_day, min(self._cursors.values(), default=EVER), limit)
 
     async def verify(self) -> list[Discrepancy]:
         """See `Backend.verify`."""
@@ -355,8 +240,5 @@ class MemoryBackend(Backend):
     async def info(self) -> StoreInfo:
         """See `Backend.info`."""
         with self._lock:
-            facts: dict[str, Any] = {
-                "customers": str(len(self._store.accounts)),
-                "records": str(len(self._store.entries)),
-            }
+            facts = {"customers": str(len(self._store)), "records": str(len(self._store.entries))}
         return StoreInfo("memory://", "none", False, facts, ("everything is lost when the process ends",))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from copy import copy
-from dataclasses import replace
+from heapq import nlargest, nsmallest
 from typing import TYPE_CHECKING, Any
 
 from respan_guard.backends.base import (
     Amounts,
-    AuditRow,
     CustomerQuery,
     CustomerRow,
     Discrepancy,
@@ -20,24 +19,16 @@ from respan_guard.backends.base import (
     UsageQuery,
     UsageRow,
 )
-from respan_guard.backends.ledger import amounts_of
+from respan_guard.backends.cells import amounts_of
+from respan_guard.backends.memory_store import sum_of
+from respan_guard.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from respan_guard.backends.memory import Account, MemoryStore
+    from respan_guard.backends.memory_store import Account, MemoryStore
 
+_SORTS = ("customer", "name", "first_seen", "last_seen", "requests", "calls", "cost", "tokens")
+_GROUPS = ("customer", "model", "day")
 _AMOUNT_FIELDS = tuple(Amounts.__dataclass_fields__)
-
-
-def moved(entry: Entry, customer: str) -> Entry:
-    """The entry under another customer."""
-    found = copy(entry)
-    found.customer = customer
-    return found
-
-
-def numbered(row: AuditRow, seq: int) -> AuditRow:
-    """The row at its place in the audit."""
-    return replace(row, seq=seq)
 
 
 def customer_row(account: Account) -> CustomerRow:
@@ -73,8 +64,17 @@ def sort_value(row: CustomerRow, sort: str) -> str | int:
     return value
 
 
+def _accounts(store: MemoryStore, customer: str | None) -> Iterable[Account]:
+    if customer is None:
+        return store.each()
+    account = store.peek(customer)
+    return () if account is None else (account,)
+
+
 def customers(store: MemoryStore, query: CustomerQuery) -> list[CustomerRow]:
     """A page of customers."""
+    if query.sort not in _SORTS:
+        raise InvalidInput(f"sort must be one of {', '.join(_SORTS)}; got {query.sort!r}", field="sort")
     wanted = query.search.casefold()
 
     def matches(row: CustomerRow) -> bool:
@@ -83,22 +83,23 @@ def customers(store: MemoryStore, query: CustomerQuery) -> list[CustomerRow]:
             wanted in str(text).casefold() for text in (row.customer, params.get("name"), params.get("email")) if text
         )
 
-    rows = [row for row in map(customer_row, store.accounts.values()) if not wanted or matches(row)]
-    keyed: list[tuple[Any, str, CustomerRow]] = [(sort_value(row, query.sort), row.customer, row) for row in rows]
-    keyed.sort(key=lambda item: item[:2], reverse=query.descending)
+    def place(row: CustomerRow) -> Any:
+        return (sort_value(row, query.sort), row.customer)
+
+    rows = [row for row in map(customer_row, store.each()) if not wanted or matches(row)]
     if query.after is not None:
-        after: Any = tuple(query.after)
-        keyed = [item for item in keyed if (item[:2] < after if query.descending else item[:2] > after)]
-    return [row for _, _, row in keyed[: query.limit]]
+        after = query.after
+        rows = [row for row in rows if (place(row) < after if query.descending else place(row) > after)]
+    return (nlargest if query.descending else nsmallest)(query.limit, rows, key=place)
 
 
 def usage(store: MemoryStore, query: UsageQuery) -> list[UsageRow]:
     """Sums of the daily rollups."""
+    unknown = [name for name in query.by if name not in _GROUPS]
+    if unknown:
+        raise InvalidInput(f"usage is grouped by {', '.join(_GROUPS)}; got {unknown[0]!r}", field="by")
     groups: dict[tuple[Any, ...], Amounts] = {}
-    accounts = store.accounts.values()
-    if query.customer is not None:
-        accounts = [store.accounts[query.customer]] if query.customer in store.accounts else []  # type: ignore[assignment]
-    for account in accounts:
+    for account in _accounts(store, query.customer):
         for (model, day), amounts in (account.sums or {}).items():
             if query.first_day <= day < query.end_day and query.model in (None, model):
                 values = {"customer": account.customer, "model": model, "day": day}
@@ -109,16 +110,16 @@ def usage(store: MemoryStore, query: UsageQuery) -> list[UsageRow]:
 
 def entries(store: MemoryStore, query: RecordQuery) -> list[StoredEntry]:
     """Entries in order of the log."""
-    places: Iterator[int] = reversed(store.log) if query.descending else iter(store.log)
-    found = []
-    for seq in places:
-        if query.after is not None and (seq >= query.after if query.descending else seq <= query.after):
-            continue
-        stored = store.entries[store.log[seq]]
-        if _wanted(stored.entry, query):
-            found.append(stored)
-            if len(found) >= query.limit:
-                break
+    start, end = store.log_start + store.gone, store.seq + 1
+    if query.after is not None:
+        start, end = (start, min(end, query.after)) if query.descending else (max(start, query.after + 1), end)
+    found: list[StoredEntry] = []
+    for seq in reversed(range(start, end)) if query.descending else range(start, end):
+        if len(found) >= query.limit:
+            break
+        key = store.log[seq - store.log_start]
+        if key is not None and _wanted(store.entries[key].entry, query):
+            found.append(store.entries[key])
     return found
 
 
@@ -140,10 +141,10 @@ def _wanted(entry: Entry, query: RecordQuery) -> bool:
 
 def holds(store: MemoryStore, customer: str | None, state: str, now: int) -> list[HoldRow]:
     """Holds that are live, or that expired with something unspent."""
+    if state not in ("live", "expired"):
+        raise InvalidInput(f"state must be live or expired, got {state!r}", field="state")
     found = []
-    for account in store.accounts.values():
-        if customer not in (None, account.customer):
-            continue
+    for account in _accounts(store, customer):
         for hold in account.holds.values():
             live = hold.ended is None and hold.expires > now
             expired = not live and (hold.ended is None or hold.ended == hold.expires) and (hold.cost or hold.tokens)
@@ -156,36 +157,6 @@ def holds(store: MemoryStore, customer: str | None, state: str, now: int) -> lis
     return sorted(found, key=lambda row: (row.expires_ms, row.customer, row.id))
 
 
-def rename(store: MemoryStore, customer: str, label: str) -> None:
-    """Book a deleted customer's entries under its label."""
-    for key in [key for key in store.entries if key[0] == customer]:
-        stored = store.entries.pop(key)
-        usage_ = copy(stored.entry.usage)
-        usage_.metadata = None  # it may say who the customer was
-        entry = moved(stored.entry, label)
-        entry.usage = usage_
-        store.entries[label, key[1]] = replace(stored, entry=entry)
-        store.log[stored.seq] = (label, key[1])
-    for base in [key for key in store.base if key[0] == customer]:
-        store.base[label, base[1], base[2]] = store.base.pop(base)
-
-
-def prune(store: MemoryStore, before_day: int, read_by_all: int, limit: int) -> int:
-    """Delete old entries that every reader has read; what they summed up to is kept."""
-    store.pruned = max(store.pruned, before_day - 1)
-    gone = 0
-    for seq in list(store.log):
-        if seq > read_by_all or gone >= limit:
-            break
-        stored = store.entries[store.log[seq]]
-        if stored.entry.day < before_day:
-            key = (stored.entry.customer, stored.entry.model, stored.entry.day)
-            store.base.setdefault(key, Amounts()).add(amounts_of(stored.entry))
-            del store.entries[store.log.pop(seq)]
-            gone += 1
-    return gone
-
-
 def verify(store: MemoryStore) -> list[Discrepancy]:
     """Recompute every sum from the entries and compare."""
     found: list[Discrepancy] = []
@@ -193,25 +164,43 @@ def verify(store: MemoryStore) -> list[Discrepancy]:
     for (customer, _), stored in store.entries.items():
         entry = stored.entry
         right.setdefault((customer, entry.model, entry.day), Amounts()).add(amounts_of(entry))
-    for account in store.accounts.values():
-        total = 0
+    for account in store.each():
         for (model, day), amounts in (account.sums or {}).items():
-            total += amounts.cost
             expected = right.pop((account.customer, model, day), Amounts())
             found += _compare(f"{account.customer} {model} {day}", amounts, expected)
-        if total != account.total:
-            found.append(Discrepancy("total cost", account.customer, account.total, total))
-        for hold in account.holds.values():
-            if hold.cost < 0 or hold.tokens < 0:
-                found.append(Discrepancy("hold below 0", f"{account.customer} {hold.id}", hold.cost, 0))
+        found += _verify_account(store, account)
     for (customer, model, day), amounts in right.items():
         found += _compare(f"{customer} {model} {day}", Amounts(), amounts)
-    for seq, key in store.log.items():
+    places = {seq: key for seq, key in enumerate(store.log, store.log_start) if key is not None}
+    for seq, key in places.items():
         if key not in store.entries or store.entries[key].seq != seq:
             found.append(Discrepancy("log without entry", f"{key[0]} {key[1]}", seq, 0))
-    if len(store.log) != len(store.entries):
-        found.append(Discrepancy("log length", "", len(store.log), len(store.entries)))
+    if len(places) != len(store.entries):
+        found.append(Discrepancy("log length", "", len(places), len(store.entries)))
     return found
+
+
+def _verify_account(store: MemoryStore, account: Account) -> list[Discrepancy]:
+    """What a customer's cell has at hand: totals, sums worked out before, live holds."""
+    account.expire(store.now)
+    totals = customer_row(account).totals
+    held = [0, 0]
+    for hold in account.holds.values():
+        if hold.ended is None and hold.expires > store.now:
+            held[0] += hold.cost
+            held[1] += hold.tokens
+    live = [sum(pair[index] for pair in (account.live or {}).values()) for index in (0, 1)]
+    pairs = [
+        ("total cost", account.cost, totals.cost),
+        ("total tokens", account.tokens, totals.input_tokens + totals.output_tokens),
+        ("held cost", live[0], held[0]),
+        ("held tokens", live[1], held[1]),
+        ("hold below 0", min((min(h.cost, h.tokens) for h in account.holds.values()), default=0) < 0, False),
+    ]
+    for key, span in (account.spans or {}).items():
+        amount = sum_of(account, span.model, span.metric, span.first, span.end)
+        pairs.append((f"sum {key}", span.amount, amount))
+    return [Discrepancy(what, account.customer, stored, right) for what, stored, right in pairs if stored != right]
 
 
 def _compare(where: str, stored: Amounts, right: Amounts) -> list[Discrepancy]:
