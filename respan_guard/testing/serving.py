@@ -111,14 +111,20 @@ def _server(app: App, lifespan: Literal["on", "off"], grace: int) -> Server:
             self.app_state = {**self.app_state, CONNECTION: self}
 
     class Quiet(uvicorn.Server):
-        """Leaves the process's signals alone."""
+        """Leaves the process alone: its signals, and its life if the app does not start."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            try:
+                await super().startup(sockets)
+            except SystemExit:
+                self.should_exit = True
 
         @contextlib.contextmanager
         def capture_signals(self) -> Generator[None]:
             yield
 
     config = uvicorn.Config(
-        app,  # type: ignore[arg-type]  # uvicorn types scopes more narrowly than ASGI does
+        app,
         http=Connection,
         ws="none",
         loop="asyncio",

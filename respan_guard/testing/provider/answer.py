@@ -89,7 +89,7 @@ class Answer:
                 continue
             if field != "text" and not value.isdecimal():
                 raise InvalidInput(f"{name} must be a number of tokens or chunks, got {value!r}", field=name)
-            given[field] = value if field == "text" else int(value)
+            given[field] = value.encode("latin-1").decode(errors="replace") if field == "text" else int(value)
         return replace(self, **given) if given else self
 
     def fill(

@@ -192,12 +192,11 @@ async def deliver(
         if gate is not None and at:
             await connection.wait_at(gate)
         parts = [piece[i : i + 1] for i in range(len(piece))] if "one-byte-chunks" in faults else [piece]
-        for part in parts:
+        for left, part in zip(reversed(range(len(parts))), parts, strict=True):
             # Lets the server send this part alone, and tell that the client is gone.
             await asyncio.sleep(0)
             connection.check()
-            if at == len(pieces) - 1 and part is parts[-1]:
+            last = at == len(pieces) - 1 and not left
+            if last:
                 on_last()
-                await connection.send({"type": "http.response.body", "body": part, "more_body": False})
-            else:
-                await connection.send({"type": "http.response.body", "body": part, "more_body": True})
+            await connection.send({"type": "http.response.body", "body": part, "more_body": not last})
