@@ -143,9 +143,7 @@ class Oracle:
         return sum(
             hold.cost if limit.metric == "cost" else hold.tokens
             for (of, _), hold in self.holds.items()
-            if hold.lives(self.now)
-            and _in_scope(limit, customer, model, of, hold.model)
-            and _in_days(limit, hold.day)
+            if hold.lives(self.now) and _in_scope(limit, customer, model, of, hold.model) and _in_days(limit, hold.day)
         )
 
     def standing(self, customer: str, limits: tuple[Limit, ...], model: str) -> Allowed:
@@ -218,9 +216,7 @@ class Oracle:
             return
         cut = min(stored.entry.cost or 0, max(0, entry.cost or 0))
         if cut:
-            self._store(
-                replace(stored.entry, cost=(stored.entry.cost or 0) - cut), stored.rev + 1, stored.late
-            )
+            self._store(replace(stored.entry, cost=(stored.entry.cost or 0) - cut), stored.rev + 1, stored.late)
 
     def _store(self, entry: Entry, rev: int, late: bool) -> None:
         self.seq += 1
