@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from datetime import datetime
 from decimal import Decimal
+from operator import attrgetter
 from typing import Any, Self
 
 from respan_guard.errors import InvalidInput
@@ -149,11 +150,9 @@ class Usage:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that differ from their defaults, as JSON values; `cost` as a decimal string."""
-        found: dict[str, Any] = {}
-        for name, default in _DEFAULTS:
-            value = getattr(self, name)
-            if value != default:
-                found[name] = value
+        found: dict[str, Any] = {
+            name: value for (name, default), value in zip(_DEFAULTS, _values(self), strict=True) if value != default
+        }
         if "cost" in found:
             found["cost"] = str(found["cost"])
         if "time" in found:
@@ -174,6 +173,7 @@ class Usage:
 
 
 _DEFAULTS = tuple((f.name, f.default) for f in fields(Usage) if f.default is not MISSING)
+_values = attrgetter(*(name for name, _ in _DEFAULTS))
 _NAMES = frozenset(name for name, _ in _DEFAULTS)
 
 

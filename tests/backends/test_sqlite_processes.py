@@ -266,3 +266,51 @@ async def test_a_failed_batch_leaves_no_trace(tmp_path: Path, monkeypatch: pytes
         outcomes = await backend.apply([admit("a", cost=800), record("e", cost=500)], NOW)
         assert isinstance(outcomes[0], Allowed)
         assert await backend.verify() == []
+
+
+OPENING = """
+async def main():
+    for number in range(60):
+        await backend.open()
+        await backend.apply([record(f"{name}-{number}")], NOW)
+        await backend.close()
+asyncio.run(main())
+"""
+
+
+async def test_opening_while_others_close(tmp_path: Path) -> None:
+    """The last connection that closes locks the file for a moment; whoever opens it then just waits."""
+    path = tmp_path / "x.db"
+    for process in [script(PREAMBLE + OPENING, path, name) for name in "abc"]:
+        finished(process)
+    async with opened(path) as backend:
+        row = await backend.get("alice")
+        assert row is not None
+        assert row.totals.calls == 180
+
+
+DYING_LOOP = """
+import threading
+threading.excepthook = lambda _: None  # aiosqlite's thread can't answer a loop that is closed
+async def main():
+    await backend.open()
+    asyncio.ensure_future(backend.apply([record("e1"), record("e2")], NOW))
+    await asyncio.sleep(0)
+loop = asyncio.new_event_loop()
+loop.run_until_complete(main())
+loop.close()
+backend.abandon()
+other = SQLiteBackend(f"sqlite:///{path}")
+async def after():
+    await other.open()
+    await other.apply([record("e3")], NOW)
+    print((await other.get("alice")).totals.calls, await other.verify())
+    await other.close()
+asyncio.run(after())
+"""
+
+
+def test_a_loop_that_closes_under_a_batch(tmp_path: Path) -> None:
+    """A loop that is gone while its batch runs takes its connection with it, but no lock, and leaves no half batch."""
+    calls = finished(script(PREAMBLE + DYING_LOOP, tmp_path / "x.db", "a"), timeout=30).strip()
+    assert calls in ("3 []", "1 []")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 
 from respan_guard.backends.base import Amounts, StoredEntry, Window
 from respan_guard.backends.cells import Cell, Hold
@@ -11,10 +12,12 @@ from respan_guard.backends.sqlite.rows import AMOUNTS, answer_text, search_text,
 __all__ = ["Pending", "SQLiteCell"]
 
 _INSERT_CUSTOMER = "INSERT INTO customers (c, customer, search, first_seen, last_seen) VALUES (?, ?, ?, ?, ?)"
-_UPDATE_CUSTOMER = """UPDATE customers SET last_seen = max(last_seen, ?), active_days = active_days + ?,
-    requests = requests + ?, calls = calls + ?, cost = cost + ?, input_tokens = input_tokens + ?,
-    output_tokens = output_tokens + ?, cache_read_tokens = cache_read_tokens + ?, unpriced = unpriced + ?,
-    errors = errors + ? WHERE c = ?"""
+# Two, since an UPDATE moves the index of every column that it names, changed or not.
+_ADD_REQUESTS = """UPDATE customers SET last_seen = max(last_seen, ?), active_days = active_days + ?,
+    requests = requests + ? WHERE c = ?"""
+_ADD_ENTRIES = """UPDATE customers SET last_seen = max(last_seen, ?), active_days = active_days + ?,
+    calls = calls + ?, cost = cost + ?, input_tokens = input_tokens + ?, output_tokens = output_tokens + ?,
+    cache_read_tokens = cache_read_tokens + ?, unpriced = unpriced + ?, errors = errors + ? WHERE c = ?"""
 _UPSERT_ROLLUP = f"""INSERT INTO rollups (c, day, model, {AMOUNTS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (c, day, model) DO UPDATE SET requests = requests + excluded.requests, calls = calls + excluded.calls,
     cost = cost + excluded.cost, input_tokens = input_tokens + excluded.input_tokens,
@@ -47,7 +50,7 @@ class Pending:
 
     def __init__(self) -> None:
         self.new_customers: list[tuple[int, str, str, int, int]] = []
-        self.customers: dict[int, tuple[int, list[int], Amounts]] = {}  # last seen, [new active days], difference
+        self.new_days: Counter[int] = Counter()  # of customers
         self.rollups: dict[tuple[int, int, str], Amounts] = {}
         self.holds: dict[tuple[int, str], tuple[SQLiteCell, Hold]] = {}
         self.rates: dict[tuple[int, int], Window] = {}
@@ -57,33 +60,38 @@ class Pending:
         """A customer gets its row."""
         self.new_customers.append((c, customer, search_text(customer, None), now, now))
 
-    def add(self, c: int, day: int, model: str, amounts: Amounts, now: int, new_day: bool) -> None:
+    def add(self, c: int, day: int, model: str, amounts: Amounts) -> None:
         """A customer's sums grow."""
         key = (c, day, model)
         rollup = self.rollups.get(key)
         if rollup is None:
             rollup = self.rollups[key] = Amounts()
         rollup.add(amounts)
-        change = self.customers.get(c)
-        if change is None:
-            change = self.customers[c] = (now, [0], Amounts())
-        change[1][0] += new_day
-        change[2].add(amounts)
 
-    def write_sums(self, db: sqlite3.Connection) -> None:
+    def write_sums(self, db: sqlite3.Connection, now: int) -> None:
         """Write customers and rollups. May be called before the batch is over, to have sums read from the tables."""
         if self.new_customers:
             db.executemany(_INSERT_CUSTOMER, self.new_customers)
             self.new_customers = []
-        if self.rollups:
-            db.executemany(_UPSERT_ROLLUP, [(*key, *_columns(amounts)) for key, amounts in self.rollups.items()])
-            self.rollups = {}
-        if self.customers:
-            db.executemany(
-                _UPDATE_CUSTOMER,
-                [(seen, days[0], *_columns(amounts), c) for c, (seen, days, amounts) in self.customers.items()],
-            )
-            self.customers = {}
+        if not self.rollups:
+            return
+        db.executemany(_UPSERT_ROLLUP, [(*key, *_columns(amounts)) for key, amounts in self.rollups.items()])
+        customers: dict[int, Amounts] = {}
+        for (c, _, _), amounts in self.rollups.items():
+            if c in customers:
+                customers[c].add(amounts)
+            else:
+                customers[c] = amounts
+        requests, entries = [], []
+        for c, amounts in customers.items():
+            _, *others = columns = _columns(amounts)
+            if columns[0]:
+                requests.append((now, self.new_days.pop(c, 0), columns[0], c))
+            if any(others) or not columns[0]:
+                entries.append((now, self.new_days.pop(c, 0), *others, c))
+        db.executemany(_ADD_REQUESTS, requests)
+        db.executemany(_ADD_ENTRIES, entries)
+        self.rollups = {}
 
     def write_holds(self, db: sqlite3.Connection) -> None:
         """Write holds; also called before the batch is over. They stay, so that the caller sees which are over."""

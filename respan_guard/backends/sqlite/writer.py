@@ -120,7 +120,7 @@ class Writer(Ledger[SQLiteCell]):
         try:
             outcomes = self.run(ops, now)
             pending = self._pending
-            pending.write_sums(db)
+            pending.write_sums(db, self.now)
             pending.write_holds(db)
             pending.write_rates(db)
             pending.write_entries(db)
@@ -212,7 +212,7 @@ class Writer(Ledger[SQLiteCell]):
         return found
 
     def _sum(self, c: int | None, model: str | None, metric: str, first_day: int, end_day: int) -> int:
-        self._pending.write_sums(self.db)  # what this batch added so far counts
+        self._pending.write_sums(self.db, self.now)  # what this batch added so far counts
         column = "input_tokens + output_tokens" if metric == "tokens" else metric
         query = f"SELECT coalesce(sum({column}), 0) FROM rollups WHERE day >= ? AND day < ?"  # noqa: S608
         values: list[int | str] = [first_day, end_day]
@@ -263,14 +263,14 @@ class Writer(Ledger[SQLiteCell]):
     def add(self, cell: SQLiteCell, model: str, day: int, amounts: Amounts, now: int) -> None:
         """Add to the sums of a customer, model and day."""
         c = self._row(cell)
-        new_day = False
         if day not in cell.days:
-            new_day = not self.db.execute(_HAS_DAY, (c, day)).fetchone()[0]
             if len(cell.days) >= 8:
                 cell.days.clear()
-                self._pending.write_sums(self.db)  # so that days of this batch are seen, too
+                self._pending.write_sums(self.db, now)  # so that days of this batch are seen, too
+            if not self._row_of.execute(_HAS_DAY, (c, day)).fetchone()[0]:
+                self._pending.new_days[c] += 1
             cell.days.add(day)
-        self._pending.add(c, day, model, amounts, now, new_day)
+        self._pending.add(c, day, model, amounts)
         cell.totals.add(amounts)
         for span in self._sums:
             only, metric, first, end = span
