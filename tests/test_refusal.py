@@ -92,7 +92,9 @@ def test_jitter_only_delays(jitter: float, left_ms: int) -> None:
 def test_jitter_spreads_those_refused_together() -> None:
     """Two clients refused at the same instant are told different times."""
     refused = decision(reasons=("rate", None, None), window=(NOW - 50_000, 0, 10))
-    early, late = (headers_of(render(refused, random=random))["retry-after-ms"] for random in (lambda: 0.1, lambda: 0.9))
+    early, late = (
+        headers_of(render(refused, random=random))["retry-after-ms"] for random in (lambda: 0.1, lambda: 0.9)
+    )
     assert early != late
 
 
