@@ -1,0 +1,198 @@
+"""`respan-guard demo`: the example gateway, a stand-in provider, the official client, customers that meet limits."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import openai
+
+from respan_guard.cli.output import FAILED, columns, print_table, say, usd
+from respan_guard.guard import Guard
+from respan_guard.testing.provider import MeteredCall, StandInProvider
+from respan_guard.testing.serving import serve
+from respan_guard.usage import UsageRecord
+
+__all__ = ["run_demo"]
+
+DEFAULT_LIMITS = {"rate_limit": 60, "budget_duration": "monthly", "period_budget": 5}
+ANSWER_TOKENS = 400
+_OK = 200
+
+
+@dataclass(slots=True)
+class Visitor:
+    """A customer of the demo, how often it calls at most, and how it fared.
+
+    A visitor goes on until it is refused.
+    """
+
+    identifier: str
+    limits: Mapping[str, Any]
+    calls: int
+    statuses: list[int] = field(default_factory=list)
+    refusal: str = ""
+    streamed: int = 0
+
+    @property
+    def shown_limits(self) -> str:
+        """The limits for people."""
+        if not self.limits:
+            return "none of its own: the default limits"
+        return ", ".join(f"{name}={value}" for name, value in self.limits.items())
+
+
+def run_demo(*, serve: bool = False) -> int:
+    """Run the demo.
+
+    Args:
+        serve: Keep the gateway running afterwards, until Ctrl-C.
+
+    Returns:
+        The exit code: 0 if a customer met 429, one met 402, and the ledger is the provider's meter to the last digit.
+    """
+    if os.environ.get("OPENAI_API_KEY"):
+        say("OPENAI_API_KEY is not used here: a demo costs nothing. `python examples/gateway.py` uses it.\n")
+    visitors = [
+        Visitor("acme", {"rate_limit": 100, "budget_duration": "monthly", "period_budget": 25}, calls=4),
+        Visitor("bolt", {"rate_limit": 3}, calls=6),
+        Visitor("crux", {"total_budget": 0.02}, calls=12),
+        Visitor("newcomer", {}, calls=2),
+    ]
+    with _gateway_running() as (url, guard, provider):
+        say(f"A gateway at {url}, guarded, on SQLite; behind it a stand-in provider. Four customers call gpt-4o:\n")
+        for visitor in visitors:
+            _visit(visitor, f"{url}/v1")
+        right = _report(visitors, guard, provider)
+        if serve:
+            _keep_serving(url)
+    return 0 if right else FAILED
+
+
+@contextmanager
+def _gateway_running() -> Iterator[tuple[str, Guard, StandInProvider]]:
+    gateway = _example("gateway")
+    provider = StandInProvider(default_output_tokens=ANSWER_TOKENS)
+    with tempfile.TemporaryDirectory(prefix="respan-guard-demo-") as place, provider.serve() as provider_url:
+        guard = Guard(
+            f"sqlite:///{Path(place, 'guard.db')}",
+            mode="enforce",
+            namespace="default",
+            trust_customer_params=True,  # the demo is the gateway's only caller
+            default_limits=DEFAULT_LIMITS,
+            journal_dir=place,
+        )
+        with serve(gateway.create_app(guard, base_url=f"{provider_url}/v1", api_key="demo")) as url:
+            yield url, guard, provider
+
+
+def _example(name: str) -> ModuleType:
+    """An example of the checkout; an installed wheel has a copy beside this module."""
+    here = Path(__file__)
+    for path in (here.parents[2] / "examples" / f"{name}.py", here.with_name(f"{name}.py")):
+        if path.exists():
+            spec = importlib.util.spec_from_file_location(f"respan_guard_example_{name}", path)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            return module
+    raise FileNotFoundError(f"examples/{name}.py is missing from this installation")
+
+
+def _visit(visitor: Visitor, base_url: str) -> None:
+    """Call until the calls are done or refused; every other answer is streamed."""
+    with openai.OpenAI(base_url=base_url, api_key="demo", max_retries=0) as client:
+        for number in range(visitor.calls):
+            request: dict[str, Any] = {
+                "model": "gpt-4o",
+                "max_tokens": 500,
+                "messages": [{"role": "user", "content": "Where does the river go?"}],
+                "extra_body": {
+                    "customer_params": {"customer_identifier": visitor.identifier, **visitor.limits},
+                },
+            }
+            try:
+                if number % 2:
+                    for _ in client.chat.completions.create(stream=True, **request):
+                        pass
+                    visitor.streamed += 1
+                else:
+                    client.chat.completions.create(**request)
+            except openai.APIStatusError as refused:
+                visitor.statuses.append(refused.status_code)
+                visitor.refusal = f"{type(refused).__name__} {refused.status_code} ({refused.code}): {refused.message}"
+                return
+            visitor.statuses.append(_OK)
+
+
+def _report(visitors: list[Visitor], guard: Guard, provider: StandInProvider) -> bool:
+    """Print how everyone fared, and compare the ledger with the provider's own books, call by call."""
+    guard.sync.flush()
+    records = list(guard.sync.records())
+    table = columns("customer", "limits in its requests", ">answered", ">streamed", ">spent (USD)", "then")
+    rows = []
+    for visitor in visitors:
+        spent = sum((r.cost or Decimal(0) for r in records if r.customer_identifier == visitor.identifier), Decimal(0))
+        answered = visitor.statuses.count(_OK)
+        ending = visitor.refusal or "-"
+        rows.append((visitor.identifier, visitor.shown_limits, answered, visitor.streamed, usd(spent), ending))
+    print_table(table, rows, "")
+    differences = _differences(records, provider.meter.charged) + [str(found) for found in guard.sync.verify()]
+    booked = sum((record.cost or Decimal(0) for record in records), Decimal(0))
+    say(f"ledger:           {len(records)} records, {usd(booked)} USD")
+    say(f"provider's meter: {len(provider.meter.charged)} calls, {usd(provider.meter.total_cost.normalize())} USD")
+    for difference in differences:
+        say(f"DIFFERENT: {difference}")
+    met = {status for visitor in visitors for status in visitor.statuses}
+    right = not differences and booked == provider.meter.total_cost and met == {200, 402, 429}
+    say("Equal, call by call, to the last digit." if right else f"Not as it should be; statuses met: {sorted(met)}")
+    return right
+
+
+def _differences(records: list[UsageRecord], charged: list[MeteredCall]) -> list[str]:
+    """What the ledger and the provider's books disagree on."""
+    booked = {record.usage.response_id: record for record in records}
+    found = [] if len(booked) == len(records) else ["a call is booked twice"]
+    for call in charged:
+        record = booked.pop(call.response_id, None)
+        if record is None:
+            found.append(f"{call.response_id} is not booked")
+        elif (record.usage.input_tokens, record.usage.output_tokens, record.cost) != (
+            call.input_tokens,
+            call.output_tokens,
+            call.cost,
+        ):
+            found.append(f"{call.response_id} is booked with {record.cost} USD, the provider charges {call.cost}")
+    return found + [f"{identifier} is booked, but the provider never charged it" for identifier in booked]
+
+
+def _keep_serving(url: str) -> None:
+    say(
+        f"""
+Still running. Three of these pass, the fourth is a 429 (Ctrl-C ends it):
+
+curl -i {url}/v1/chat/completions -H 'Authorization: Bearer demo' -H 'Content-Type: application/json' -d '
+  {{"model": "gpt-4o-mini", "messages": [{{"role": "user", "content": "Hello"}}],
+   "customer_params": {{"customer_identifier": "me", "rate_limit": 3}}}}'
+"""
+    )
+    ended = threading.Event()
+    previous = signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    try:
+        while not ended.wait(0.5):
+            pass
+    except KeyboardInterrupt:
+        say("")
+    finally:
+        signal.signal(signal.SIGTERM, previous)
