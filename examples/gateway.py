@@ -151,8 +151,15 @@ def create_app(guard: Guard | None = None, *, base_url: str | None = None, api_k
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             url = base_url or (OPENAI if api_key else stack.enter_context(StandInProvider().serve()) + "/v1")
-            key = {"authorization": f"Bearer {api_key or 'no-key'}", "accept-encoding": "identity"}
-            client = httpx2.AsyncClient(base_url=url, headers=key, timeout=httpx2.Timeout(600, connect=5))
+            client = httpx2.AsyncClient(
+                base_url=url,
+                headers={"authorization": f"Bearer {api_key or 'no-key'}", "accept-encoding": "identity"},
+                timeout=httpx2.Timeout(600, connect=5),
+                limits=httpx2.Limits(
+                    max_connections=None
+                ),  # how many calls run at once is the customers' limits' affair
+                trust_env=bool(base_url or api_key),  # the way to the stand-in provider leads through no proxy
+            )
             app.state.provider = await stack.enter_async_context(client)
             yield
 

@@ -62,15 +62,16 @@ def run_demo(*, serve: bool = False) -> int:
         The exit code: 0 if a customer met 429, one met 402, and the ledger is the provider's meter to the last digit.
     """
     if os.environ.get("OPENAI_API_KEY"):
-        say("OPENAI_API_KEY is not used here: a demo costs nothing. `python examples/gateway.py` uses it.\n")
+        say("OPENAI_API_KEY is not used here: the demo costs nothing. `python examples/gateway.py` uses it.")
     visitors = [
         Visitor("acme", {"rate_limit": 100, "budget_duration": "monthly", "period_budget": 25}, calls=4),
         Visitor("bolt", {"rate_limit": 3}, calls=6),
         Visitor("crux", {"total_budget": 0.02}, calls=12),
         Visitor("newcomer", {}, calls=2),
     ]
-    with _gateway_running() as (url, guard, provider):
-        say(f"A gateway at {url}, guarded, on SQLite; behind it a stand-in provider. Four customers call gpt-4o:\n")
+    with _direct_connections(), _gateway_running() as (url, guard, provider):
+        say(f"A gateway at {url}, guarded, on SQLite; behind it a stand-in provider. Four customers call gpt-4o.")
+        say("")
         for visitor in visitors:
             _visit(visitor, f"{url}/v1")
         right = _report(visitors, guard, provider)
@@ -80,17 +81,38 @@ def run_demo(*, serve: bool = False) -> int:
 
 
 @contextmanager
+def _direct_connections() -> Iterator[None]:
+    """Reach this machine's own servers without the proxy that the environment may name."""
+    before = {name: os.environ.get(name) for name in ("no_proxy", "NO_PROXY")}
+    listed = ",".join(filter(None, (*before.values(), "127.0.0.1")))
+    os.environ.update(dict.fromkeys(before, listed))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
 def _gateway_running() -> Iterator[tuple[str, Guard, StandInProvider]]:
     gateway = _example("gateway")
     provider = StandInProvider(default_output_tokens=ANSWER_TOKENS)
     with tempfile.TemporaryDirectory(prefix="respan-guard-demo-") as place, provider.serve() as provider_url:
         guard = Guard(
             f"sqlite:///{Path(place, 'guard.db')}",
-            mode="enforce",
-            namespace="default",
             trust_customer_params=True,  # the demo is the gateway's only caller
             default_limits=DEFAULT_LIMITS,
             journal_dir=place,
+            # What the environment or a respan_guard.toml say is for other guards.
+            mode="enforce",
+            hold="upper_bound",
+            prices={},
+            unknown_customers="admit",
+            budget_status_code=402,
+            retention=None,
         )
         with serve(gateway.create_app(guard, base_url=f"{provider_url}/v1", api_key="demo")) as url:
             yield url, guard, provider
@@ -131,7 +153,7 @@ def _visit(visitor: Visitor, base_url: str) -> None:
                     client.chat.completions.create(**request)
             except openai.APIStatusError as refused:
                 visitor.statuses.append(refused.status_code)
-                visitor.refusal = f"{type(refused).__name__} {refused.status_code} ({refused.code}): {refused.message}"
+                visitor.refusal = f"{refused.status_code} {type(refused).__name__}, code {refused.code}"
                 return
             visitor.statuses.append(_OK)
 
@@ -150,7 +172,7 @@ def _report(visitors: list[Visitor], guard: Guard, provider: StandInProvider) ->
     print_table(table, rows, "")
     differences = _differences(records, provider.meter.charged) + [str(found) for found in guard.sync.verify()]
     booked = sum((record.cost or Decimal(0) for record in records), Decimal(0))
-    say(f"ledger:           {len(records)} records, {usd(booked)} USD")
+    say(f"ledger:           {len(records)} records, {usd(booked.normalize())} USD")
     say(f"provider's meter: {len(provider.meter.charged)} calls, {usd(provider.meter.total_cost.normalize())} USD")
     for difference in differences:
         say(f"DIFFERENT: {difference}")
@@ -177,20 +199,22 @@ def _differences(records: list[UsageRecord], charged: list[MeteredCall]) -> list
     return found + [f"{identifier} is booked, but the provider never charged it" for identifier in booked]
 
 
-def _keep_serving(url: str) -> None:
-    say(
-        f"""
-Still running. Three of these pass, the fourth is a 429 (Ctrl-C ends it):
-
+_CURL = """\
 curl -i {url}/v1/chat/completions -H 'Authorization: Bearer demo' -H 'Content-Type: application/json' -d '
   {{"model": "gpt-4o-mini", "messages": [{{"role": "user", "content": "Hello"}}],
-   "customer_params": {{"customer_identifier": "me", "rate_limit": 3}}}}'
-"""
-    )
+   "customer_params": {{"customer_identifier": "me", "rate_limit": 3}}}}'"""
+
+
+def _keep_serving(url: str) -> None:
+    say("")
+    say("Still running. Three of these pass, the fourth is a 429. Ctrl-C ends it.")
+    say("")
+    for line in _CURL.format(url=url).splitlines():
+        say(line)
     ended = threading.Event()
     previous = signal.signal(signal.SIGTERM, lambda *_: ended.set())
     try:
-        while not ended.wait(0.5):
+        while not ended.wait(0.5):  # in slices, so that a signal is handled
             pass
     except KeyboardInterrupt:
         say("")
