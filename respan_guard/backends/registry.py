@@ -50,5 +50,10 @@ def _backend_class(scheme: str) -> Callable[..., Backend]:
     try:
         found = points[scheme].load()
     except ImportError as error:
-        raise ConfigurationError(f"storage {scheme}:// needs a package that is missing: {error}") from error
+        dist = points[scheme].dist
+        extras = ",".join(points[scheme].extras)
+        wanted = (dist.name if dist is not None else "respan-guard") + (f"[{extras}]" if extras else "")
+        raise ConfigurationError(
+            f"storage {scheme}:// needs a package that is missing ({error}); pip install '{wanted}'"
+        ) from error
     return found
