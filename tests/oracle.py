@@ -321,6 +321,8 @@ def _reason(op: Admit, limit: Limit, used: int, held: int) -> str | None:
             return "rate" if limit.kind == "rate" else "exhausted"
         return None
     asked = op.cost if limit.metric == "cost" else op.tokens
-    if used + held + asked > limit.amount or (used + held >= limit.amount and not op.free):
+    if op.free and asked == 0:
+        return None
+    if used + held + asked > limit.amount or used + held >= limit.amount:
         return "held" if used + asked <= limit.amount and used < limit.amount else "exhausted"
     return None

@@ -101,7 +101,7 @@ class Admit:
         3. Not `day_from_ms <= now < day_to_ms`: `Stale`, nothing changes.
         4. All limits are evaluated at `now`. With w = the hold in the limit's metric, a limit refuses iff
            requests: used + requests > amount;
-           cost, tokens: used + held + w > amount, or used + held >= amount unless `free`.
+           cost, tokens: used + held + w > amount or used + held >= amount; never if `free` and w is 0.
            The reason is "rate" for a rate, "held" if only others' holds stand in the way
            (used + w <= amount and used < amount), else "exhausted".
         5. Any limit refuses: `Refused`. Nothing changes, nothing is remembered.

@@ -55,7 +55,7 @@ def _reason(op: Admit, limit: Limit, used: int, held: int) -> str | None:
             return None
         return "rate" if limit.kind == "rate" else "exhausted"
     asked = op.cost if limit.metric == "cost" else op.tokens
-    if used + held + asked <= amount and (used + held < amount or op.free):
+    if (op.free and not asked) or (used + held + asked <= amount and used + held < amount):
         return None
     return "held" if used < amount and used + asked <= amount else "exhausted"
 
@@ -220,7 +220,7 @@ class Ledger(ABC, Generic[C]):
                     if any_held:
                         holding = self._held(cell, limit, op.model, now)
                     asked = op.cost if metric == "cost" else op.tokens
-                    if spent + holding + asked > amount or (spent + holding >= amount and not op.free):
+                    if (asked or not op.free) and (spent + holding + asked > amount or spent + holding >= amount):
                         fits = False
             used.append(spent)
             held.append(holding)

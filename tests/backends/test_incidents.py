@@ -206,14 +206,14 @@ async def test_incident_11_no_reset_loses_or_doubles_spend(make_backend: Callabl
 
 
 async def test_incident_16_what_costs_nothing_passes_when_told_so(backend: Backend) -> None:
-    """With the budget spent, a free call gets in and a call of unknown cost does not; both hold nothing."""
+    """With the budget spent, or overrun, a free call gets in and one of unknown cost does not; both hold nothing."""
     await backend.apply([record("e", 100)], NOW)
-    assert isinstance(await one(backend, admit("free", total(100), free=True)), Allowed)
-    refusal = await one(backend, admit("unknown", total(100)))
-    assert isinstance(refusal, Refused)
-    assert refusal.reasons == ("exhausted",)
-    overspent = await one(backend, admit("overspent", total(99), free=True))
-    assert isinstance(overspent, Refused)
+    for amount in (0, 99, 100):
+        assert isinstance(await one(backend, admit(f"free-{amount}", total(amount), free=True)), Allowed)
+        refusal = await one(backend, admit(f"unknown-{amount}", total(amount)))
+        assert isinstance(refusal, Refused)
+        assert refusal.reasons == ("exhausted",)
+    assert isinstance(await one(backend, admit("not-free", total(100), free=True, cost=1)), Refused)
 
 
 async def test_incident_20_a_refusal_leaves_no_trace(backend: Backend) -> None:
