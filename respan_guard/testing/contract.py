@@ -8,7 +8,6 @@ pytest.register_assert_rewrite(
     "respan_guard.testing.contract_admissions",
     "respan_guard.testing.contract_reads",
     "respan_guard.testing.contract_records",
-    "respan_guard.testing.contract_support",
 )
 
 from respan_guard.testing.contract_admissions import AdmissionRules  # noqa: E402
