@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import time
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import httpx2
@@ -16,22 +13,11 @@ import openai
 import pytest
 from starlette.testclient import TestClient
 
-from respan_guard import Guard, UsageRecord
+from respan_guard import Guard
 from respan_guard.testing import FakeClock, StandInProvider
 from respan_guard.testing.provider import Answer, Gate
 from respan_guard.testing.serving import serve
-
-EXAMPLES = Path(__file__).parent.parent / "examples"
-
-
-def load(name: str) -> ModuleType:
-    """Run an example's file, as `uvicorn examples.NAME:app` does."""
-    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tests.gateway_support import load_example, records_of
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +33,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_starlette_quickstart_refuses_the_fourth_and_the_sixth() -> None:
     """Three drawings pass, the fourth within the minute is a 429; with a higher rate, the sixth of a day is a 402."""
-    example = load("quickstart_starlette")
+    example = load_example("quickstart_starlette")
     with TestClient(example.app) as client:
 
         def draw(customer: str) -> Any:
@@ -58,14 +44,12 @@ def test_starlette_quickstart_refuses_the_fourth_and_the_sixth() -> None:
         example.guard.sync.update_customer("org_3", rate_limit=100)
         assert [draw("org_3").status_code for _ in range(6)] == [200] * 5 + [402]
         assert client.post("/v1/draw", json={"prompt": "a river"}).status_code == 401
-        example.guard.sync.flush()
-        spent = [r.cost for r in example.guard.sync.records() if r.customer_identifier == "org_3"]
-        assert spent == [Decimal("0.04")] * 5
+        assert [record.cost for record in records_of(example.guard, "org_3", 5)] == [Decimal("0.04")] * 5
 
 
 def test_fastapi_quickstart_refuses_and_shows_the_standing() -> None:
     """The dependency's refusal is the response; `/me/usage` tells what was spent and counts for nothing."""
-    example = load("quickstart_fastapi")
+    example = load_example("quickstart_fastapi")
     acme, bolt = ({"authorization": f"Bearer key-of-{name}"} for name in ("acme", "bolt"))
     with TestClient(example.app) as client:
         drawn = [client.post("/draw?prompt=a+river", headers=acme) for _ in range(4)]
@@ -100,7 +84,7 @@ def guard() -> Guard:
 @pytest.fixture
 def url(provider: StandInProvider, guard: Guard) -> Iterator[str]:
     """The gateway's base URL."""
-    gateway = load("gateway")
+    gateway = load_example("gateway")
     with (
         provider.serve() as upstream,
         serve(gateway.create_app(guard, base_url=f"{upstream}/v1", api_key="of-the-gateway")) as root,
@@ -129,8 +113,7 @@ def test_gateway_serves_every_openai_call(client: openai.OpenAI, provider: Stand
         pass
     client.embeddings.create(model="text-embedding-3-small", input="Hello", extra_body=ACME)
     client.completions.create(model="gpt-3.5-turbo-instruct", prompt="Hello", extra_body=ACME)
-    guard.sync.flush()
-    records = list(guard.sync.records("acme"))
+    records = records_of(guard, "acme", 6)
     assert [record.cost for record in records] == [call.cost for call in provider.meter.calls]
     assert [record.kind for record in records] == ["usage"] * 6
     assert provider.meter.count(status=200) == 6
@@ -141,7 +124,7 @@ def test_gateway_strips_what_is_for_itself(client: openai.OpenAI, provider: Stan
     extra = {**ACME, "respan_params": {}, "keywordsai_params": {}, "customer_identifier": "acme"}
     client.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES, extra_body=extra)
     assert provider.meter.count(status=200) == 1
-    gateway = load("gateway")
+    gateway = load_example("gateway")
     assert gateway.without_customer_params({"model": "m", **extra}) == {"model": "m"}
 
 
@@ -165,8 +148,7 @@ def test_gateway_shows_usage_to_those_who_asked(client: openai.OpenAI, guard: Gu
     assert [chunk.usage is not None for chunk in chunks[-2:]] == [False, asked]
     assert all(chunk.choices for chunk in chunks[:-1])
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices).count(" ") == 31
-    guard.sync.flush()
-    (record,) = guard.sync.records("acme")
+    (record,) = records_of(guard, "acme", 1)
     assert record.usage.output_tokens == 32
 
 
@@ -197,12 +179,7 @@ def test_gateway_lets_go_of_the_provider_when_the_client_leaves(
     next(stream)
     gate.wait_for_arrival()
     stream.close()
-    records: list[UsageRecord] = []
-    until = time.monotonic() + 10
-    while not records and time.monotonic() < until:  # the gateway's server notices in its own time
-        time.sleep(0.01)
-        guard.sync.flush()
-        records = list(guard.sync.records("acme"))
+    records = records_of(guard, "acme", 1)
     assert [record.kind for record in records] == ["presumed"]
     (charged,) = provider.meter.charged
     assert not charged.completed
@@ -221,7 +198,7 @@ def test_gateway_passes_errors_on(client: openai.OpenAI, provider: StandInProvid
 
 def test_gateway_says_when_the_provider_is_away(guard: Guard) -> None:
     """Nobody listens there: 502, nothing is booked, nothing stays held."""
-    gateway = load("gateway")
+    gateway = load_example("gateway")
     with TestClient(gateway.create_app(guard, base_url="http://127.0.0.1:9/v1")) as client:
         reply = client.post("/v1/chat/completions", json={"model": "gpt-4o-mini", "messages": MESSAGES, **ACME})
         assert (reply.status_code, reply.json()["error"]["type"]) == (502, "gateway_error")
@@ -249,7 +226,7 @@ def test_gateway_refuses_the_rest(url: str, provider: StandInProvider, path: str
 
 def test_gateway_runs_without_settings() -> None:
     """`uvicorn examples.gateway:app` serves with a stand-in provider and a file in the current directory."""
-    gateway = load("gateway")
+    gateway = load_example("gateway")
     body = {"model": "gpt-4o-mini", "messages": MESSAGES, **ACME}
     assert not Path("respan_guard.db").exists()
     with TestClient(gateway.app) as client:
@@ -265,7 +242,7 @@ def test_gateway_follows_the_environment(provider: StandInProvider, monkeypatch:
     with provider.serve() as upstream:
         monkeypatch.setenv("OPENAI_BASE_URL", f"{upstream}/v1/")
         monkeypatch.setenv("OPENAI_API_KEY", "real")
-        with TestClient(load("gateway").app) as client:
+        with TestClient(load_example("gateway").app) as client:
             reply = client.post("/v1/chat/completions", json={"model": "gpt-4o-mini", "messages": MESSAGES, **ACME})
     assert reply.status_code == 200
     assert provider.meter.count(status=200) == 1

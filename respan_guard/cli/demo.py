@@ -7,7 +7,8 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -20,7 +21,7 @@ import openai
 from respan_guard.cli.output import FAILED, columns, print_table, say, usd
 from respan_guard.guard import Guard
 from respan_guard.testing.provider import MeteredCall, StandInProvider
-from respan_guard.testing.serving import serve
+from respan_guard.testing.serving import serve as serve_app
 from respan_guard.usage import UsageRecord
 
 __all__ = ["run_demo"]
@@ -73,7 +74,7 @@ def run_demo(*, serve: bool = False) -> int:
         say(f"A gateway at {url}, guarded, on SQLite; behind it a stand-in provider. Four customers call gpt-4o.")
         say("")
         for visitor in visitors:
-            _visit(visitor, f"{url}/v1")
+            _visit(visitor, f"{url}/v1", lambda: _settled(guard, len(provider.meter.charged)))
         right = _report(visitors, guard, provider)
         if serve:
             _keep_serving(url)
@@ -114,7 +115,7 @@ def _gateway_running() -> Iterator[tuple[str, Guard, StandInProvider]]:
             budget_status_code=402,
             retention=None,
         )
-        with serve(gateway.create_app(guard, base_url=f"{provider_url}/v1", api_key="demo")) as url:
+        with serve_app(gateway.create_app(guard, base_url=f"{provider_url}/v1", api_key="demo")) as url:
             yield url, guard, provider
 
 
@@ -132,8 +133,11 @@ def _example(name: str) -> ModuleType:
     raise FileNotFoundError(f"examples/{name}.py is missing from this installation")
 
 
-def _visit(visitor: Visitor, base_url: str) -> None:
-    """Call until the calls are done or refused; every other answer is streamed."""
+def _visit(visitor: Visitor, base_url: str, settle: Callable[[], object]) -> None:
+    """Call until the calls are done or refused; every other answer is streamed.
+
+    Each call waits until the one before is settled. A budget that is only held by it would be a 429, not a 402.
+    """
     with openai.OpenAI(base_url=base_url, api_key="demo", max_retries=0) as client:
         for number in range(visitor.calls):
             request: dict[str, Any] = {
@@ -156,19 +160,21 @@ def _visit(visitor: Visitor, base_url: str) -> None:
                 visitor.refusal = f"{refused.status_code} {type(refused).__name__}, code {refused.code}"
                 return
             visitor.statuses.append(_OK)
+            settle()
 
 
 def _report(visitors: list[Visitor], guard: Guard, provider: StandInProvider) -> bool:
     """Print how everyone fared, and compare the ledger with the provider's own books, call by call."""
-    guard.sync.flush()
-    records = list(guard.sync.records())
+    records = _settled(guard, len(provider.meter.charged))
     table = columns("customer", "limits in its requests", ">answered", ">streamed", ">spent (USD)", "then")
     rows = []
     for visitor in visitors:
         spent = sum((r.cost or Decimal(0) for r in records if r.customer_identifier == visitor.identifier), Decimal(0))
         answered = visitor.statuses.count(_OK)
         ending = visitor.refusal or "-"
-        rows.append((visitor.identifier, visitor.shown_limits, answered, visitor.streamed, usd(spent), ending))
+        rows.append(
+            (visitor.identifier, visitor.shown_limits, answered, visitor.streamed, usd(spent.normalize()), ending)
+        )
     print_table(table, rows, "")
     differences = _differences(records, provider.meter.charged) + [str(found) for found in guard.sync.verify()]
     booked = sum((record.cost or Decimal(0) for record in records), Decimal(0))
@@ -180,6 +186,17 @@ def _report(visitors: list[Visitor], guard: Guard, provider: StandInProvider) ->
     right = not differences and booked == provider.meter.total_cost and met == {200, 402, 429}
     say("Equal, call by call, to the last digit." if right else f"Not as it should be; statuses met: {sorted(met)}")
     return right
+
+
+def _settled(guard: Guard, count: int) -> list[UsageRecord]:
+    """All records, once there are so many: a client has its answer a moment before the gateway's request ends."""
+    patience = time.monotonic() + 5
+    while True:
+        guard.sync.flush()
+        records = list(guard.sync.records())
+        if len(records) >= count or time.monotonic() > patience:
+            return records
+        time.sleep(0.01)
 
 
 def _differences(records: list[UsageRecord], charged: list[MeteredCall]) -> list[str]:

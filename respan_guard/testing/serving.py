@@ -84,8 +84,17 @@ def abort_connection(scope: Scope) -> bool:
 
 
 def _listen(port: int) -> socket.socket:
-    listener = socket.create_server((_HOST, port), backlog=512)
-    listener.setblocking(False)
+    # asyncio turns Nagle's algorithm off only for sockets whose protocol is named; with it on, answers that are written
+    # in two parts come 40 ms late.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((_HOST, port))
+        listener.listen(512)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
     return listener
 
 
