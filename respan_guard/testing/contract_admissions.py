@@ -88,11 +88,12 @@ class AdmissionRules(BackendFixture):
         await allowed(backend, admit("b", total(10), cost=4))
 
     async def test_a_used_up_budget_refuses_who_holds_nothing(self, backend: Backend) -> None:
-        """Unless what is asked for is free."""
+        """Unless what is asked for is free: that passes whatever was spent, but not for what it holds."""
         await recorded(backend, record("e", 10))
         assert (await refused(backend, admit("a", total(10)))).reasons == ("exhausted",)
         await allowed(backend, admit("b", total(10), free=True))
-        assert (await refused(backend, admit("c", total(9), free=True))).reasons == ("exhausted",)
+        await allowed(backend, admit("c", total(9), free=True))
+        assert (await refused(backend, admit("d", total(10), free=True, cost=1))).reasons == ("exhausted",)
 
     async def test_all_limits_are_answered_together(self, backend: Backend) -> None:
         """Every limit's numbers are there, in order, and every refusing one has its reason."""
