@@ -355,14 +355,16 @@ class MemoryStore(Ledger[Account]):
         if before_day - 1 > self.pruned:
             self.pruned = before_day - 1
             self.prune_at = 0
-        gone, seq = 0, max(self.prune_at, self.log_start + self.gone)
+        newest = before_day - 1 == self.pruned  # an earlier day than before finds no place to go on from
+        gone, seq = 0, max(self.prune_at if newest else 0, self.log_start + self.gone)
         while gone < limit and seq <= min(self.seq, read_by_all):
             key = self.log[seq - self.log_start] if seq >= self.log_start else None
             if key is not None and self.entries[key].entry.day < before_day:
                 self.fold(self.entries[key])
                 gone += 1
             seq += 1
-        self.prune_at = seq
+        if newest:
+            self.prune_at = seq
         return gone
 
     def rename(self, customer: str, label: str) -> None:
