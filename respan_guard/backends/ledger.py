@@ -155,6 +155,9 @@ class Ledger(ABC, Generic[C]):
         else:
             now = self.now
         do = self._do
+        if len(ops) == 1:
+            op = ops[0]
+            return [do[op.__class__](op, now)]
         return [do[op.__class__](op, now) for op in ops]
 
     def check_range(self, ops: Sequence[Op]) -> None:

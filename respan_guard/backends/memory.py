@@ -93,7 +93,7 @@ class MemoryBackend(Backend):
             if len(ops) > 1:
                 store.check_range(ops)
             outcomes = store.run(ops, now)
-            if store.rows:
+            if store.due <= store.now:
                 store.tidy(2 + 2 * len(ops))
             return outcomes
 

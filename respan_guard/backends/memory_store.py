@@ -102,6 +102,7 @@ class MemoryStore(Ledger[Account]):
         self.max_entries = max_entries
         self.resting: dict[str, Packed] = {}
         self.rows: deque[tuple[Account, Hold]] = deque()  # holds to forget a minute after their end
+        self.due = 0  # when the first of them may be forgotten, as far as known
         self.circle: deque[str] = deque()  # customers, to look at in turn when room is needed
         self.entries: dict[tuple[str, str], StoredEntry] = {}
         self.log: list[tuple[str, str] | None] = []  # None where an entry was revised or pruned
@@ -169,6 +170,7 @@ class MemoryStore(Ledger[Account]):
             account, hold = rows[0]
             if hold.ended is not None and not (hold.cost or hold.tokens):
                 if hold.ended + REPLAY_MS > now:
+                    self.due = hold.ended + REPLAY_MS
                     return
             elif hold.expires + _KEEP_EXPIRED_MS > now:  # it lives, or shows what it never spent
                 rows.rotate(-1)
