@@ -38,7 +38,8 @@ RESPAN_PARAMS = {"customer_params", "customer_identifier", "respan_params", "key
 NOT_FORWARDED = {"host", "content-length", "authorization", "cookie", "accept-encoding", "x-data-respan-params"}
 NOT_RETURNED = {"content-length", "content-encoding", "set-cookie"}
 EVENT_ENDS = re.compile(rb"(?<=\n\n)|(?<=\n\r\n)")
-HOP_BY_HOP = {"connection", "keep-alive", "proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade"}
+HOP_BY_HOP = {"connection", "keep-alive", "proxy-authorization", "trailer", "transfer-encoding", "upgrade"}
+HOP_BY_HOP.add("te")  # codespell:ignore te
 
 
 def without_customer_params(body: Mapping[str, Any]) -> dict[str, Any]:
