@@ -155,12 +155,19 @@ class Admissions:
                     if usage is not None:
                         last.append(admission.entry(usage, "response"))
                     elif sent and call is not None and not self._off:
-                        last.append(self._presume(admission, call))
+                        last.append(self.presume(admission, call))
             except Exception:  # a fault of ours must neither reach the app nor leak the hold
                 logger.exception("the usage of a response could not be recorded")
             admission.end(*last)
 
-    def _presume(self, admission: Admission, call: Call) -> Entry:
+    def unattributed(self) -> Admission:
+        """What a call is recorded under that is nobody's: it holds nothing, and no limit applies."""
+        guard = self._guard
+        day = guard.policies.get("").policy.day_of(guard.now_ms())
+        return Admission(guard, guard.lane(), guard.ids(), Decision("", (), (), _NO_LIMITS), day=day, stored=False)
+
+    def presume(self, admission: Admission, call: Call) -> Entry:
+        """The entry of a call that was made under an admission and whose usage stayed unknown."""
         cost, usage = self._guard.estimator.presume(call, admission.unspent)
         return self._guard.recorder.presumed(
             admission.id, admission.customer_identifier, admission.day, self._guard.now_ms(), cost, usage

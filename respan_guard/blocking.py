@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextvars import Token
 from datetime import date, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from respan_guard.admission import Admission, Refusal
 from respan_guard.admitting import leave
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from respan_guard.usage import Usage, UsageRecord
 
 __all__ = ["BlockingAdmission", "BlockingGuard"]
+
+T = TypeVar("T")
 
 
 class BlockingAdmission:
@@ -94,6 +96,10 @@ class BlockingGuard:
         """Store what waits, and let go of storage; a guard that is used again opens itself again."""
         self._homes.run(self._guard.flush())
         self._homes.close_blocking()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine of the guard and block for it, from any thread; see `Homes.run`."""
+        return self._homes.run(work)
 
     def admit(self, customer_identifier: str | int, *, estimate: Decimal | Usage | None = None) -> BlockingAdmission:
         """Let a customer in, or raise; see `Guard.admit` for the errors.

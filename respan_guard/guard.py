@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from contextlib import contextmanager
 from datetime import date, datetime
 from decimal import Decimal
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from respan_guard.admission import Admission, Refusal, Renewer
 from respan_guard.admitting import Admissions, Admitting, entered
@@ -19,9 +18,7 @@ from respan_guard.context import Slot, current_slot
 from respan_guard.customer import Customer, normalise_identifier
 from respan_guard.customers import Customers
 from respan_guard.decision import Status
-from respan_guard.errors import (
-    LimitExceeded,
-)
+from respan_guard.errors import LimitExceeded
 from respan_guard.estimates import Estimator
 from respan_guard.homes import Homes
 from respan_guard.journal import Journal
@@ -39,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Guard"]
 
-logger = logging.getLogger("respan_guard")
+C = TypeVar("C")
 
 
 class Guard:
@@ -156,9 +153,7 @@ class Guard:
     def current(self) -> Admission | None:
         """The admission in force here, or None."""
         slot = current_slot.get()
-        if slot is None:
-            return None
-        if slot.customer is not None:
+        if slot is None or slot.customer is not None:
             return None
         return slot.admission or (slot.request.admission if slot.request is not None else None)
 
@@ -170,11 +165,36 @@ class Guard:
             InvalidIdentifier: It is no usable identifier.
         """
         outer = current_slot.get()
-        slot = Slot(
-            request=outer.request if outer is not None else None, customer=normalise_identifier(customer_identifier)
-        )
+        slot = Slot(request=outer and outer.request, customer=normalise_identifier(customer_identifier))
         with entered(slot):
             yield
+
+    def wrap(self, client: C, *, customer: str | int | None = None, include_usage: bool = True) -> C:
+        """The same client of `openai` or `anthropic`, guarded call by call; see `respan_guard.clients`.
+
+        Args:
+            client: `OpenAI`, `AsyncOpenAI`, `Anthropic`, `AsyncAnthropic`, or Azure's.
+            customer: Whose all its calls are; None for whoever is admitted or named where each is made.
+            include_usage: Whether chat streams are asked for usage; who did not ask for it does not see it.
+
+        Raises:
+            ConfigurationError: It is no such client.
+        """
+        from respan_guard.clients import wrap
+
+        return wrap(self, client, customer, include_usage=include_usage)
+
+    def transport(self, inner: Any = None, **options: Any) -> Any:
+        """A guarded transport around `inner`, for an HTTP client of your own; options as in `wrap`."""
+        from respan_guard.clients import make_transport
+
+        return make_transport(self, inner, sync=True, **options)
+
+    def async_transport(self, inner: Any = None, **options: Any) -> Any:
+        """What `transport` is, for event loops."""
+        from respan_guard.clients import make_transport
+
+        return make_transport(self, inner, sync=False, **options)
 
     # -- recording ---------------------------------------------------------------------------------
 

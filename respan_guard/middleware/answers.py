@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from respan_guard.errors import GuardError
@@ -12,16 +12,31 @@ __all__ = ["refusal_in", "send_http", "send_websocket"]
 
 _POLICY_VIOLATION = 1008
 _TRY_AGAIN_LATER = 1013
+_MAX_CAUSES = 8
 _MAX_REASON = 123  # bytes, RFC 6455
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 def refusal_in(error: BaseException | None) -> GuardError | None:
-    """The refusal that an error is, or that a group of one error wraps, as task groups do; else None."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error if isinstance(error, GuardError) and is_refusal(error) else None
+    """The refusal that an error is, or that a group of one error wraps, as task groups do; else None.
+
+    A refusal by a wrapped LLM client is the client's own exception, whose response carries ours, and frameworks for
+    agents raise exceptions of their own from that.
+    """
+    for _ in range(_MAX_CAUSES):
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        if isinstance(error, GuardError):
+            return error if is_refusal(error) else None
+        extensions = getattr(getattr(error, "response", None), "extensions", None)
+        refusal = extensions.get("respan_guard") if isinstance(extensions, Mapping) else None
+        if isinstance(refusal, GuardError):
+            return refusal
+        error = error.__cause__ if error is not None else None
+        if error is None or isinstance(error, GuardError):
+            return None  # an app that makes an error of its own from our exception means it
+    return None
 
 
 async def send_http(answer: RefusalAnswer, scope: MutableMapping[str, Any], send: Send) -> None:

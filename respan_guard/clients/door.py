@@ -1,0 +1,118 @@
+"""What happens before a call: whose is it, may it go on."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from respan_guard.clients.exchange import Exchange
+from respan_guard.context import Slot, current_slot
+from respan_guard.errors import ConfigurationError, GuardError, StorageUnavailable
+from respan_guard.refusal import RefusalAnswer, is_refusal, render
+
+if TYPE_CHECKING:
+    from respan_guard.guard import Guard
+    from respan_guard.providers import Call
+
+__all__ = ["Door", "RefusedCall"]
+
+logger = logging.getLogger("respan_guard")
+
+
+class RefusedCall(Exception):
+    """A call must not be made.
+
+    Attributes:
+        error: Why.
+        answer: What the client gets instead of the provider's answer.
+    """
+
+    def __init__(self, error: GuardError, answer: RefusalAnswer) -> None:
+        super().__init__(error)
+        self.error = error
+        self.answer = answer
+
+
+class Door:
+    """Lets calls of one wrapped client through, or not.
+
+    Args:
+        guard: Decides.
+        customer: Whose all calls of this client are; None for the customer in force where each is made.
+        include_usage: Whether to ask for the usage of streams that would not tell it.
+    """
+
+    def __init__(self, guard: Guard, customer: str | None, *, include_usage: bool) -> None:
+        self.guard = guard
+        self.customer = customer
+        self.include_usage = include_usage
+        self.off = guard.settings.mode == "off"
+        self._warned = False
+
+    async def open(self, call: Call) -> Exchange:
+        """Let a call through.
+
+        Raises:
+            RefusedCall: It must not be made.
+            ConfigurationError: Storage can't work as configured.
+        """
+        guard = self.guard
+        slot = current_slot.get()
+        request = slot.request if slot is not None else None
+        customer = self.customer if self.customer is not None else _in_force(slot)
+        if customer is None:
+            self._warn(call)
+            admission = guard.admissions.unattributed()
+        else:
+            try:
+                ask = guard.estimator.of_call(call)
+                requests = 0 if _is_admitted(slot, customer) else 1
+                admission = await guard.admissions.ask(customer, ask, requests=requests)
+            except ConfigurationError:
+                raise
+            except GuardError as error:
+                if not is_refusal(error):
+                    raise
+                raise self._refused(error) from error
+            except Exception as error:  # a fault of ours: the call could cost what nobody allowed
+                logger.exception("the guard failed to decide; the call is refused")
+                raise self._refused(StorageUnavailable("the guard failed to decide")) from error
+            guard.renewer.watch(admission)
+        admission.slot = request
+        return Exchange(guard, call, admission, request)
+
+    def _refused(self, error: GuardError) -> RefusedCall:
+        settings = self.guard.settings
+        answer = render(error, show_amounts=settings.show_amounts, budget_status_code=settings.budget_status_code)
+        # Clients retry a 429 and a 503 on their own, and would sleep here for as long as `Retry-After` says, with a
+        # request open. Whoever made the call decides: the header still tells when asking again makes sense.
+        if (b"x-should-retry", b"false") not in answer.headers:
+            answer.headers.append((b"x-should-retry", b"false"))
+        return RefusedCall(error, answer)
+
+    def _warn(self, call: Call) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "a call of model %r is made for no known customer: it is recorded as nobody's and no limit applies; "
+                "admit a customer, use guard.on_behalf_of(id), or guard.wrap(client, customer=id)",
+                call.model[:100],
+            )
+
+
+def _in_force(slot: Slot | None) -> str | None:
+    """The customer for whom the code here works, if it is known."""
+    if slot is None:
+        return None
+    found = slot.customer_identifier
+    return found if found is not None or slot.request is None else slot.request.customer_identifier
+
+
+def _is_admitted(slot: Slot | None, customer: str) -> bool:
+    """Whether the code here runs within an admission of that customer, which has counted against the rate."""
+    while slot is not None:
+        admission = slot.admission
+        if admission is not None and admission.customer_identifier == customer:
+            return True
+        slot = slot.request if slot.request is not slot else None
+    return False

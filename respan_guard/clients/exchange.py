@@ -1,0 +1,127 @@
+"""One call through the client door: what it holds, what its reply says, and how it ends.
+
+How calls end:
+
+- a reply with its usage: that is recorded
+- a success without usage, whether whole, broken off, closed early, left to the garbage collector or timed out, and
+  work that was cancelled while the provider may have been at it: presumed by the setting `missing_usage`
+- an answer that is no success, or a request that never left: nothing, and the hold is free again
+"""
+
+from __future__ import annotations
+
+import _thread
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from respan_guard.providers import Call, Reader, reader_for
+from respan_guard.usage import Usage
+
+if TYPE_CHECKING:
+    from respan_guard.admission import Admission
+    from respan_guard.context import Slot
+    from respan_guard.guard import Guard
+
+__all__ = ["Exchange"]
+
+logger = logging.getLogger("respan_guard")
+
+_RUNNING_COUNTS = frozenset({"anthropic", "google"})
+"""Whose streams report usage from the first event on: if one is cut off, the count so far is not the bill."""
+_NEVER_SENT = frozenset(
+    {"ConnectError", "ConnectTimeout", "LocalProtocolError", "PoolTimeout", "ProxyError", "UnsupportedProtocol"}
+    | {"WriteError", "WriteTimeout"}  # a request that is not wholly written is none
+)
+
+
+class Exchange:
+    """One call on its way.
+
+    Args:
+        guard: Whose call it is.
+        call: What is asked for.
+        admission: Its own; it ends with the call.
+        request: The slot of the request that it is made in, if any.
+    """
+
+    __slots__ = ("_admission", "_call", "_done", "_guard", "_reader", "_request", "_started", "_status")
+
+    def __init__(self, guard: Guard, call: Call, admission: Admission, request: Slot | None) -> None:
+        self._guard = guard
+        self._call = call
+        self._admission = admission
+        self._request = request
+        self._reader: Reader | None = None
+        self._status = 0
+        self._done = False
+        self._started = guard.clock.monotonic()
+
+    def answered(self, status: int, headers: Mapping[str, str]) -> Callable[[bytes], None] | None:
+        """The provider answers.
+
+        Returns:
+            What takes the bytes of the body as they pass; None if they tell nothing.
+        """
+        self._status = status
+        if 200 <= status < 300:
+            self._reader = reader_for(headers.get("content-type", ""), headers.get("content-encoding"))
+        return None if self._reader is None else self._reader.feed
+
+    def failed(self, error: BaseException, *, sent: bool) -> None:
+        """There was no answer.
+
+        Args:
+            error: Why.
+            sent: Whether the request may have left.
+        """
+        if sent and not any(kind.__name__ in _NEVER_SENT for kind in type(error).__mro__):
+            self._status = 200
+        self.finish()
+
+    def finish(self) -> None:
+        """End the call, exactly once; from any thread. Waits for nothing and never fails."""
+        if self._done:
+            return
+        self._done = True
+        admission = self._admission
+        try:
+            usage = self._usage()
+            if usage is not None:
+                admission.end(admission.entry(usage, "client"))
+            elif 200 <= self._status < 300:
+                if self._request is not None:
+                    self._request.recorded = True
+                admission.end(self._guard.admissions.presume(admission, self._call))
+        except Exception:  # a fault of ours must neither reach the app nor leak the hold
+            logger.exception("the usage of a call could not be recorded")
+        finally:
+            admission.end()
+
+    def abandoned(self) -> None:
+        """Nobody will read the rest: the response is being collected as garbage.
+
+        That happens anywhere, within a storage backend's lock too, so it is another thread that ends the call.
+        """
+        if self._done:
+            return
+        try:
+            _thread.start_new_thread(self.finish, ())
+        except RuntimeError:  # the interpreter is exiting
+            self.finish()
+
+    def _usage(self) -> Usage | None:
+        reader, call = self._reader, self._call
+        if reader is None:
+            return None
+        reader.close()
+        usage = reader.usage()
+        if usage is None or (not reader.finished and call.provider in _RUNNING_COUNTS):
+            return None
+        usage.model = call.model or usage.model
+        if call.provider == "azure":
+            usage.provider = call.provider
+        usage.provider = usage.provider or call.provider
+        usage.service_tier = usage.service_tier or call.service_tier
+        usage.latency_ms = round((self._guard.clock.monotonic() - self._started) * 1000)
+        return usage

@@ -1,0 +1,64 @@
+"""Hiding the usage that a stream's caller did not ask for."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+__all__ = ["UsageFilter"]
+
+_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+_MAYBE = re.compile(rb'"choices"\s*:\s*\[\s*\]')
+_MOST = 65_536
+
+
+class UsageFilter:
+    """Takes the last chunk, which holds usage and no choices, out of a stream of chat completions.
+
+    An event that is not complete yet is kept back until it is, which no reader of events can tell; nothing else is.
+    """
+
+    __slots__ = ("_part",)
+
+    def __init__(self) -> None:
+        self._part = b""
+
+    @staticmethod
+    def fits(headers: Mapping[str, str]) -> bool:
+        """Whether a response is a stream that can be edited."""
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        return kind == "text/event-stream" and headers.get("content-encoding", "identity") == "identity"
+
+    def passed(self, data: bytes) -> bytes:
+        """Take the next bytes; what of them and of those before goes on."""
+        data = self._part + data
+        kept: list[bytes] = []
+        at = 0
+        for end in _END.finditer(data):
+            event = data[at : end.end()]
+            at = end.end()
+            if not _is_extra(event):
+                kept.append(event)
+        self._part = data[at:]
+        if len(self._part) > _MOST:  # no chunk of usage is that long
+            kept.append(self._part)
+            self._part = b""
+        return b"".join(kept)
+
+    def rest(self) -> bytes:
+        """What is left when the stream is over."""
+        rest, self._part = self._part, b""
+        return b"" if _is_extra(rest) else rest
+
+
+def _is_extra(event: bytes) -> bool:
+    if _MAYBE.search(event) is None:
+        return False
+    lines = event.splitlines()
+    data = b"\n".join(line[5:] for line in lines if line.startswith(b"data:"))
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(body, dict) and body.get("choices") == [] and isinstance(body.get("usage"), dict)

@@ -1,0 +1,302 @@
+"""The door as a transport of httpx2 or httpx, whichever the client stands on."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import TracebackType
+from typing import Any, Self
+
+from respan_guard.clients.door import Door, RefusedCall
+from respan_guard.clients.exchange import Exchange
+from respan_guard.clients.requests import Outgoing, is_form_call, read_form, read_json
+from respan_guard.clients.streams import UsageFilter
+
+__all__ = ["AsyncTransport", "Kinds", "Transport", "kinds_of"]
+
+logger = logging.getLogger("respan_guard")
+
+_TAKES_BODY = ("HTTPTransport", "AsyncHTTPTransport")
+"""Transports that ask for a request's body once there is a connection to send it on."""
+
+
+class Body:
+    """A request's body that tells whether it was asked for."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.taken = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        self.taken = True
+        return iter(self.stream)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        self.taken = True
+        found: AsyncIterator[bytes] = self.stream.__aiter__()
+        return found
+
+
+class Watched:
+    """A response's body that is read as it passes by.
+
+    Args:
+        stream: The body.
+        exchange: The call that it answers.
+        feed: Takes what passes.
+        hide: Takes out what the caller did not ask for.
+    """
+
+    def __init__(
+        self, stream: Any, exchange: Exchange, feed: Callable[[bytes], None] | None, hide: UsageFilter | None
+    ) -> None:
+        self.stream = stream
+        self.exchange = exchange
+        self.feed = feed
+        self.hide = hide
+
+    def passed(self, chunk: bytes) -> bytes:
+        """Look at a chunk; what of it goes on."""
+        if self.feed is not None:
+            try:
+                self.feed(chunk)
+            except Exception:  # a fault of ours must not touch the response
+                self.feed = None
+                logger.exception("the usage of a reply could not be read; the reply itself is untouched")
+        return chunk if self.hide is None else self.hide.passed(chunk)
+
+    def rest(self) -> bytes:
+        """What is left at the end."""
+        return b"" if self.hide is None else self.hide.rest()
+
+    def __del__(self) -> None:
+        self.exchange.abandoned()
+
+
+class WatchedStream(Watched):
+    """For clients that block."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            for chunk in self.stream:
+                if chunk := self.passed(chunk):
+                    yield chunk
+            if chunk := self.rest():
+                yield chunk
+        finally:
+            self.exchange.finish()
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        try:
+            self.stream.close()
+        finally:
+            self.exchange.finish()
+
+
+class WatchedAsyncStream(Watched):
+    """For clients on an event loop."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self.stream:
+                if chunk := self.passed(chunk):
+                    yield chunk
+            if chunk := self.rest():
+                yield chunk
+        finally:
+            self.exchange.finish()
+
+    async def aclose(self) -> None:
+        """Let go of the connection."""
+        try:
+            await self.stream.aclose()
+        finally:
+            self.exchange.finish()
+
+
+class Passage:
+    """What both kinds of transport share.
+
+    Attributes:
+        door: Decides.
+        inner: Sends.
+        kinds: The classes of the library they are made of.
+    """
+
+    kinds: Kinds
+
+    def __init__(self, door: Door, inner: Any) -> None:
+        self.door = door
+        self.inner = inner
+        self._takes_body = type(inner).__name__ in _TAKES_BODY
+
+    def read(self, request: Any) -> Outgoing | None:
+        """The LLM call that a request asks for, if it does."""
+        path = request.url.path
+        if _is_form(request):
+            return read_form(path, request.content)
+        try:
+            content = request.content
+        except Exception:  # one that is made while it is sent, or was passed on by a redirect
+            if type(request.stream).__name__ != "ByteStream":
+                return None
+            content = b"".join(request.stream)
+        return read_json(path, content, include_usage=self.door.include_usage)
+
+    def changed(self, request: Any, outgoing: Outgoing) -> Any:
+        """The request to send, asking for a stream's usage if need be."""
+        if outgoing.content is None:
+            return request
+        dropped = (b"content-length", b"transfer-encoding", b"accept-encoding")
+        headers = [(name, value) for name, value in request.headers.raw if name.lower() not in dropped]
+        headers.append((b"accept-encoding", b"identity"))  # what is compressed can't be edited as it passes
+        return type(request)(
+            request.method, request.url, headers=headers, content=outgoing.content, extensions=request.extensions
+        )
+
+    def refusal(self, refused: RefusedCall, request: Any) -> Any:
+        """The answer to a call that must not be made; the client makes its own exception of it."""
+        answer = refused.answer
+        return self.kinds.response(
+            answer.status,
+            headers=answer.headers,
+            content=answer.body,
+            request=request,
+            extensions={"respan_guard": refused.error},
+        )
+
+    def watched(self, response: Any, exchange: Exchange, outgoing: Outgoing, kind: type) -> Any:
+        """The response, read as it passes."""
+        feed = exchange.answered(response.status_code, response.headers)
+        hide = UsageFilter() if outgoing.content is not None and UsageFilter.fits(response.headers) else None
+        response.stream = kind(response.stream, exchange, feed, hide)
+        return response
+
+    def failed(self, exchange: Exchange, error: BaseException, body: Body) -> None:
+        """There was no response."""
+        exchange.failed(error, sent=body.taken or not self._takes_body)
+
+
+class Transport(Passage):
+    """Guards the calls that go through another transport."""
+
+    def handle_request(self, request: Any) -> Any:
+        """Send a request; an LLM call only if it may be made."""
+        door = self.door
+        if door.off or request.method != "POST":
+            return self.inner.handle_request(request)
+        if _is_form(request):
+            request.read()
+        outgoing = self.read(request)
+        if outgoing is None:
+            return self.inner.handle_request(request)
+        try:
+            exchange = door.guard.sync.run(door.open(outgoing.call))
+        except RefusedCall as refused:
+            return self.refusal(refused, request)
+        request = self.changed(request, outgoing)
+        stream = request.stream
+        body = request.stream = self.kinds.body(stream)
+        try:
+            response = self.inner.handle_request(request)
+            return self.watched(response, exchange, outgoing, self.kinds.stream)
+        except BaseException as error:
+            self.failed(exchange, error, body)
+            raise
+        finally:
+            request.stream = stream
+
+    def close(self) -> None:
+        """Close the transport behind."""
+        self.inner.close()
+
+    def __enter__(self) -> Self:
+        self.inner.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        self.inner.__exit__(exc_type, exc_value, traceback)
+
+
+class AsyncTransport(Passage):
+    """Guards the calls that go through another transport."""
+
+    async def handle_async_request(self, request: Any) -> Any:
+        """Send a request; an LLM call only if it may be made."""
+        door = self.door
+        if door.off or request.method != "POST":
+            return await self.inner.handle_async_request(request)
+        if _is_form(request):
+            await request.aread()
+        outgoing = self.read(request)
+        if outgoing is None:
+            return await self.inner.handle_async_request(request)
+        try:
+            exchange = await door.open(outgoing.call)
+        except RefusedCall as refused:
+            return self.refusal(refused, request)
+        request = self.changed(request, outgoing)
+        stream = request.stream
+        body = request.stream = self.kinds.body(stream)
+        try:
+            response = await self.inner.handle_async_request(request)
+            return self.watched(response, exchange, outgoing, self.kinds.async_stream)
+        except BaseException as error:
+            self.failed(exchange, error, body)
+            raise
+        finally:
+            request.stream = stream
+
+    async def aclose(self) -> None:
+        """Close the transport behind."""
+        await self.inner.aclose()
+
+    async def __aenter__(self) -> Self:
+        await self.inner.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        await self.inner.__aexit__(exc_type, exc_value, traceback)
+
+
+class Kinds:
+    """The classes above, as one HTTP library's own.
+
+    Args:
+        library: "httpx2" or "httpx".
+    """
+
+    def __init__(self, library: str) -> None:
+        http: Any = importlib.import_module(library)
+        self.response: Any = http.Response
+        self.body: Any = type("Body", (Body, http.SyncByteStream, http.AsyncByteStream), {})
+        self.stream: Any = type("WatchedStream", (WatchedStream, http.SyncByteStream), {})
+        self.async_stream: Any = type("WatchedAsyncStream", (WatchedAsyncStream, http.AsyncByteStream), {})
+        members = {"kinds": self}
+        self.transport: Any = type("GuardedTransport", (Transport, http.BaseTransport), members)
+        self.async_transport: Any = type("GuardedAsyncTransport", (AsyncTransport, http.AsyncBaseTransport), members)
+        self.sync_client: type = http.Client
+        self.base: type = http.BaseTransport
+        self.async_base: type = http.AsyncBaseTransport
+        self.default: Any = http.HTTPTransport
+        self.async_default: Any = http.AsyncHTTPTransport
+
+
+kinds_of = functools.cache(Kinds)
+
+
+def _is_form(request: Any) -> bool:
+    return is_form_call(request.url.path, request.headers.get("content-type", ""))
