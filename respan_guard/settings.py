@@ -76,7 +76,6 @@ class GuardOptions(TypedDict, total=False):
     show_amounts: bool
     unknown_customers: Literal["admit", "refuse"]
     trust_customer_params: bool
-    store_content: bool
     missing_usage: Literal["hold", "estimate", "flag"]
     journal_dir: str | Path | None
     max_cached_customers: int
@@ -171,7 +170,6 @@ class Settings(BaseSettings):
         show_amounts: Whether refusals and headers say amounts of money.
         unknown_customers: Whether customers that were never put are admitted.
         trust_customer_params: Whether limits in a request's `customer_params` are obeyed.
-        store_content: Whether prompts and completions are kept.
         missing_usage: What a call whose reply has no usage is booked as: its "hold", an "estimate", or none ("flag").
         journal_dir: Where records wait that storage can't take; None for beside the store.
         max_cached_customers: How many customers' limits are kept in memory.
@@ -220,7 +218,6 @@ class Settings(BaseSettings):
     show_amounts: bool = Field(False, description="true or false")
     unknown_customers: Literal["admit", "refuse"] = Field("admit", description='"admit" or "refuse"')
     trust_customer_params: bool = Field(False, description="true or false")
-    store_content: bool = Field(False, description="true or false")
     missing_usage: Literal["hold", "estimate", "flag"] = Field("hold", description='"hold", "estimate" or "flag"')
     journal_dir: Path | None = Field(None, description="the path of a directory")
     max_cached_customers: _Count = Field(10_000, ge=1, le=100_000_000, description="a number from 1")
