@@ -57,9 +57,7 @@ def one_round(url: str, customer: str) -> tuple[int, Decimal, int]:
     asyncio.run(prepare(url, customer))
     context = multiprocessing.get_context("spawn")
     barrier, admitted = context.Barrier(PROCESSES), context.Queue()
-    processes = [
-        context.Process(target=worker, args=(url, customer, barrier, admitted)) for _ in range(PROCESSES)
-    ]
+    processes = [context.Process(target=worker, args=(url, customer, barrier, admitted)) for _ in range(PROCESSES)]
     for process in processes:
         process.start()
     count = sum(admitted.get(timeout=120) for _ in processes)
