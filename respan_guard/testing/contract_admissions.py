@@ -149,7 +149,8 @@ class AdmissionRules(BackendFixture):
         """Up to that, the first answer; from then on the id is new."""
         first = await allowed(backend, admit("a", rate(9)))
         await one(backend, Release("ann", "a"), NOW + 1000)
-        assert await one(backend, admit("a", rate(9)), NOW + 1000 + REPLAY_MS - 1) == first
+        for _ in range(3):
+            assert await one(backend, admit("a", rate(9)), NOW + 1000 + REPLAY_MS - 1) == first
         later = await allowed(backend, admit("a", rate(9)), NOW + 1000 + REPLAY_MS)
         assert later != first
         assert len(await backend.holds("ann", now=NOW + 1000 + REPLAY_MS)) == 1

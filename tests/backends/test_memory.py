@@ -45,7 +45,7 @@ def test_an_idle_customer_takes_at_most_600_bytes() -> None:
 async def test_a_customer_at_rest_is_as_it_was() -> None:
     """Rates, sums, params and times are the same before it rests, while it does, and when it is back."""
     backend = MemoryBackend()
-    limits = (rate(60, 3_600_000), budget(10**9), total(10**9))
+    limits = (rate(60, 3_600_000), rate(60), budget(10**9), total(10**9))
     await backend.put("ann", {"name": "Ann"}, now=NOW)
     row = await backend.get("ann")
     assert row is not None
@@ -61,7 +61,7 @@ async def test_a_customer_at_rest_is_as_it_was() -> None:
     assert await dump(backend, later, *limits) == before
     assert [row.customer for row in await backend.customers(CustomerQuery(search="ann"))] == ["ann"]
     assert isinstance(backend.apply_now([admit("b", *limits, revision=row.revision)], later)[0], Allowed)
-    assert (await backend.standing("ann", limits, now=later)).used == (4, 21, 21)
+    assert (await backend.standing("ann", limits, now=later)).used == (4, 3, 21, 21)
 
 
 def test_holds_are_forgotten_a_minute_after_their_end() -> None:
