@@ -38,7 +38,7 @@ def test_upper_bound_holds_never_overspend(amount: int, steps: list[tuple[int, i
 
 @given(amount=st.integers(1, 9), gaps=st.lists(st.integers(0, 130), min_size=1, max_size=120))
 def test_a_rate_is_exact_from_idle_and_never_doubled(amount: int, gaps: list[int]) -> None:
-    """From idle exactly N in the first window; in any window's length, however it is placed, at most 2 N (one per window reaches that)."""
+    """From idle exactly N in the first window; at most 2 N in any stretch of its length."""
     backend, now, hits = MemoryBackend(), NOW, list[int]()
     limit = rate(amount, 100)
     for number, gap in enumerate([0, *gaps]):
