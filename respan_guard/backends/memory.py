@@ -31,7 +31,7 @@ from respan_guard.backends.base import (
     UsageQuery,
     UsageRow,
 )
-from respan_guard.backends.ledger import EVER
+from respan_guard.backends.cells import EVER
 from respan_guard.backends.memory_store import Account, MemoryStore
 from respan_guard.errors import ConfigurationError
 
