@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import threading
 from typing import TYPE_CHECKING
 
 from respan_guard.backends.base import Record, Release, Renew
 from respan_guard.clock import Clock
 
 if TYPE_CHECKING:
-    from respan_guard.backends.base import Entry
+    from respan_guard.backends.base import Entry, Op
     from respan_guard.context import Slot
     from respan_guard.decision import Decision
     from respan_guard.guard import Guard
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from respan_guard.usage import Usage
 
 __all__ = ["Admission", "Refusal", "Renewer"]
+
+_claiming = threading.Lock()
 
 
 class Admission:
@@ -31,9 +35,11 @@ class Admission:
     """
 
     __slots__ = (
-        "_count",
+        "_claimed",
+        "_claims",
         "_guard",
         "_lane",
+        "_numbers",
         "_spent",
         "_stored",
         "customer_identifier",
@@ -66,8 +72,10 @@ class Admission:
         self._guard = guard
         self._lane = lane  # None: nothing is stored (mode "off")
         self._stored = stored  # False: let in against storage's word, or without it; there is no hold
-        self._count = 0
+        self._numbers = itertools.count()  # threads may record at the same time
         self._spent = 0
+        self._claims = 0
+        self._claimed = 0
 
     async def record(self, usage: Usage) -> None:
         """Charge a call to this admission. It is safe once this returns, and stays so if the process dies.
@@ -76,40 +84,80 @@ class Admission:
             StorageUnavailable: Neither storage nor the journal took it at once; it is still tried.
         """
         if self._lane is not None:
-            await self._lane.record(self.entry(usage, "manual"))
+            # By the lane of whoever waits, who may be on another loop: it is stored before a release can be sent.
+            await self._guard.lane().record(self.entry(usage, "manual"))
 
-    def record_soon(self, usage: Usage, source: str = "manual") -> None:
-        """Charge a call to this admission without waiting, from any thread."""
+    def record_soon(self, usage: Usage, source: str = "manual", *, entry_id: str | None = None) -> None:
+        """Charge a call to this admission without waiting, from any thread; the release travels behind it."""
         if self._lane is not None:
-            self._lane.post(Record(self.entry(usage, source)))
+            self._lane.post(Record(self.entry(usage, source, entry_id=entry_id)))
 
     async def release(self) -> None:
         """End the admission. What it held and did not spend is free again; what was recorded stays."""
         self.end()
 
     def end(self, *last: Entry) -> None:
-        """End the admission by an append to the inbox; `last` is booked before. Never waits, never fails."""
+        """End the admission by an append to the inbox; `last` is booked before. Never waits, never fails.
+
+        What is claimed of its hold stays held until it is settled.
+        """
         if self.ended:
             return
         self.ended = True
+        self._post(last)
+
+    def claim(self, cost: int) -> int:
+        """Take up to `cost` (nano-USD) of what the hold still has, for one call made under it; see `settle`."""
+        with _claiming:
+            amount = 0 if self.ended else max(0, min(cost, self.unspent - self._claimed))
+            if amount:
+                self._claims += 1
+                self._claimed += amount
+            return amount
+
+    def settle(self, amount: int, *last: Entry, beside: Admission | None = None) -> None:
+        """Book what a call cost that claimed `amount`, and end the admission that held the rest. As `end` does."""
+        with _claiming:
+            self._claims -= 1
+            self._claimed -= amount
+        self._post(last, beside)
+
+    def _post(self, last: tuple[Entry, ...], beside: Admission | None = None) -> None:
+        if self._lane is None:
+            return
+        ops: list[Op] = [Record(entry) for entry in last]
+        if beside is not None:
+            beside.ended = True
+        for admission in (beside, self):
+            if admission is not None and admission.ended and not admission._claims:
+                self._guard.renewer.unwatch(admission)
+                ops.append(Release(self.customer_identifier, admission.id))
+        if ops:
+            self._lane.post(*ops)
+
+    def watch(self) -> None:
+        """Have the hold renewed until the admission ends."""
+        self._guard.renewer.watch(self)
+
+    def book(self, *entries: Entry) -> None:
+        """Book entries without waiting; also of an admission that has ended."""
         if self._lane is not None:
-            self._guard.renewer.unwatch(self)
-            self._lane.post(*[Record(entry) for entry in last], Release(self.customer_identifier, self.id))
+            self._lane.post(*[Record(entry) for entry in entries])
 
     def renew(self, ttl_ms: int) -> None:
         """Let the hold live for `ttl_ms` more."""
         if self._lane is not None and not self.ended:
             self._lane.post(Renew(self.customer_identifier, self.id, ttl_ms))
 
-    def entry(self, usage: Usage, source: str) -> Entry:
+    def entry(self, usage: Usage, source: str, *, entry_id: str | None = None) -> Entry:
         """The ledger's entry for a call made under this admission."""
-        number, self._count = self._count, self._count + 1
         entry = self._guard.make_entry(
             usage,
             self.customer_identifier,
             source=source,
             admission=self.id if self._stored else None,
-            number=number,
+            number=f"{self._guard.fork_mark}{next(self._numbers)}",
+            entry_id=entry_id,
             held_day=self.day if self.held else None,
         )
         self._spent += entry.cost or 0
@@ -167,8 +215,11 @@ class Renewer:
     def watch(self, admission: Admission) -> None:
         """Renew the admission's hold until it ends."""
         self._live[admission.id] = admission
+        if admission.ended:  # by another thread, just now
+            self._live.pop(admission.id, None)
+            return
         loop = self._loop
-        if loop is not None and not loop.is_closed():
+        if loop is not None and loop.is_running():
             return
         try:
             self._loop = loop = asyncio.get_running_loop()
@@ -177,7 +228,7 @@ class Renewer:
             if self._clock.monotonic() >= self._due:
                 self._renew()
         else:
-            loop.call_later(self._every, self._tick)
+            loop.call_later(self._every, self._tick, loop)
 
     def unwatch(self, admission: Admission) -> None:
         """Forget an admission that ended."""
@@ -188,11 +239,13 @@ class Renewer:
         self._live = {}
         self._loop = None
 
-    def _tick(self) -> None:
-        loop, self._loop = self._loop, None
-        if self._live and loop is not None:
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop is not loop:  # it had stopped, and another one took over
+            return
+        self._loop = None
+        if self._live:
             self._loop = loop
-            loop.call_later(self._every, self._tick)
+            loop.call_later(self._every, self._tick, loop)
             self._renew()  # of those that just came too: it is one op each, and rare
 
     def _renew(self) -> None:

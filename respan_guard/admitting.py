@@ -38,6 +38,7 @@ __all__ = ["Admissions", "Admitting", "entered", "leave"]
 logger = logging.getLogger("respan_guard")
 _ERRORS = {"blocked": CustomerBlocked, "rate": RateLimitExceeded}
 _TRIES = 4
+_MANY = 64
 _NO_LIMITS = Allowed(now=0)
 
 
@@ -87,8 +88,10 @@ class Admissions:
                     )
                 )
             except BackendError as error:
-                if terms.limits and not self._shadow:
-                    raise error if isinstance(error, StorageUnavailable) else StorageUnavailable(str(error)) from error
+                # A customer that this process hasn't met may have limits of its own, where any have.
+                limited = terms.limits or (not known.revision and guard.policies.any_own)
+                if limited and not self._shadow:
+                    raise unavailable(error) from error
                 # No limit to enforce: the work goes on, and what it records waits in inbox or journal.
                 decision = Decision(customer, (), (), _NO_LIMITS, requests)
                 return Admission(guard, lane, op_id, decision, day=terms.day, stored=False)
@@ -96,6 +99,8 @@ class Admissions:
                 guard.follow(outcome.now)
                 now = outcome.now
                 known = guard.policies.learn(customer, outcome.revision, outcome.params)
+                if self._known_only and not known.revision:
+                    raise _unknown(customer)  # it was deleted
                 continue
             assert isinstance(outcome, (Allowed, Refused))
             decision = Decision(customer, terms.limits, terms.resets, outcome, requests)
@@ -109,9 +114,12 @@ class Admissions:
         raise StorageUnavailable("the customer's limits kept changing while they were checked")
 
     async def _look_up(self, lane: Lane, customer: str) -> KnownPolicy:
-        row = await lane.call(lambda backend: backend.get(customer))
+        try:
+            row = await lane.call(lambda backend: backend.get(customer), self._guard.storage_timeout)
+        except BackendError as error:
+            raise unavailable(error) from error
         if row is None or row.params is None:
-            raise CustomerUnknown(f"customer {customer!r} is not known; put it first, or set unknown_customers='admit'")
+            raise _unknown(customer)
         return self._guard.policies.learn(customer, row.revision, row.params)
 
     async def request(
@@ -127,14 +135,28 @@ class Admissions:
         """
         if isinstance(customer, Customer):
             identifier = customer.customer_identifier
-            await self._guard.merge_params(identifier, customer.to_params(), trusted=True)
+            await self._merge(identifier, customer.to_params(), trusted=True)
         else:
             identifier = normalise_identifier(customer)
-            if params and not self._off:
-                await self._guard.merge_params(identifier, params, trusted=self._trusted)
+            if params:
+                await self._merge(identifier, params, trusted=self._trusted)
         admission = await self.ask(identifier, self._guard.estimator.of_call(call))
         self.bind(slot, admission)
         return admission
+
+    async def _merge(self, identifier: str, params: Mapping[str, Any], *, trusted: bool) -> None:
+        """Merge what came with a request; a client's word neither makes a customer known nor decides on an outage."""
+        if self._off:
+            return
+        guard = self._guard
+        if self._known_only and not trusted and not guard.policies.get(identifier).revision:
+            await self._look_up(guard.lane(), identifier)
+        try:
+            await guard.merge_params(identifier, params, trusted=trusted)
+        except BackendError as error:
+            if trusted:
+                raise unavailable(error) from error
+            logger.info("a name that came with a request was not stored: %s", error)
 
     def end(self, slot: Slot, usage: Usage | None = None, call: Call | None = None, *, sent: bool = False) -> None:
         """End a request: book what its response said, and end its admissions. Never waits, never raises.
@@ -146,19 +168,23 @@ class Admissions:
             sent: Whether that call was made: without any usage it is then presumed by `missing_usage`.
         """
         slot.ended = True
+        charged = slot.admission or slot.bound  # the app may have ended the one that was bound last
         for admission in slot.admissions:
-            if admission.ended:
+            if admission.ended and admission is not charged:
                 continue
             last: list[Entry] = []
             try:
-                if admission is slot.bound and not slot.recorded:
+                if admission is charged and not slot.recorded:
                     if usage is not None:
                         last.append(admission.entry(usage, "response"))
                     elif sent and call is not None and not self._off:
                         last.append(self.presume(admission, call))
             except Exception:  # a fault of ours must neither reach the app nor leak the hold
                 logger.exception("the usage of a response could not be recorded")
-            admission.end(*last)
+            if not admission.ended:
+                admission.end(*last)
+            elif last:
+                admission.book(*last)
 
     def unattributed(self) -> Admission:
         """What a call is recorded under that is nobody's: it holds nothing, and no limit applies."""
@@ -166,11 +192,24 @@ class Admissions:
         day = guard.policies.get("").policy.day_of(guard.now_ms())
         return Admission(guard, guard.lane(), guard.ids(), Decision("", (), (), _NO_LIMITS), day=day, stored=False)
 
-    def presume(self, admission: Admission, call: Call) -> Entry:
-        """The entry of a call that was made under an admission and whose usage stayed unknown."""
-        cost, usage = self._guard.estimator.presume(call, admission.unspent)
+    def presume(self, admission: Admission, call: Call, claimed: int | None = None) -> Entry:
+        """The entry of a call that was made under an admission and whose usage stayed unknown.
+
+        Args:
+            admission: Under which it was made.
+            call: What was asked for.
+            claimed: What it claimed of the admission's hold, nano-USD, where that is not the call's alone.
+        """
+        unspent = admission.unspent if claimed is None else claimed
+        cost, usage = self._guard.estimator.presume(call, unspent)
         return self._guard.recorder.presumed(
-            admission.id, admission.customer_identifier, admission.day, self._guard.now_ms(), cost, usage
+            admission.id if claimed is None else f"{admission.id}:{self._guard.ids()}",
+            admission.id,
+            admission.customer_identifier,
+            admission.day,
+            self._guard.now_ms(),
+            cost,
+            usage,
         )
 
     def bind(self, slot: Slot, admission: Admission) -> None:
@@ -182,6 +221,15 @@ class Admissions:
             admission.end()
         elif admission.id:
             self._guard.renewer.watch(admission)
+
+
+def unavailable(error: BackendError) -> StorageUnavailable:
+    """What a request is told, whatever is wrong with storage."""
+    return error if isinstance(error, StorageUnavailable) else StorageUnavailable(str(error))
+
+
+def _unknown(customer: str) -> CustomerUnknown:
+    return CustomerUnknown(f"customer {customer!r} is not known; put it first, or set unknown_customers='admit'")
 
 
 @contextmanager
@@ -247,6 +295,8 @@ class Admitting:
         slot.admissions.append(admission)
         admission.slot = request
         if request is not None:
+            if len(request.admissions) >= _MANY:  # a WebSocket that admits each of its messages
+                request.admissions[:] = [one for one in request.admissions if not one.ended or one is request.bound]
             request.admissions.append(admission)  # seen by code in other copies of the context, ends with the request
         if admission.id:
             self._guard.renewer.watch(admission)

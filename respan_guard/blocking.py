@@ -65,6 +65,9 @@ class BlockingAdmission:
         outer = current_slot.get()
         slot = Slot(request=outer.request if outer is not None else None)
         slot.admissions.append(self.admission)
+        if self.admission.id:
+            # Only now: what nobody ends must expire. On the guard's loop, since there may be none here.
+            self._homes.call_soon(self.admission.watch)
         self._token = current_slot.set(slot)
         return self
 
@@ -94,6 +97,7 @@ class BlockingGuard:
 
     def close(self) -> None:
         """Store what waits, and let go of storage; a guard that is used again opens itself again."""
+        self._homes.check_waiting("await guard.aclose()")
         self._homes.run(self._guard.flush())
         self._homes.close_blocking()
 
@@ -111,8 +115,6 @@ class BlockingGuard:
         outer = current_slot.get()
         if outer is not None and outer.request is not None:
             self._guard.admissions.bind(outer.request, admission)
-        elif admission.id:
-            self._guard.renewer.watch(admission)
         return BlockingAdmission(admission, self._homes)
 
     def try_admit(
@@ -132,6 +134,7 @@ class BlockingGuard:
 
     def flush(self) -> None:
         """See `Guard.flush`."""
+        self._homes.check_waiting("await guard.flush()")
         self._homes.run(self._guard.flush())
 
     def put_customer(self, customer: Customer, *, actor: str = "") -> Customer:

@@ -52,6 +52,20 @@ class Slot:
         return live[-1]
 
     @property
+    def in_force(self) -> Admission | None:
+        """The admission of this slot, or else of the request around it.
+
+        Work that outlives an admission within a request does not fall to the request's customer, if that is another.
+        """
+        own = self.admission
+        if own is not None or self.request is None or self.request is self:
+            return own
+        outer = self.request.admission
+        if outer is None or not self.admissions:
+            return outer
+        return outer if outer.customer_identifier == self.admissions[-1].customer_identifier else None
+
+    @property
     def customer_identifier(self) -> str | None:
         """For whom code inside works, or None."""
         admission = self.admission

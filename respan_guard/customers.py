@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Customers"]
 
 _TRIES = 8
+_PATIENCE = 10.0  # seconds, of people who change things by hand; requests have the setting `storage_timeout`
 _IDENTITY_FIELDS = ("name", "email")
 
 
@@ -87,6 +88,7 @@ class Customers:
                 stored, given if trusted else {n: v for n, v in given.items() if n not in stored}, today
             ),
             "request",
+            self._guard.storage_timeout,
         )
 
     async def delete(self, customer_identifier: str | int, *, actor: str = "") -> bool:
@@ -130,22 +132,26 @@ class Customers:
         audit = AuditRow(now, identifier, "adjust", actor, None, after)
         await guard.lane().call(lambda backend: backend.add_audit(audit))
 
-    async def _row(self, identifier: str) -> CustomerRow | None:
-        return await self._guard.lane().call(lambda backend: backend.get(identifier))
+    async def _row(self, identifier: str, patience: float = _PATIENCE) -> CustomerRow | None:
+        return await self._guard.lane().call(lambda backend: backend.get(identifier), patience)
 
     async def _change(
-        self, identifier: str, change: Callable[[Mapping[str, Any], date], Mapping[str, Any]], actor: str
+        self,
+        identifier: str,
+        change: Callable[[Mapping[str, Any], date], Mapping[str, Any]],
+        actor: str,
+        patience: float = _PATIENCE,
     ) -> Customer:
         """Read, change, and write if nobody else wrote in between."""
         guard = self._guard
-        row = await self._row(identifier)
+        row = await self._row(identifier, patience)
         revision, stored = ("", None) if row is None else (row.revision, row.params)
         for _ in range(_TRIES):
             known = guard.policies.learn(identifier, revision, stored)
             now = guard.now_ms()
             params = change(stored or {}, date.fromordinal(known.policy.day_of(now)))
             customer = Customer.from_params(identifier, params)
-            written = await self._write(identifier, params, revision, actor, now)
+            written = await self._write(identifier, params, revision, actor, now, patience)
             if not isinstance(written, Conflict):
                 guard.policies.learn(identifier, written.revision, params)
                 return customer
@@ -153,8 +159,8 @@ class Customers:
         raise RevisionConflict(f"customer {identifier!r} is changed by others all the time; try again")
 
     async def _write(
-        self, identifier: str, params: Mapping[str, Any], revision: str, actor: str, now: int
+        self, identifier: str, params: Mapping[str, Any], revision: str, actor: str, now: int, patience: float
     ) -> Put | Conflict:
         return await self._guard.lane().call(
-            lambda backend: backend.put(identifier, params, if_revision=revision, actor=actor, now=now)
+            lambda backend: backend.put(identifier, params, if_revision=revision, actor=actor, now=now), patience
         )

@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from respan_guard.money import to_nano
+from respan_guard.recorder import storable
 from respan_guard.usage import Usage
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Estimator:
             cost = None if cost is None else self._fixed
         elif self._hold == "none":
             cost = None if cost is None else 0
-            return Ask(model=call.model, unpriced=self._unpriced(call.model) if cost is None else None)
+            return Ask(model=storable(call.model), unpriced=self._unpriced(call.model) if cost is None else None)
         return self._ask(call.model, cost, tokens)
 
     def presume(self, call: Call, unspent: int) -> tuple[int | None, Usage]:
@@ -100,6 +101,7 @@ class Estimator:
         return self._prices.cost(usage), usage
 
     def _ask(self, model: str, cost: int | None, tokens: int) -> Ask:
+        model = storable(model)
         if cost is None:
             return Ask(cost=self._nothing.cost, tokens=tokens, model=model, unpriced=self._unpriced(model))
         return Ask(cost=cost, tokens=tokens, model=model, free=cost == 0 and tokens > 0)

@@ -70,7 +70,11 @@ class Guard:
             Journal(settings.journal_dir, f"{settings.storage}#{settings.namespace}"),
             settings.storage_timeout,
             self._on_open,
+            self._on_fork,
         )
+        self.storage_timeout = settings.storage_timeout or self._homes.backend_class.default_timeout
+        self.fork_mark = ""
+        """Tells what this process numbers from what its parent does, if it was forked."""
         self.refusals = RefusalLog(self.clock, self._homes.lane)
         self.admissions = Admissions(self)
         self._customers = Customers(self)
@@ -155,7 +159,7 @@ class Guard:
         slot = current_slot.get()
         if slot is None or slot.customer is not None:
             return None
-        return slot.admission or (slot.request.admission if slot.request is not None else None)
+        return slot.in_force
 
     @contextmanager
     def on_behalf_of(self, customer_identifier: str | int) -> Generator[None]:
@@ -213,7 +217,7 @@ class Guard:
         """
         if self._off:
             return
-        entry = self._entry_here(usage, customer_identifier, entry_id)
+        entry, _ = self._entry_here(usage, customer_identifier, entry_id)
         await self._homes.lane().record(entry)
 
     def record_soon(
@@ -221,19 +225,24 @@ class Guard:
     ) -> None:
         """What `record` does, without waiting: from any thread, never blocks. `flush` tells when it is stored."""
         if not self._off:
-            self._homes.lane().post(Record(self._entry_here(usage, customer_identifier, entry_id)))
+            entry, admission = self._entry_here(usage, customer_identifier, entry_id)
+            if admission is not None:
+                admission.book(entry)  # in its own inbox, where its release follows; this may be another thread
+            else:
+                self._homes.lane().post(Record(entry))
 
-    def _entry_here(self, usage: Usage, customer_identifier: str | int | None, entry_id: str | None) -> Entry:
+    def _entry_here(
+        self, usage: Usage, customer_identifier: str | int | None, entry_id: str | None
+    ) -> tuple[Entry, Admission | None]:
         admission = self.current()
         customer = None if customer_identifier is None else normalise_identifier(customer_identifier)
-        if admission is not None and entry_id is None and customer in (None, admission.customer_identifier):
-            return admission.entry(usage, "manual")
+        own_id = None if entry_id is None else f"own:{entry_id}"
+        if admission is not None and customer in (None, admission.customer_identifier):
+            return admission.entry(usage, "manual", entry_id=own_id), admission
         if customer is None:
             slot = current_slot.get()
             customer = (slot.customer_identifier if slot is not None else None) or ""
-        return self.make_entry(
-            usage, customer, source="manual", entry_id=None if entry_id is None else f"own:{entry_id}"
-        )
+        return self.make_entry(usage, customer, source="manual", entry_id=own_id), None
 
     def make_entry(self, usage: Usage, customer: str, **how: Any) -> Entry:
         """The ledger's entry of a call; see `Recorder.entry`."""
@@ -344,6 +353,12 @@ class Guard:
     def _on_open(self, lane: Lane) -> None:
         if self.settings.retention is not None:
             self._reports.keep_pruned(lane, self.settings.retention)
+
+    def _on_fork(self) -> None:
+        self.ids.begin()
+        self.fork_mark = f"{self.ids()}."
+        self.renewer.forget()
+        self.refusals.forget()
 
     def __repr__(self) -> str:
         return f"<Guard {mask_url(self.settings.storage)} mode={self.settings.mode}>"

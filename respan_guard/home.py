@@ -27,7 +27,13 @@ T = TypeVar("T")
 _BATCH = 512
 _BACKLOG = 10_000
 _LOG_EVERY = 10.0
+_CLOSE_TIMEOUT = 6.0
+_POISON = (CounterOverflow, TypeError, ValueError, OverflowError)  # of the data of one op: trying again won't help
 logger = logging.getLogger("respan_guard")
+
+
+class _Unstorable(BackendError):
+    """An op that storage can't take, ever."""
 
 
 class _Item:
@@ -39,10 +45,26 @@ class _Item:
 
 
 class Home:
-    """One event loop's way to storage. Methods run on that loop, except `post`, which runs anywhere."""
+    """One event loop's way to storage. Methods run on that loop, except `post`, which runs anywhere.
+
+    Args:
+        backend: The store; this home's own.
+        clock: The guard's clock.
+        journal: Where records go that storage won't take.
+        inherit: Takes over, from any thread, what is posted to a home that is closed or whose loop is gone.
+        timeout: Seconds that storage may take.
+        server_clock: Whether the store's own clock counts.
+    """
 
     def __init__(
-        self, backend: Backend, clock: Clock, journal: Journal, *, timeout: float, server_clock: bool = False
+        self,
+        backend: Backend,
+        clock: Clock,
+        journal: Journal,
+        inherit: Callable[[Sequence[Op]], None],
+        *,
+        timeout: float,
+        server_clock: bool = False,
     ) -> None:
         self.backend = backend
         self.loop = asyncio.get_running_loop()
@@ -50,7 +72,10 @@ class Home:
         self._clock = clock
         self._server_clock = server_clock
         self._journal = journal
+        self._inherit = inherit
+        self._inheriting = threading.Lock()
         self._inbox: deque[_Item] = deque()
+        self._batch: list[_Item] = []  # what was taken out of the inbox and is not answered
         self._calls: set[asyncio.Task[None]] = set()
         self._thread = threading.get_ident()
         self._draining = False
@@ -59,6 +84,7 @@ class Home:
         self._opened = False
         self._opening = asyncio.Lock()
         self._closed = False
+        self._gone = False
         self._failures = 0
         self._logged_at = float("-inf")
 
@@ -72,6 +98,8 @@ class Home:
                 else stays in the inbox.
             BackendError: The store can't do it.
         """
+        if self._gone:
+            raise StorageUnavailable("the guard was closed meanwhile")
         future: asyncio.Future[Outcome] = self.loop.create_future()
         self._inbox.append(_Item(op, future))
         self._start()
@@ -95,6 +123,8 @@ class Home:
         """
         try:
             outcome = await self.submit(Record(entry))
+        except (CounterOverflow, _Unstorable):
+            return None  # kept as a dead letter, and logged
         except BackendError as error:
             try:
                 await asyncio.to_thread(self._journal.write, [entry])
@@ -107,7 +137,9 @@ class Home:
         """Apply `ops` in this order, some time soon. A plain append: from any thread, never blocks."""
         for op in ops:
             self._inbox.append(_Item(op, None))
-        if self._draining:
+        if self._gone:  # looked at after the append, as `retire` takes after it has set this
+            self._pass_on()
+        elif self._draining:
             if self._failures:
                 self._call_threadsafe(self._wake.set)
         elif threading.get_ident() == self._thread and not self.loop.is_closed():
@@ -138,6 +170,8 @@ class Home:
         Raises:
             StorageUnavailable: Storage did not take it in time; it is kept.
         """
+        if self._gone:
+            return
         marker: asyncio.Future[Outcome] = self.loop.create_future()
         self._inbox.append(_Item(None, marker))
         self._start()
@@ -161,32 +195,60 @@ class Home:
         """Store what is in the inbox, or journal what storage won't take, and let go of the backend."""
         self._closed = True
         try:
-            if self._inbox or self._draining:
-                await self.flush()
-            if self._opened and (file := self._journal.rotate()) is not None:
-                await self._replay(file)
-        except GuardError as error:
+            async with asyncio.timeout(_CLOSE_TIMEOUT):
+                if self._inbox or self._draining:
+                    await self.flush()
+                if self._opened and (file := self._journal.rotate()) is not None:
+                    await self._replay(file)
+        except (GuardError, TimeoutError) as error:
             logger.warning("closing with storage unavailable: %s", error)
-        if self._drain_task is not None and not self._drain_task.done():
-            self._drain_task.cancel()
-            await asyncio.gather(self._drain_task, return_exceptions=True)
-        for task in list(self._calls):
-            task.cancel()
-        await asyncio.gather(*self._calls, return_exceptions=True)
-        with contextlib.suppress(OSError):
-            self.spill()
+        finally:
+            try:
+                tasks = {task for task in (self._drain_task, *self._calls) if task is not None and not task.done()}
+                for task in tasks:
+                    task.cancel()
+                if tasks:  # a store that hangs may not even be cancelled
+                    await asyncio.wait(tasks, timeout=self.timeout)
+            finally:
+                self._leave()
         if self._opened:
-            await self.backend.close()
             self._opened = False
+            await self.backend.close()
 
-    def take(self) -> list[Op]:
-        """Give away what waits in the inbox; for a home whose loop is gone."""
-        items = [self._inbox.popleft() for _ in range(len(self._inbox))]
-        return [item.op for item in items if item.op is not None and not isinstance(item.op, Admit)]
+    def _leave(self) -> None:
+        """Nothing waits here any more: records go to disk, callers get an answer. Never waits for the loop."""
+        self._gone = True
+        self._unsend()
+        for item in list(self._inbox):
+            if item.future is not None and not item.future.done():
+                item.future.set_exception(StorageUnavailable("the guard was closed meanwhile"))
+                item.future.exception()  # whoever waited may be gone, too
+        try:
+            self.spill()
+        except OSError as disk:
+            lost = sum(isinstance(item.op, Record) for item in self._inbox)
+            logger.error("%d usage records are lost: neither storage nor the journal took them: %s", lost, disk)
+            self._inbox.clear()
 
-    def put_back(self, ops: Sequence[Op]) -> None:
-        """Undo `take`."""
-        self._inbox.extend(_Item(op, None) for op in ops)
+    def retire(self) -> None:
+        """Pass on what waits and all that is posted from now on; for a home whose loop is gone. From any thread."""
+        self._gone = True
+        self._unsend()
+        self._pass_on()
+        self.backend.abandon()
+
+    def forget(self) -> None:
+        """After a fork, in the child: what waits is the parent's; what is posted here from now on is passed on."""
+        self._inheriting = threading.Lock()
+        self._inbox, self._batch, self._gone = deque(), [], True
+        self.backend.abandon()
+
+    def _pass_on(self) -> None:
+        with self._inheriting:  # so that two threads can't swap a record and its release
+            items = [self._inbox.popleft() for _ in range(len(self._inbox))]
+            ops = [item.op for item in items if item.op is not None and not isinstance(item.op, Admit)]
+            if ops:
+                self._inherit(ops)
 
     def spill(self) -> None:
         """Move the records that wait to the journal; other ops that wait are forgotten, holds expire.
@@ -197,7 +259,7 @@ class Home:
         items = [self._inbox.popleft() for _ in range(len(self._inbox))]
         try:
             self._journal.write([item.op.entry for item in items if isinstance(item.op, Record)])
-        except OSError:
+        except BaseException:
             self._inbox.extendleft(reversed(items))
             raise
         self._inbox.extend(item for item in items if item.op is None or isinstance(item.op, Admit))
@@ -218,14 +280,9 @@ class Home:
             self._wake.set()
 
     async def _drain(self) -> None:
-        while True:
-            batch: list[_Item] = []
-            while self._inbox and len(batch) < _BATCH:
-                item = self._inbox.popleft()
-                if item.future is not None and item.future.done() and not isinstance(item.op, Record):
-                    continue  # withdrawn: its caller gave up while it waited
-                batch.append(item)
-            if not batch:
+        while not self._gone:
+            self._take_batch()
+            if not self._batch:
                 # Tell posters first, look again after: a poster appends first and looks at the flag after.
                 self._draining = False
                 if not self._inbox:
@@ -233,54 +290,80 @@ class Home:
                 self._draining = True
                 continue
             try:
-                await self._apply(batch)
+                await self._apply()
             except BaseException:
                 # The loop is ending under us. Whoever adopts this inbox sends the batch again; ids make that safe.
-                self._inbox.extendleft(reversed(batch))
+                self._unsend()
                 self._draining = False
                 raise
 
-    async def _apply(self, batch: list[_Item]) -> None:
-        ops = [item.op for item in batch if item.op is not None]
+    def _take_batch(self) -> None:
+        batch: list[_Item] = []
+        while self._inbox and len(batch) < _BATCH:
+            item = self._inbox.popleft()
+            if item.future is not None and item.future.done() and not isinstance(item.op, Record):
+                continue  # withdrawn: its caller gave up while it waited
+            batch.append(item)
+        self._batch = batch
+
+    def _unsend(self) -> None:
+        """Put what was not answered back to where it came from."""
+        batch, self._batch = self._batch, []
+        self._inbox.extendleft(reversed(batch))
+
+    async def _apply(self) -> None:
         try:
             if not self._opened:
                 await self.open()
-            outcomes = await self.backend.apply(ops, None if self._server_clock else self._clock.now_ms())
-        except CounterOverflow as error:
-            if len(ops) == 1:
-                self._refuse(batch, error)
-                return
-            for item in batch:  # one op of the batch is the poison; find it, and let the others through
-                await self._apply([item])
+            await self._send(self._batch)
         except BackendError as error:
-            await self._failed(batch, error)
+            await self._failed(error)
         except Exception as error:  # a fault of ours or of the driver must not end the drain
             logger.exception("the storage backend failed")
-            await self._failed(batch, StorageUnavailable(f"the storage backend failed: {error!r}"))
+            await self._failed(StorageUnavailable(f"the storage backend failed: {error!r}"))
         else:
+            self._batch = []
             self._failures = 0
-            answers = iter(outcomes)
-            for item in batch:
-                outcome = None if item.op is None else next(answers)
-                self._answer(item, outcome)
             if self._journal.pending and not self._closed and (file := self._journal.rotate()) is not None:
                 self._keep(self._replay(file))
 
+    async def _send(self, batch: list[_Item]) -> None:
+        ops = [item.op for item in batch if item.op is not None]
+        try:
+            outcomes = await self.backend.apply(ops, None if self._server_clock else self._clock.now_ms())
+        except _POISON as error:
+            if len(batch) == 1:
+                self._refuse(batch[0], error)
+                return
+            while self._batch:  # one op of the batch is the poison; find it, and let the others through in order
+                await self._send(self._batch[:1])
+                del self._batch[:1]
+        else:
+            answers = iter(outcomes)
+            for item in batch:
+                self._answer(item, None if item.op is None else next(answers))
+
     def _answer(self, item: _Item, outcome: Outcome | None) -> None:
         if isinstance(outcome, TooLate) and isinstance(item.op, Record):
-            self._journal.bury(item.op.entry, "its day is pruned")
+            self._bury(item.op.entry, "its day is pruned")
         if item.future is not None and not item.future.done():
             item.future.set_result(outcome)  # type: ignore[arg-type]  # a marker's result is not read
 
-    def _refuse(self, batch: list[_Item], error: BackendError) -> None:
-        for item in batch:
-            if item.future is not None and not item.future.done():
-                item.future.set_exception(error)
-            if isinstance(item.op, Record):
-                logger.error("a usage record can't be stored and is kept as a dead letter: %s", error)
-                self._journal.bury(item.op.entry, str(error))
+    def _refuse(self, item: _Item, error: Exception) -> None:
+        if isinstance(item.op, Record):
+            self._bury(item.op.entry, str(error))
+        if item.future is not None and not item.future.done():
+            unstorable = error if isinstance(error, BackendError) else _Unstorable(f"it can't be stored: {error}")
+            item.future.set_exception(unstorable)
 
-    async def _failed(self, batch: list[_Item], error: BackendError) -> None:
+    def _bury(self, entry: Entry, why: str) -> None:
+        logger.error("a usage record can't be stored and is kept as a dead letter: %s", why)
+        try:
+            self._journal.bury(entry, why)
+        except OSError as disk:
+            logger.error("the dead letter can't be written either (%s), this is it: %r", disk, entry)
+
+    async def _failed(self, error: BackendError) -> None:
         """Answer those who wait, keep what must not be lost, and come back after a pause."""
         self._failures += 1
         now = self._clock.monotonic()
@@ -288,6 +371,7 @@ class Home:
             self._logged_at = now
             logger.warning("storage is unavailable: %s", error)
         kept: list[_Item] = []
+        batch, self._batch = self._batch, []
         for item in batch:
             if item.op is None:
                 kept.append(item)
@@ -339,3 +423,5 @@ class Home:
             await work(self.backend)
         except GuardError as error:
             logger.warning("background work on storage failed: %s", error)
+        except Exception:
+            logger.exception("background work on storage failed")

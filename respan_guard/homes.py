@@ -9,11 +9,12 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from respan_guard.backends.base import Backend
+from respan_guard.backends.base import Backend, Op, Record
 from respan_guard.clock import Clock, SystemClock
+from respan_guard.errors import ConfigurationError
 from respan_guard.home import Home
 from respan_guard.journal import Journal
 from respan_guard.lanes import GuardThread, Lane, RemoteLane, SharedLane, run_inline
@@ -21,6 +22,7 @@ from respan_guard.lanes import GuardThread, Lane, RemoteLane, SharedLane, run_in
 __all__ = ["Homes"]
 
 T = TypeVar("T")
+_CLOSE_TIMEOUT = 15.0
 logger = logging.getLogger("respan_guard")
 
 
@@ -33,6 +35,7 @@ class Homes:
         journal: Where records go that storage won't take.
         timeout: Seconds that storage may take; None for the backend's own default.
         on_open: Called with each new home, on its loop, once it may be used.
+        on_fork: Called in a forked child.
     """
 
     def __init__(
@@ -42,12 +45,14 @@ class Homes:
         journal: Journal,
         timeout: float | None,
         on_open: Callable[[Lane], None],
+        on_fork: Callable[[], None],
     ) -> None:
         self._factory = factory
         self._clock = clock
         self._journal = journal
         self._timeout = timeout
         self._on_open = on_open
+        self._on_fork = on_fork
         self._lock = threading.Lock()
         self._app: Home | None = None
         self._opens = 0
@@ -78,6 +83,15 @@ class Homes:
             return run_inline(work)
         lane = self._remote or self._start_thread()
         return lane.thread.run(work)
+
+    def call_soon(self, function: Callable[[], None]) -> None:
+        """Call `function` on the guard thread's loop, or at once where the store needs none."""
+        if self.shared is not None:
+            function()
+            return
+        lane = self._remote or self._start_thread()
+        with contextlib.suppress(RuntimeError):  # it was closed just now
+            lane.thread.loop.call_soon_threadsafe(function)
 
     async def open(self) -> None:
         """Make the running loop the guard's first home. May be nested; each needs its `close`.
@@ -114,12 +128,23 @@ class Homes:
             await asyncio.to_thread(thread.stop)
         self._journal.close()
 
+    def check_waiting(self, instead: str) -> None:
+        """Refuse to block the very loop that has to do the work that is waited for.
+
+        Raises:
+            ConfigurationError: The caller runs on the loop that opened the guard.
+        """
+        if self._app is not None and self._app.loop is _running_loop():
+            raise ConfigurationError(
+                f"this would wait for its own event loop, for ever; on the loop that opened the guard: {instead}"
+            )
+
     def close_blocking(self) -> None:
         """What `close` does, from code without a loop: for scripts and for the interpreter's exit."""
         app, self._app = self._app, None
         if app is not None:
             self._opens = 0
-            self._hand_over(app)
+            self._end(app)
         thread, self._thread, self._remote = self._thread, None, None
         if thread is not None:
             thread.stop()
@@ -130,7 +155,7 @@ class Homes:
         if self.shared is not None:
             return
         app = self._app
-        if app is not None and app.loop.is_closed():
+        if app is not None and not app.loop.is_running():
             self._adopt(app)
             app = None
         if app is not None:
@@ -146,11 +171,12 @@ class Homes:
         self._lock = threading.Lock()
         for home in (self._app, self._remote.home if self._remote else None):
             if home is not None:
-                home.backend.abandon()
+                home.forget()
         if self.shared is not None:
             self.shared.backend.abandon()
         self._app, self._opens, self._thread, self._remote = None, 0, None, None
         self._journal.forget()
+        self._on_fork()
 
     def _make_home(self) -> Home:
         backend = self._factory()
@@ -158,6 +184,7 @@ class Homes:
             backend,
             self._clock,
             self._journal,
+            self._inherit,
             timeout=backend.default_timeout if self._timeout is None else self._timeout,
             server_clock=backend.server_clock and isinstance(self._clock, SystemClock),
         )
@@ -176,18 +203,35 @@ class Homes:
             if self._app is not app:
                 return
             self._app, self._opens = None, 0
-        self._hand_over(app)
+        app.retire()
 
-    def _hand_over(self, app: Home) -> None:
-        ops = app.take() if app.loop.is_closed() else []
-        app.backend.abandon()
-        if not ops:
-            return
+    def _end(self, app: Home) -> None:
+        """Close a home from outside: by its loop if that runs elsewhere, else without it."""
+        if app.loop.is_running() and app.loop is not _running_loop():
+            closing = app.close()
+            try:
+                future = asyncio.run_coroutine_threadsafe(closing, app.loop)
+            except RuntimeError:  # it was closed just now
+                closing.close()
+            else:
+                try:
+                    future.result(_CLOSE_TIMEOUT)
+                except Exception as error:
+                    logger.warning("an event loop did not close its guard: %r", error)
+                else:
+                    return
+        app.retire()
+
+    def _inherit(self, ops: Sequence[Op]) -> None:
+        """Take what was posted to a home that is no more: an admission may outlive the loop it was made on."""
         try:
             (self._remote or self._start_thread()).post(*ops)
         except RuntimeError:  # no new threads while the interpreter exits (Python 3.12+)
-            app.put_back(ops)
-            app.spill()
+            entries = [op.entry for op in ops if isinstance(op, Record)]
+            try:
+                self._journal.write(entries)
+            except OSError as disk:
+                logger.error("%d usage records are lost, the journal can't be written: %s", len(entries), disk)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import os
+import stat
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,10 +59,12 @@ class JournalFile:
         """What was written, oldest first."""
         with self.path.open("rb") as file:
             for line in file:
+                if line.isspace():
+                    continue
                 try:
                     yield entry_from_dict(json.loads(line))
-                except (ValueError, TypeError, GuardError):
-                    # The last line of a process that died while writing it: it was never acknowledged.
+                except (ValueError, TypeError, AttributeError, ArithmeticError, GuardError):
+                    # A process died, or the disk was full, while it was written: it was never acknowledged.
                     logger.warning("%s: a torn line was left out", self.path)
 
     def done(self) -> None:
@@ -91,6 +94,7 @@ class Journal:
         self._stem = sha256(store.encode()).hexdigest()[:16]
         self._lock = threading.Lock()
         self._file: JournalFile | None = None
+        self._torn = False
         self.pending = 0
         """How many records were written since the last `rotate`."""
 
@@ -102,21 +106,27 @@ class Journal:
         """
         if not entries:
             return
-        lines = b"".join(json.dumps(entry_to_dict(entry)).encode() + b"\n" for entry in entries)
+        lines = b"".join(json.dumps(entry_to_dict(entry), default=str).encode() + b"\n" for entry in entries)
         with self._lock:
             if self._file is None:
                 self._file = self._create()
-            _append(self._file._descriptor, lines)
+            try:
+                # Half a line of a write that failed must not swallow the first line of this one.
+                _append(self._file._descriptor, b"\n" + lines if self._torn else lines)
+            except BaseException:
+                self._torn = True
+                raise
+            self._torn = False
             self.pending += len(entries)
 
     def rotate(self) -> JournalFile | None:
         """Take what was written so far, to be stored; None if there is nothing."""
         with self._lock:
-            file, self._file, self.pending = self._file, None, 0
+            file, self._file, self.pending, self._torn = self._file, None, 0, False
             return file
 
     def orphans(self) -> list[JournalFile]:
-        """Files of this store that no live process holds; they are now held by this one."""
+        """Files of this store and user that no live process holds; they are now held by this one."""
         if "fcntl" not in globals() or not self.directory.is_dir():
             return []
         found = []
@@ -129,6 +139,8 @@ class Journal:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if not path.exists():  # deleted between open and lock
                     raise BlockingIOError
+                if os.fstat(descriptor).st_uid != os.getuid():  # planted: what it says would be booked
+                    raise PermissionError
             except OSError:
                 os.close(descriptor)
             else:
@@ -137,7 +149,7 @@ class Journal:
 
     def bury(self, entry: Entry, why: str) -> None:
         """Keep a record that the store will never take, for people to look at."""
-        line = json.dumps({"why": why, "entry": entry_to_dict(entry)}).encode() + b"\n"
+        line = json.dumps({"why": why, "entry": entry_to_dict(entry)}, default=str).encode() + b"\n"
         with self._lock:
             self._make_directory()
             descriptor = os.open(self.dead_letters, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -159,12 +171,22 @@ class Journal:
                 self._file, self.pending = None, 0
 
     def forget(self) -> None:
-        """After a fork, in the child: the parent goes on with the file, and holds its lock."""
+        """After a fork, in the child: the parent goes on with the file, and holds its lock.
+
+        The child's copy of the descriptor is closed, else the lock would outlive the parent with it, and nobody could
+        adopt the file.
+        """
         self._lock = threading.Lock()
-        self._file, self.pending = None, 0
+        if self._file is not None:
+            self._file.close()
+        self._file, self.pending, self._torn = None, 0, False
 
     def _make_directory(self) -> None:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if hasattr(os, "getuid") and self.directory.parent == Path(tempfile.gettempdir()):
+            found = self.directory.lstat()
+            if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
+                raise PermissionError(f"{self.directory} belongs to somebody else; set journal_dir")
 
     def _create(self) -> JournalFile:
         self._make_directory()
@@ -172,6 +194,11 @@ class Journal:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         if "fcntl" in globals():
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+            directory = os.open(self.directory, os.O_RDONLY)
+            try:
+                os.fsync(directory)  # a file whose name is lost with the power is lost, too
+            finally:
+                os.close(directory)
         return JournalFile(path, descriptor)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
@@ -17,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 from respan_guard.backends.base import Admit, Backend, Entry, Op, Outcome, Record, Recorded, Release
 from respan_guard.clock import Clock
-from respan_guard.errors import GuardError
+from respan_guard.errors import BackendError, GuardError, StorageUnavailable
 from respan_guard.home import Home
 
 __all__ = ["GuardThread", "Lane", "RemoteLane", "SharedLane", "run_inline"]
@@ -80,12 +81,24 @@ class SharedLane:
 
     async def record(self, entry: Entry) -> Recorded | None:
         """Book `entry`."""
-        outcome = self._apply((Record(entry),), self._now())[0]
+        try:
+            outcome = self._apply((Record(entry),), self._now())[0]
+        except BackendError as error:
+            _lost(entry, error)
+            return None
         return outcome if isinstance(outcome, Recorded) else None
 
     def post(self, *ops: Op) -> None:
-        """Apply `ops` in this order."""
-        self._apply(ops, self._now())
+        """Apply `ops` in this order. What the store can't count is logged: nobody waits who could be told."""
+        try:
+            self._apply(ops, self._now())
+        except BackendError:
+            for op in ops:  # one of them is it; the others, a release above all, must get through
+                try:
+                    self._apply((op,), self._now())
+                except BackendError as error:
+                    if isinstance(op, Record):
+                        _lost(op.entry, error)
 
     async def call(self, work: Callable[[Backend], Awaitable[T]], timeout: float | None = 10.0) -> T:  # noqa: ASYNC109
         """Run a read or a change of customers."""
@@ -104,6 +117,10 @@ class SharedLane:
 
     async def flush(self) -> None:
         """Nothing waits here."""
+
+
+def _lost(entry: Entry, error: BackendError) -> None:
+    logger.error("a usage record can't be stored, this is it: %r: %s", entry, error)
 
 
 class GuardThread:
@@ -134,21 +151,31 @@ class GuardThread:
 
     def run(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Run a coroutine on this thread's loop, in the caller's context, and block for its result."""
-        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        if self.is_current:
+            work.close()
+            raise RuntimeError("guard.sync was called on the guard's own thread, which would wait for itself")
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        except RuntimeError:
+            work.close()
+            raise StorageUnavailable("the guard was closed meanwhile") from None
         try:
             return future.result(timeout)
-        except (TimeoutError, concurrent.futures.TimeoutError):
-            future.cancel()
+        except concurrent.futures.CancelledError:
+            raise StorageUnavailable("the guard was closed meanwhile") from None
+        except BaseException:
+            future.cancel()  # out of time, or the caller was interrupted; if it is done this does nothing
             raise
 
-    def stop(self, timeout: float = 5.0) -> None:
+    def stop(self, timeout: float = 10.0) -> None:
         """Close the home, then end the thread."""
         try:
             self.run(self.home.close(), timeout)
         except TimeoutError:
             logger.warning("storage did not take all usage records within %g s", timeout)
         finally:
-            self.loop.call_soon_threadsafe(self.loop.stop)
+            with contextlib.suppress(RuntimeError):
+                self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join(timeout)
 
     def _run(self) -> None:
@@ -166,6 +193,11 @@ class GuardThread:
         try:
             self.loop.run_until_complete(begin())
             self.loop.run_forever()
+            left = asyncio.all_tasks(self.loop)
+            for task in left:  # callers on other loops wait for them
+                task.cancel()
+            if left:
+                self.loop.run_until_complete(asyncio.wait(left, timeout=1.0))
         finally:
             self.loop.close()
 
@@ -182,7 +214,18 @@ class RemoteLane:
     async def _on_thread(self, work: Coroutine[Any, Any, T]) -> T:
         if self.thread.is_current:
             return await work
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.thread.loop))
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self.thread.loop)
+        except RuntimeError:
+            work.close()
+            raise StorageUnavailable("the guard was closed meanwhile") from None
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and not task.cancelling() and future.cancelled():
+                raise StorageUnavailable("the guard was closed meanwhile") from None
+            raise
 
     async def submit(self, op: Op) -> Outcome:
         """Apply `op` and return its outcome."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,6 +40,9 @@ class Policies:
             self._defaults = Customer(customer_identifier="default", **defaults).to_params()
         self.default = KnownPolicy("", None, compile_policy(self._defaults, time_zone=time_zone))
         self._known: dict[str, KnownPolicy] = {}
+        self._lock = threading.Lock()
+        self.any_own = False
+        """Whether any customer with limits of its own was seen: one that isn't known here may then have some, too."""
 
     def get(self, customer: str) -> KnownPolicy:
         """What is known of a customer, else the default."""
@@ -50,9 +54,11 @@ class Policies:
             self._known.pop(customer, None)
             return self.default
         known = KnownPolicy(revision, params, compile_policy(self.effective(params), time_zone=self._time_zone))
-        if len(self._known) >= self._size and customer not in self._known:
-            self._known.pop(next(iter(self._known)), None)  # the one learned first; it is learned again in one trip
-        self._known[customer] = known
+        self.any_own = self.any_own or any(params.get(name) not in (None, False) for name in _LIMITS)
+        with self._lock:
+            if len(self._known) >= self._size and customer not in self._known:
+                self._known.pop(next(iter(self._known)), None)  # the one learned first; it is learned again in one trip
+            self._known[customer] = known
         return known
 
     def forget(self, customer: str) -> None:
@@ -76,4 +82,5 @@ class Policies:
         return merged | dict(params)
 
 
+_LIMITS = ("rate_limit", "period_budget", "total_budget", "blocked")
 _PERIOD = ("period_budget", "budget_duration", "period_start", "period_end")

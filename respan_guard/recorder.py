@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import os
 import re
@@ -13,6 +14,7 @@ from opentelemetry.trace import get_current_span
 
 from respan_guard.backends.base import Entry
 from respan_guard.decision import as_datetime
+from respan_guard.errors import InvalidInput
 from respan_guard.money import from_nano, to_nano
 from respan_guard.pricing import PriceBook
 from respan_guard.usage import Usage, UsageRecord
@@ -31,10 +33,19 @@ _OWN_WORD = ("manual", "api")  # sources that are the app itself
 _MAX_ID = 300
 
 
+def storable(model: str) -> str:
+    """A model's name as databases take it: a client's JSON may hold lone surrogates, which have no encoding."""
+    return model if model.isascii() else model.encode("utf-8", "replace").decode()
+
+
 class Ids:
     """Ids that no other process makes: random bytes once, then a counter. Much cheaper than a UUID each."""
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin anew, after a fork: the parent goes on with the ids it was at."""
         self._prefix = f"{os.urandom(8).hex()}-"
         self._count = itertools.count(1)
 
@@ -79,7 +90,7 @@ class Recorder:
         *,
         source: str,
         admission: str | None = None,
-        number: int = 0,
+        number: int | str = 0,
         held_day: int | None = None,
         entry_id: str | None = None,
     ) -> Entry:
@@ -95,7 +106,11 @@ class Recorder:
             number: Of the call, within the admission.
             held_day: The admission's day if it held money, so that money held in a period is booked in it.
             entry_id: An id the caller chose.
+
+        Raises:
+            InvalidInput: The usage holds what no store can keep.
         """
+        _check_storable(usage)
         at_ms = now_ms if usage.time is None else min(now_ms, int(usage.time.timestamp() * 1000))
         if usage.cost is not None and source in ("manual", "api"):
             cost: int | None = to_nano(usage.cost, "cost")
@@ -123,10 +138,15 @@ class Recorder:
             usage=usage,
         )
 
-    def presumed(self, admission: str, customer: str, day: int, now_ms: int, cost: int | None, usage: Usage) -> Entry:
-        """The entry of a call that was made and whose usage stayed unknown; real usage shrinks it in the store."""
+    def presumed(
+        self, of: str, admission: str, customer: str, day: int, now_ms: int, cost: int | None, usage: Usage
+    ) -> Entry:
+        """The entry of a call that was made and whose usage stayed unknown.
+
+        Real usage that comes later under the same admission shrinks it in the store, if `of` is the admission's id.
+        """
         return Entry(
-            id=f"presumed:{admission}",
+            id=f"presumed:{of}",
             customer=customer,
             day=day,
             at_ms=now_ms,
@@ -148,6 +168,16 @@ class Recorder:
                 "add it to `prices`",
                 usage.model[:100],
             )
+
+
+def _check_storable(usage: Usage) -> None:
+    """One record that can't be written would fail every batch that it is part of."""
+    if usage.metadata is not None:
+        try:
+            json.dumps(dict(usage.metadata))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidInput(f"metadata must hold JSON values only: {error}", field="metadata") from None
+    usage.model = storable(usage.model)
 
 
 def record_from_entry(stored: StoredEntry) -> UsageRecord:

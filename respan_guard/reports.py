@@ -232,9 +232,12 @@ class Reports:
 
         async def work(backend: Backend) -> None:
             before = as_datetime(self._guard.now_ms()).date() - timedelta(days=days)
-            more = await backend.prune(before.toordinal())
-            if not backend.shared:  # a store in memory is pruned whenever it is opened
-                lane.post_call(work, _PRUNE_PAUSE if more else _PRUNE_EVERY)  # small batches, others come in between
+            more = 0
+            try:
+                more = await backend.prune(before.toordinal())
+            finally:  # storage that fails once is tried again in an hour
+                if not backend.shared:  # a store in memory is pruned whenever it is opened
+                    lane.post_call(work, _PRUNE_PAUSE if more else _PRUNE_EVERY)  # small batches: others come between
 
         lane.post_call(work)
 
@@ -267,6 +270,11 @@ class RefusalLog:
                 return
             self._waiting = True
         self._lane().post_call(self._write, 1.0)
+
+    def forget(self) -> None:
+        """After a fork, in the child: what is counted is the parent's."""
+        self._lock = threading.Lock()
+        self._counts, self._waiting = Counter(), False
 
     async def flush(self) -> None:
         """Write what is counted."""
