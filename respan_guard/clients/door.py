@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from respan_guard.clients.exchange import Exchange
@@ -11,6 +12,7 @@ from respan_guard.errors import ConfigurationError, GuardError, StorageUnavailab
 from respan_guard.refusal import RefusalAnswer, is_refusal, render
 
 if TYPE_CHECKING:
+    from respan_guard.admission import Admission
     from respan_guard.guard import Guard
     from respan_guard.providers import Call
 
@@ -62,24 +64,43 @@ class Door:
         customer = self.customer if self.customer is not None else _in_force(slot)
         if customer is None:
             self._warn(call)
-            admission = guard.admissions.unattributed()
-        else:
-            try:
-                ask = guard.estimator.of_call(call)
-                requests = 0 if _is_admitted(slot, customer) else 1
-                admission = await guard.admissions.ask(customer, ask, requests=requests)
-            except ConfigurationError:
+            return self._exchange(call, request, guard.admissions.unattributed())
+        try:
+            return await self._admitted(call, request, customer, _around(slot, customer))
+        except ConfigurationError:
+            raise
+        except GuardError as error:
+            if not is_refusal(error):
                 raise
-            except GuardError as error:
-                if not is_refusal(error):
-                    raise
-                raise self._refused(error) from error
-            except Exception as error:  # a fault of ours: the call could cost what nobody allowed
-                logger.exception("the guard failed to decide; the call is refused")
-                raise self._refused(StorageUnavailable("the guard failed to decide")) from error
-            guard.renewer.watch(admission)
+            raise self._refused(error) from error
+        except Exception as error:  # a fault of ours: the call could cost what nobody allowed
+            logger.exception("the guard failed to decide; the call is refused")
+            raise self._refused(StorageUnavailable("the guard failed to decide")) from error
+
+    async def _admitted(self, call: Call, request: Slot | None, customer: str, around: Admission | None) -> Exchange:
+        guard = self.guard
+        ask = guard.estimator.of_call(call)
+        claimed = 0
+        if around is not None and ask.cost and ask.unpriced is None:
+            # The admission around it holds money already, maybe for this very call: only what is missing is asked for.
+            claimed = around.claim(ask.cost)
+            if claimed == ask.cost:
+                return Exchange(guard, call, around, request, claimed)
+        try:
+            rest = replace(ask, cost=ask.cost - claimed) if claimed else ask
+            admission = await guard.admissions.ask(customer, rest, requests=0 if around is not None else 1)
+        except BaseException:
+            if around is not None and claimed:
+                around.settle(claimed)
+            raise
+        guard.renewer.watch(admission)
+        if around is not None and claimed:
+            return Exchange(guard, call, around, request, claimed, admission)
+        return self._exchange(call, request, admission)
+
+    def _exchange(self, call: Call, request: Slot | None, admission: Admission) -> Exchange:
         admission.slot = request
-        return Exchange(guard, call, admission, request)
+        return Exchange(self.guard, call, admission, request)
 
     def _refused(self, error: GuardError) -> RefusedCall:
         settings = self.guard.settings
@@ -108,11 +129,11 @@ def _in_force(slot: Slot | None) -> str | None:
     return found if found is not None or slot.request is None else slot.request.customer_identifier
 
 
-def _is_admitted(slot: Slot | None, customer: str) -> bool:
-    """Whether the code here runs within an admission of that customer, which has counted against the rate."""
+def _around(slot: Slot | None, customer: str) -> Admission | None:
+    """The admission of that customer that the code here runs within; it has counted against the rate."""
     while slot is not None:
         admission = slot.admission
         if admission is not None and admission.customer_identifier == customer:
-            return True
+            return admission
         slot = slot.request if slot.request is not slot else None
-    return False
+    return None

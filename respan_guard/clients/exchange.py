@@ -20,6 +20,7 @@ from respan_guard.usage import Usage
 
 if TYPE_CHECKING:
     from respan_guard.admission import Admission
+    from respan_guard.backends.base import Entry
     from respan_guard.context import Slot
     from respan_guard.guard import Guard
 
@@ -41,13 +42,36 @@ class Exchange:
     Args:
         guard: Whose call it is.
         call: What is asked for.
-        admission: Its own; it ends with the call.
+        admission: Under which it is recorded: its own, which ends with it, or one around it that it claimed from.
         request: The slot of the request that it is made in, if any.
+        claimed: What it claimed of the admission around it, nano-USD; 0 if the admission is its own.
+        beside: Its own admission, if what it claimed was not enough.
     """
 
-    __slots__ = ("_admission", "_call", "_done", "_guard", "_reader", "_request", "_started", "_status")
+    __slots__ = (
+        "_admission",
+        "_beside",
+        "_call",
+        "_claimed",
+        "_done",
+        "_guard",
+        "_reader",
+        "_request",
+        "_started",
+        "_status",
+    )
 
-    def __init__(self, guard: Guard, call: Call, admission: Admission, request: Slot | None) -> None:
+    def __init__(
+        self,
+        guard: Guard,
+        call: Call,
+        admission: Admission,
+        request: Slot | None,
+        claimed: int = 0,
+        beside: Admission | None = None,
+    ) -> None:
+        self._claimed = claimed
+        self._beside = beside
         self._guard = guard
         self._call = call
         self._admission = admission
@@ -84,19 +108,27 @@ class Exchange:
         if self._done:
             return
         self._done = True
-        admission = self._admission
+        last: list[Entry] = []
         try:
             usage = self._usage()
             if usage is not None:
-                admission.end(admission.entry(usage, "client"))
+                last.append(self._admission.entry(usage, "client"))
             elif 200 <= self._status < 300:
-                if self._request is not None:
-                    self._request.recorded = True
-                admission.end(self._guard.admissions.presume(admission, self._call))
+                last.append(self._presumed())
         except Exception:  # a fault of ours must neither reach the app nor leak the hold
             logger.exception("the usage of a call could not be recorded")
-        finally:
-            admission.end()
+        if self._claimed:
+            self._admission.settle(self._claimed, *last, beside=self._beside)
+        else:
+            self._admission.end(*last)
+
+    def _presumed(self) -> Entry:
+        if self._request is not None:
+            self._request.recorded = True
+        held = None
+        if self._claimed:
+            held = self._claimed + (self._beside.held if self._beside is not None else 0)
+        return self._guard.admissions.presume(self._admission, self._call, held)
 
     def abandoned(self) -> None:
         """Nobody will read the rest: the response is being collected as garbage.
