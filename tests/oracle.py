@@ -73,7 +73,7 @@ class Oracle:
         self.requests: dict[tuple[str, str, int], int] = {}
         self.entries: dict[tuple[str, str], StoredEntry] = {}
         self.gone: list[Entry] = []
-        self.tombs: dict[str, tuple[str, int]] = {}
+        self.tombs: dict[str, list[tuple[str, int]]] = {}
         self.pruned_to = -1
         self.seq = 0
 
@@ -190,8 +190,8 @@ class Oracle:
     def _record(self, entry: Entry) -> Outcome:
         if entry.day <= self.pruned_to:
             return TooLate(self.pruned_to)
-        label, deleted_at = self.tombs.get(entry.customer, ("", -1))
-        customer = label if entry.at_ms <= deleted_at else entry.customer
+        lives = self.tombs.get(entry.customer, [])
+        customer = next((label for label, deleted_at in lives if entry.at_ms <= deleted_at), entry.customer)
         stored = self.entries.get((customer, entry.id))
         if stored is not None:
             first = stored.entry
@@ -256,7 +256,7 @@ class Oracle:
         self.now = max(self.now, now)
         known = self.known.pop(customer)
         self.known[label] = Known(known.first_seen, known.last_seen)
-        self.tombs[customer] = (label, self.now)
+        self.tombs.setdefault(customer, []).append((label, self.now))
         self.rates = {key: window for key, window in self.rates.items() if key[0] != customer}
         self.holds = {key: hold for key, hold in self.holds.items() if key[0] != customer}
         self.requests = {

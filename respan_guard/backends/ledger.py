@@ -79,8 +79,8 @@ class Ledger(Evaluator[C]):
         """A stored entry."""
 
     @abstractmethod
-    def tomb(self, customer: str) -> tuple[str, int] | None:
-        """The label that took a deleted customer's place, and when."""
+    def tombs(self, customer: str) -> Sequence[tuple[str, int]]:
+        """The labels that took a deleted customer's place, and when; one for each of its lives, in order."""
 
     @abstractmethod
     def pruned_to(self) -> int:
@@ -193,8 +193,10 @@ class Ledger(Evaluator[C]):
 
     def _booked_on(self, entry: Entry) -> str:
         """The customer, or the label that took its place before the call ended."""
-        tomb = self.tomb(entry.customer)
-        return tomb[0] if tomb is not None and entry.at_ms <= tomb[1] else entry.customer
+        for label, deleted_at in self.tombs(entry.customer):
+            if entry.at_ms <= deleted_at:
+                return label
+        return entry.customer
 
     def _record(self, op: Record, now: int) -> Outcome:
         entry = op.entry

@@ -32,7 +32,8 @@ from respan_guard.backends.base import (
     UsageRow,
 )
 from respan_guard.backends.cells import EVER
-from respan_guard.backends.memory_store import Account, MemoryStore
+from respan_guard.backends.memory_accounts import Account
+from respan_guard.backends.memory_store import MemoryStore
 from respan_guard.errors import ConfigurationError
 
 __all__ = ["MemoryBackend"]
@@ -132,7 +133,7 @@ class MemoryBackend(Backend):
             if account is None:
                 return False
             label = f"deleted-{secrets.token_hex(8)}"
-            store.tombs[customer] = (label, at)
+            store.labels.setdefault(customer, []).append((label, at))
             heir = Account(label)
             store.keep(heir)
             heir.first_seen, heir.last_seen = account.first_seen, account.last_seen

@@ -20,11 +20,11 @@ from respan_guard.backends.base import (
     UsageRow,
 )
 from respan_guard.backends.cells import amounts_of
-from respan_guard.backends.memory_store import sum_of
+from respan_guard.backends.memory_accounts import Account, sum_of
 from respan_guard.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from respan_guard.backends.memory_store import Account, MemoryStore
+    from respan_guard.backends.memory_store import MemoryStore
 
 _SORTS = ("customer", "name", "first_seen", "last_seen", "requests", "calls", "cost", "tokens")
 _GROUPS = ("customer", "model", "day")

@@ -7,90 +7,20 @@ into one tuple, a fifth of the size, and unpacked when it comes back.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import replace
-from heapq import heappop, heappush
-from itertools import count
-from typing import Any, TypeAlias
 
 from respan_guard.backends.base import REPLAY_MS, Allowed, Amounts, Entry, StoredEntry
-from respan_guard.backends.cells import Cell, Hold, amounts_of
+from respan_guard.backends.cells import Hold, amounts_of
 from respan_guard.backends.ledger import Ledger
+from respan_guard.backends.memory_accounts import Account, Everyone, Packed, first_busy_window, pack, sum_of, unpack
 
-__all__ = ["Account", "MemoryStore", "sum_of"]
+__all__ = ["MemoryStore"]
 
 _KEEP_EXPIRED_MS = 6 * 86_400_000  # holds that were never ended are listed so long
 _MAX_PACKED = 8  # days and models; unpacking more would cost more than it saves
 _NOBODY = Allowed(0)
-_HEAD = 5  # fields of a packed account before its rates
-Packed: TypeAlias = tuple[Any, ...]
-"""revision, params, first and last seen, number of rates; 4 fields per rate, 10 per day and model."""
-
-
-class Account(Cell):
-    """A customer's cell with what other stores keep on disk: its daily sums and when it was seen."""
-
-    __slots__ = ("cost", "first_seen", "kept", "last_seen", "sums", "tokens")
-
-    def __init__(self, customer: str) -> None:
-        super().__init__(customer)
-        self.first_seen = self.last_seen = 0
-        self.kept = False  # it is in the store: something was written to it
-        self.cost = self.tokens = 0
-        self.sums: dict[tuple[str, int], Amounts] | None = None  # (model, day)
-
-
-class Everyone:
-    """Sums and live holds over all customers, for limits that span them. Kept from the first such limit on."""
-
-    def __init__(self) -> None:
-        self.spans: dict[tuple[str | None, str, int, int], int] = {}
-        self.live: dict[tuple[int, str], list[int]] = {}  # (day, model) -> [cost, tokens]
-        self.members: dict[Hold, tuple[int, int]] = {}  # what of a hold is counted above
-        self.expiry: list[tuple[int, int, Hold]] = []
-        self.number = count()
-
-    def grow(self, model: str, day: int, requests: int, cost: int, tokens: int) -> None:
-        """Keep up the sums."""
-        for span in self.spans:
-            only, metric, first, end = span
-            if first <= day < end and (only is None or only == model):
-                self.spans[span] += cost if metric == "cost" else requests if metric == "requests" else tokens
-
-    def take(self, hold: Hold, now: int) -> None:
-        """Count a hold that was made or changed."""
-        before = self.members.pop(hold, None)
-        if hold.ended is None and hold.expires > now:
-            after = self.members[hold] = (hold.cost, hold.tokens)
-            if before is None:
-                heappush(self.expiry, (hold.expires, next(self.number), hold))
-        else:
-            after = (0, 0)
-        self._move(hold, before or (0, 0), after)
-
-    def _move(self, hold: Hold, before: tuple[int, int], after: tuple[int, int]) -> None:
-        sums = self.live.setdefault((hold.day, hold.model), [0, 0])
-        sums[0] += after[0] - before[0]
-        sums[1] += after[1] - before[1]
-        if not (sums[0] or sums[1]):
-            del self.live[hold.day, hold.model]
-
-    def held(self, model: str | None, metric: str, first_day: int, end_day: int, now: int) -> int:
-        """What live holds hold."""
-        while self.expiry and self.expiry[0][0] <= now:
-            _, _, hold = heappop(self.expiry)
-            if hold in self.members:
-                if hold.expires > now:
-                    heappush(self.expiry, (hold.expires, next(self.number), hold))
-                else:
-                    self._move(hold, self.members.pop(hold), (0, 0))
-        index = 0 if metric == "cost" else 1
-        return sum(
-            sums[index]
-            for (day, of_model), sums in self.live.items()
-            if first_day <= day < end_day and (model is None or model == of_model)
-        )
 
 
 class MemoryStore(Ledger[Account]):
@@ -112,7 +42,7 @@ class MemoryStore(Ledger[Account]):
         self.base: dict[tuple[str, str, int], Amounts] = {}  # what pruned entries summed up to
         self.pruned = -1
         self.prune_at = 0  # no older place has an entry to prune
-        self.tombs: dict[str, tuple[str, int]] = {}
+        self.labels: dict[str, list[tuple[str, int]]] = {}  # of deleted customers, one for each life
         self.everyone: Everyone | None = None
 
     # -- customers ---------------------------------------------------------------------------------
@@ -125,7 +55,7 @@ class MemoryStore(Ledger[Account]):
         packed = self.resting.pop(customer, None)
         if packed is None:
             return Account(customer)
-        account = self.cells[customer] = _unpacked(customer, packed)
+        account = self.cells[customer] = unpack(customer, packed)
         self._to_rest_later(account)
         return account
 
@@ -133,14 +63,14 @@ class MemoryStore(Ledger[Account]):
         """The customer, for reading."""
         account = self.cells.get(customer)
         if account is None and customer in self.resting:
-            return _unpacked(customer, self.resting[customer])
+            return unpack(customer, self.resting[customer])
         return account
 
     def each(self) -> Iterator[Account]:
         """All customers, for reading."""
         yield from self.cells.values()
         for customer, packed in self.resting.items():
-            yield _unpacked(customer, packed)
+            yield unpack(customer, packed)
 
     def __len__(self) -> int:
         return len(self.cells) + len(self.resting)
@@ -184,7 +114,7 @@ class MemoryStore(Ledger[Account]):
             few = account.sums is None or len(account.sums) <= _MAX_PACKED
             if not holds and few and self.cells.get(account.customer) is account:
                 del self.cells[account.customer]
-                self.resting[account.customer] = _packed(account, now)
+                self.resting[account.customer] = pack(account, now)
 
     def _make_room(self) -> None:
         """Look at two customers in turn; one at rest that nothing is known of, with quiet windows, goes."""
@@ -195,9 +125,9 @@ class MemoryStore(Ledger[Account]):
                 if customer in self.cells:
                     self.circle.append(customer)
                 continue
-            account = _unpacked(customer, packed)
+            account = unpack(customer, packed)
             used = any(amounts.calls or amounts.cost for amounts in (account.sums or {}).values())
-            if used or account.revision or _quiet(account, self.now) is not None:
+            if used or account.revision or first_busy_window(account, self.now) is not None:
                 self.circle.append(customer)
             else:
                 del self.resting[customer]
@@ -206,7 +136,7 @@ class MemoryStore(Ledger[Account]):
         """Take a customer out."""
         account = self.cells.pop(customer, None)
         if account is None and customer in self.resting:
-            account = _unpacked(customer, self.resting.pop(customer))
+            account = unpack(customer, self.resting.pop(customer))
         if account is not None and self.everyone is not None:
             for hold in account.holds.values():
                 hold.ended = self.now if hold.ended is None else hold.ended
@@ -247,9 +177,9 @@ class MemoryStore(Ledger[Account]):
         """See `Ledger.find`."""
         return self.entries.get((customer, entry_id))
 
-    def tomb(self, customer: str) -> tuple[str, int] | None:
-        """See `Ledger.tomb`."""
-        return self.tombs.get(customer) if self.tombs else None
+    def tombs(self, customer: str) -> Sequence[tuple[str, int]]:
+        """See `Ledger.tombs`."""
+        return self.labels.get(customer, ()) if self.labels else ()
 
     def pruned_to(self) -> int:
         """See `Ledger.pruned_to`."""
@@ -385,57 +315,3 @@ def _moved(entry: Entry, customer: str) -> Entry:
     found = copy(entry)
     found.customer = customer
     return found
-
-
-def sum_of(account: Account, model: str | None, metric: str, first_day: int, end_day: int) -> int:
-    """The sum of a metric over days, of one model or (None) of all."""
-    found = 0
-    for (of_model, day), amounts in (account.sums or {}).items():
-        if first_day <= day < end_day and (model is None or model == of_model):
-            if metric == "tokens":
-                found += amounts.input_tokens + amounts.output_tokens
-            else:
-                found += amounts.cost if metric == "cost" else amounts.requests
-    return found
-
-
-def _quiet(account: Account, now: int) -> int | None:
-    """The first of the account's windows that still matters, or None."""
-    rates = account.rates or {}
-    return next((width for width, (start, _, _) in rates.items() if now < start + 2 * width), None)
-
-
-def _packed(account: Account, now: int) -> Packed:
-    rates = [
-        field
-        for width, (start, prev, cur) in (account.rates or {}).items()
-        if now < start + 2 * width
-        for field in (width, start, prev, cur)
-    ]
-    sums = [
-        field
-        for (model, day), a in (account.sums or {}).items()
-        for field in (
-            model, day, a.requests, a.calls, a.cost, a.input_tokens, a.output_tokens, a.cache_read_tokens, a.unpriced,
-            a.errors,
-        )
-    ]  # fmt: skip
-    head = (account.revision, account.params, account.first_seen, account.last_seen, len(rates))
-    return (*head, *rates, *sums)
-
-
-def _unpacked(customer: str, packed: Packed) -> Account:
-    account = Account(customer)
-    account.kept = True
-    account.revision, account.params, account.first_seen, account.last_seen, fields = packed[:_HEAD]
-    for at in range(_HEAD, _HEAD + fields, 4):
-        if account.rates is None:
-            account.rates = {}
-        account.rates[packed[at]] = packed[at + 1 : at + 4]
-    for at in range(_HEAD + fields, len(packed), 10):
-        if account.sums is None:
-            account.sums = {}
-        amounts = account.sums[packed[at], packed[at + 1]] = Amounts(*packed[at + 2 : at + 10])
-        account.cost += amounts.cost
-        account.tokens += amounts.input_tokens + amounts.output_tokens
-    return account

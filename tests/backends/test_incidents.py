@@ -233,3 +233,17 @@ async def test_incident_20_a_refusal_leaves_no_trace(backend: Backend) -> None:
         )
         assert all(isinstance(answer, Refused) for answer in answers)
     assert await dump(backend, NOW + 1_000, *limits) == before
+
+
+async def test_a_customer_deleted_twice_keeps_the_records_of_both_lives(backend: Backend) -> None:
+    """A record of an earlier life that comes again finds the label of that life: it counts once, whatever came after."""
+    entry = Entry("e1", "c1", day=100, at_ms=1_000, cost=5)
+    await backend.apply([Record(entry)], now=2_000)
+    await backend.delete("c1", now=3_000)
+    await backend.apply([Record(Entry("e2", "c1", day=100, at_ms=4_000, cost=7))], now=5_000)
+    await backend.delete("c1", now=6_000)
+    [again] = await backend.apply([Record(entry)], now=7_000)
+    assert isinstance(again, Recorded)
+    assert not again.new
+    assert sum(row.amounts.cost for row in await backend.usage(UsageQuery())) == 12
+    assert await backend.verify() == []

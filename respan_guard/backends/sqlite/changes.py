@@ -64,9 +64,7 @@ def delete(db: sqlite3.Connection, epoch: str, customer: str, actor: str, now: i
         "UPDATE customers SET customer = ?, revision = '', params = NULL, name = '', search = ? WHERE c = ?",
         (label, label, c),
     )
-    db.execute(
-        "INSERT OR REPLACE INTO tombs (hash, c, deleted_ms) VALUES (?, ?, ?)", (hash_of(epoch, customer), c, now)
-    )
+    db.execute("INSERT INTO tombs (hash, c, deleted_ms) VALUES (?, ?, ?)", (hash_of(epoch, customer), c, now))
     for table in ("rates", "holds", "ended"):
         db.execute(f"DELETE FROM {table} WHERE c = ?", (c,))  # noqa: S608  # names of ours
     # What an app put into a record's metadata may say who the customer was.

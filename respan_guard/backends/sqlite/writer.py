@@ -38,7 +38,9 @@ _RANGE = "9000000000000000"  # stands in the CHECKs of the schema that keep sums
 _LOAD_CELL = f"SELECT c, revision, params, {AMOUNTS} FROM customers WHERE customer = ?"  # noqa: S608
 _LOAD_RATES = "SELECT window_ms, start_ms, previous, current FROM rates WHERE c = ?"
 _LOAD_HOLDS = "SELECT id, day, model, cost, tokens, expires_ms, ended_ms, answer FROM holds WHERE c = ?"
-_LOAD_TOMB = "SELECT customers.customer, deleted_ms FROM tombs JOIN customers USING (c) WHERE hash = ?"
+_LOAD_TOMBS = (
+    "SELECT customers.customer, deleted_ms FROM tombs JOIN customers USING (c) WHERE hash = ? ORDER BY deleted_ms, c"
+)
 _FIND_ENDED = "SELECT ended_ms, answer FROM ended WHERE c = ? AND id = ?"
 _FIND_ENTRY = f"SELECT {ENTRY} FROM entries JOIN customers USING (c) WHERE c = ? AND id = ?"  # noqa: S608
 _LAST_C = "SELECT coalesce(max(c), 0) FROM customers"
@@ -193,7 +195,7 @@ class Writer(Ledger[SQLiteCell]):
             for hold_id, day, model, cost, tokens, expires, ended, answer in db.execute(_LOAD_HOLDS, (cell.c,)):
                 cell.add_hold(Hold(hold_id, day, model, cost, tokens, expires, answer_from(answer), ended))
         if self._any_tombs:
-            cell.tomb = db.execute(_LOAD_TOMB, (hash_of(self.epoch, customer),)).fetchone()
+            cell.tombs = tuple(db.execute(_LOAD_TOMBS, (hash_of(self.epoch, customer),)))
         return cell
 
     def sum(self, customer: str | None, model: str | None, metric: str, first_day: int, end_day: int) -> int:
@@ -250,9 +252,9 @@ class Writer(Ledger[SQLiteCell]):
         row = self._row_of.execute(_FIND_ENTRY, (c, entry_id)).fetchone()
         return None if row is None else entry_from(row)
 
-    def tomb(self, customer: str) -> tuple[str, int] | None:
-        """The label that took a deleted customer's place."""
-        return self.cell(customer).tomb
+    def tombs(self, customer: str) -> Sequence[tuple[str, int]]:
+        """The labels that took a deleted customer's place."""
+        return self.cell(customer).tombs
 
     def pruned_to(self) -> int:
         """The last day whose entries may be gone."""

@@ -162,7 +162,8 @@ CREATE TABLE cursors (
 
 -- Who was deleted, as a keyed hash: enough to know late usage by, not to name anybody.
 CREATE TABLE tombs (
-    hash TEXT PRIMARY KEY,
+    hash TEXT NOT NULL,
     c INTEGER NOT NULL,
-    deleted_ms INTEGER NOT NULL
+    deleted_ms INTEGER NOT NULL,
+    PRIMARY KEY (hash, c)
 ) STRICT, WITHOUT ROWID;
