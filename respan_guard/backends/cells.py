@@ -86,6 +86,7 @@ class Cell:
     """What is known of one customer: all that admissions, records and releases of it touch."""
 
     __slots__ = (
+        "counts_requests",
         "customer",
         "expiry",
         "holds",
@@ -110,6 +111,7 @@ class Cell:
         self.live: dict[tuple[int, str], list[int]] | None = None  # (day, model) -> [cost, tokens] held
         self.expiry: list[tuple[int, str]] | None = None  # heap of (expires, id) of holds that are counted
         self.spans: dict[str, Span] | None = None  # sums worked out before
+        self.counts_requests = False  # one of them is of requests; most customers have none
         self.limits: tuple[Limit, ...] | None = None  # those that the plan below is made for
         self.model: str | None = None  # and the model, where a limit asks for it
         self.plan: Sequence[Planned] = ()

@@ -104,6 +104,7 @@ class Evaluator(ABC, Generic[C]):
                     first, end = _days(limit)
                     amount = self.sum(cell.customer, only, limit.metric, first, end)
                     span = cell.spans[key] = Span(limit.metric, first, end, only, amount)
+                    cell.counts_requests |= limit.metric == "requests"
             plan.append((limit.amount, limit.metric, limit.window_ms, span, limit))
         cell.plan, cell.limits = plan, limits
         cell.model = model if any(limit.scope == "customer+model" for limit in limits) else None

@@ -179,7 +179,7 @@ class Ledger(Evaluator[C]):
                 for width, (start, prev, cur) in zip(cell.widths, windows, strict=True):
                     rates[width] = window = (start, prev, cur + requests)
                     self.keep_rate(cell, width, window)
-            if cell.spans:
+            if cell.counts_requests and cell.spans:
                 _grow(cell.spans, op.model, op.day, requests, 0, 0)
             self.add_requests(cell, op.model, op.day, requests, now)
         outcome = Allowed(now, tuple(used), tuple(held), tuple(windows))
