@@ -170,9 +170,26 @@ class Passage:
 
     def watched(self, response: Any, exchange: Exchange, outgoing: Outgoing, kind: type) -> Any:
         """The response, read as it passes."""
+        edited = outgoing.content is not None
+        if response.is_closed:  # of a transport that has the whole body already: nobody will ask for its stream
+            return self._read_whole(response, exchange, edited=edited)
         feed = exchange.answered(response.status_code, response.headers)
-        hide = UsageFilter() if outgoing.content is not None and UsageFilter.fits(response.headers) else None
+        hide = UsageFilter() if edited and UsageFilter.fits(response.headers) else None
         response.stream = kind(response.stream, exchange, feed, hide)
+        return response
+
+    def _read_whole(self, response: Any, exchange: Exchange, *, edited: bool) -> Any:
+        headers = {"content-type": response.headers.get("content-type", "")}
+        feed = exchange.answered(response.status_code, headers)
+        if feed is not None:
+            feed(response.content)
+        exchange.finish()
+        if edited and UsageFilter.fits(headers):
+            hide = UsageFilter()
+            content = hide.passed(response.content) + hide.rest()
+            return self.kinds.response(
+                response.status_code, headers=headers, content=content, extensions=response.extensions
+            )
         return response
 
     def failed(self, exchange: Exchange, error: BaseException, body: Body) -> None:

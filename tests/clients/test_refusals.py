@@ -15,8 +15,10 @@ import anthropic
 import openai
 import pytest
 
-from respan_guard import Customer, Guard, LimitExceeded, RateLimitExceeded
+from respan_guard import Customer, Guard, LimitExceeded, RateLimitExceeded, StorageUnavailable
+from respan_guard.backends import registry
 from respan_guard.testing import StandInProvider
+from tests.guard.faulty import FaultyBackend
 
 from .support import ASK, CHAT, CLAUDE, arecords, async_open_ai, claude, open_ai, records, same
 
@@ -88,22 +90,23 @@ def test_a_model_without_a_price_is_refused_where_there_is_a_budget(
     assert record.unpriced
 
 
-def test_storage_that_gives_no_answer_refuses(tmp_path: Path, provider: StandInProvider, url: str) -> None:
+def test_storage_that_gives_no_answer_refuses(
+    provider: StandInProvider, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A budget that can't be checked is not spent: 503 as the SDK's exception, nothing sent, nothing retried."""
-    guard = Guard(
-        f"sqlite:///{tmp_path / 'nowhere' / 'guard.db'}",
-        default_limits={"total_budget": 1},
-        journal_dir=tmp_path / "journal",
-    )
-    with (
-        guard.wrap(open_ai(url, max_retries=2)) as client,
-        guard.on_behalf_of("c1"),
-        pytest.raises(openai.InternalServerError) as caught,
-    ):
+    monkeypatch.setitem(registry._BUILT_IN, "faulty", f"{FaultyBackend.__module__}:FaultyBackend")
+    store = FaultyBackend("faulty://clients")
+    guard = Guard("faulty://clients", default_limits={"total_budget": 1}, journal_dir=tmp_path)
+    with guard.wrap(open_ai(url, max_retries=2)) as client, guard.on_behalf_of("c1"):
+        store.error = StorageUnavailable("the test's")
+        with pytest.raises(openai.InternalServerError) as caught:
+            client.chat.completions.create(model=CHAT, messages=ASK)
+        assert caught.value.status_code == 503
+        assert provider.meter.calls == []
+        store.error = None
         client.chat.completions.create(model=CHAT, messages=ASK)
+    same(records(guard), provider)
     guard.sync.close()
-    assert caught.value.status_code == 503
-    assert provider.meter.calls == []
 
 
 # -- overspend -------------------------------------------------------------------------------------------------
