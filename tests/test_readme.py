@@ -16,10 +16,12 @@ from typing import Any
 import openai
 import pytest
 import uvicorn
+from starlette.applications import Starlette
 from starlette.authentication import AuthCredentials, AuthenticationBackend, SimpleUser
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse
+from starlette.routing import Route
 from starlette.testclient import TestClient
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser
@@ -79,23 +81,28 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
     """What a reader has: imports, an app of their own, a provider."""
     monkeypatch.chdir(tmp_path)
     provider = StandInProvider(strict=False)
-    with provider.serve() as url, openai.OpenAI(api_key="x", base_url=f"{url}/v1") as client:
+    with provider.serve() as url:
+        monkeypatch.setenv("OPENAI_API_KEY", "x")
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{url}/v1")
         yield {
             "ApiKeys": ApiKeys,
             "AuthenticationMiddleware": AuthenticationMiddleware,
             "Customer": Customer,
             "Decimal": Decimal,
             "HTTPConnection": HTTPConnection,
+            "OpenAI": openai.OpenAI,
+            "Route": Route,
+            "Starlette": Starlette,
             "RateLimitExceeded": RateLimitExceeded,
             "Usage": Usage,
             "User": User,
-            "client": client,
             "current_user": User,
             "forward_to_provider": forward_to_provider,
             "messages": [{"role": "user", "content": "Hi"}],
             "monday": datetime(2026, 1, 5, tzinfo=UTC),
             "paint": paint,
             "prompt": "a red fox",
+            "provider": provider,
             "pytest": pytest,
         }
 
@@ -108,9 +115,10 @@ async def test_the_readme_runs_from_top_to_bottom(names: dict[str, Any]) -> None
     await names["guard"].aclose()
 
 
-async def test_the_first_example_answers_as_the_readme_shows(names: dict[str, Any]) -> None:
+async def test_a_spent_budget_is_answered_as_the_readme_shows(names: dict[str, Any]) -> None:
     """A customer past its five dollars gets the 402 that is printed there, word for word but for the date."""
     await run(blocks()[0], names)
+    await run(blocks()[1], names)
 
     def drive() -> Any:
         with TestClient(names["app"]) as client:
@@ -136,18 +144,31 @@ async def test_the_first_example_answers_as_the_readme_shows(names: dict[str, An
     assert {**given, "error": expected["error"]} == expected
 
 
-async def test_the_dependency_example_charges_who_it_admitted(names: dict[str, Any]) -> None:
-    """The endpoint's picture is on the organisation's bill, and the 61st request of a minute is a 429."""
+async def test_the_first_example_guards_each_call_of_its_client(names: dict[str, Any]) -> None:
+    """The provider's own meter is what the organisation was charged, and the 61st request of a minute is a 429."""
     await run(blocks()[0], names)
-    await run(blocks()[1], names)
 
     def drive() -> list[int]:
         with TestClient(names["app"]) as client:
-            return [client.post("/draw", params={"prompt": "fox"}).status_code for _ in range(61)]
+            return [client.post("/ask", params={"question": "Why?"}).status_code for _ in range(61)]
 
     assert await asyncio.to_thread(drive) == [200] * 60 + [429]
+    meter = names["provider"].meter
     async with names["guard"] as guard:
-        assert (await guard.status("org_7")).total_spend == 60 * Decimal("0.04")
+        status = await guard.status("org_7")
+        assert (status.total_calls, status.total_spend) == (60, meter.total_cost)
+        assert len(meter.calls) == 60
+        assert {record.source async for record in guard.records()} == {"client"}
+
+
+async def test_the_worker_example_charges_whom_it_names(names: dict[str, Any]) -> None:
+    """A worker's call is on the bill of the organisation it works for."""
+    for example in blocks()[:3]:
+        await run(example, names)
+    assert await asyncio.to_thread(names["summarise"], "org_9", "A long text.")
+    async with names["guard"] as guard:
+        await guard.flush()
+        assert (await guard.status("org_9")).total_calls == 1
 
 
 def test_the_commands_of_the_readme_exist() -> None:
