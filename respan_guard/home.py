@@ -319,8 +319,7 @@ class Home:
         except BackendError as error:
             await self._failed(error)
         except Exception as error:  # a fault of ours or of the driver must not end the drain
-            logger.exception("the storage backend failed")
-            await self._failed(StorageUnavailable(f"the storage backend failed: {error!r}"))
+            await self._failed(StorageUnavailable(f"the storage backend failed: {error!r}"), error)
         else:
             self._batch = []
             self._failures = 0
@@ -363,13 +362,13 @@ class Home:
         except OSError as disk:
             logger.error("the dead letter can't be written either (%s), this is it: %r", disk, entry)
 
-    async def _failed(self, error: BackendError) -> None:
+    async def _failed(self, error: BackendError, fault: Exception | None = None) -> None:
         """Answer those who wait, keep what must not be lost, and come back after a pause."""
         self._failures += 1
         now = self._clock.monotonic()
         if now - self._logged_at >= _LOG_EVERY:
             self._logged_at = now
-            logger.warning("storage is unavailable: %s", error)
+            logger.warning("storage is unavailable: %s", error, exc_info=fault)
         kept: list[_Item] = []
         batch, self._batch = self._batch, []
         for item in batch:

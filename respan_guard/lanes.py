@@ -133,7 +133,11 @@ class GuardThread:
         self._home: Home | None = None
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="respan-guard", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # none is started any more while the interpreter exits (Python 3.12+)
+            self.loop.close()
+            raise
         if not self._ready.wait(_START_TIMEOUT):
             raise RuntimeError("the guard's thread did not start")
 

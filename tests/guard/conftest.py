@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from respan_guard import Guard
+from respan_guard.backends import registry
 from respan_guard.testing import FakeClock
+
+from .faulty import FaultyBackend
 
 MakeGuard = Callable[..., Guard]
 
@@ -35,3 +38,11 @@ def make_guard(storage: str, clock: FakeClock, tmp_path: Path) -> MakeGuard:
         return Guard(storage, **(defaults | options))
 
     return make
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyBackend]:
+    """The store behind faulty://one, which becomes a known scheme."""
+    monkeypatch.setitem(registry._BUILT_IN, "faulty", f"{FaultyBackend.__module__}:FaultyBackend")
+    yield FaultyBackend("faulty://one")
+    FaultyBackend.stores.clear()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
+from respan_guard import Guard
 from respan_guard.backends.base import Op, Outcome
 from respan_guard.backends.memory import MemoryBackend
 from respan_guard.errors import BackendError
+from respan_guard.testing import FakeClock
 
 
 class FaultyBackend(MemoryBackend):
@@ -51,3 +54,15 @@ class FaultyBackend(MemoryBackend):
         self.batches.append(len(ops))
         await asyncio.sleep(0)
         return await super().apply(ops, now)
+
+
+def faulty_guard(tmp_path: Path, **options: Any) -> Guard:
+    """A guard over it."""
+    defaults: dict[str, Any] = {"journal_dir": tmp_path, "clock": FakeClock()}
+    return Guard("faulty://one", **(defaults | options))
+
+
+async def live_holds(guard: Guard) -> int:
+    """How many holds count."""
+    now = guard.now_ms()
+    return len(await guard.lane().call(lambda backend: backend.holds(state="live", now=now)))
