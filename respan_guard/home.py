@@ -28,6 +28,7 @@ _BATCH = 512
 _BACKLOG = 10_000
 _LOG_EVERY = 10.0
 _CLOSE_TIMEOUT = 6.0
+_STUCK = 30.0  # seconds after which a batch without an answer is sent again: ids make that safe
 _POISON = (CounterOverflow, TypeError, ValueError, OverflowError)  # of the data of one op: trying again won't help
 logger = logging.getLogger("respan_guard")
 
@@ -315,7 +316,8 @@ class Home:
         try:
             if not self._opened:
                 await self.open()
-            await self._send(self._batch)
+            async with asyncio.timeout(max(_STUCK, self.timeout)):
+                await self._send(self._batch)
         except BackendError as error:
             await self._failed(error)
         except Exception as error:  # a fault of ours or of the driver must not end the drain
