@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import _thread
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from respan_guard.providers import Call, Reader, reader_for
@@ -81,15 +81,20 @@ class Exchange:
         self._done = False
         self._started = guard.clock.monotonic()
 
-    def answered(self, status: int, headers: Mapping[str, str]) -> Callable[[bytes], None] | None:
+    def answered(self, status: int, content_type: str, encoding: str) -> Callable[[bytes], None] | None:
         """The provider answers.
+
+        Args:
+            status: The status code.
+            content_type: Of the body.
+            encoding: Of the body, "" for none.
 
         Returns:
             What takes the bytes of the body as they pass; None if they tell nothing.
         """
         self._status = status
         if 200 <= status < 300:
-            self._reader = reader_for(headers.get("content-type", ""), headers.get("content-encoding"))
+            self._reader = reader_for(content_type, encoding)
         return None if self._reader is None else self._reader.feed
 
     def failed(self, error: BaseException, *, sent: bool) -> None:

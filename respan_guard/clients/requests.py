@@ -11,7 +11,7 @@ from typing import Any
 
 from respan_guard.providers import Call, call_from_request
 
-__all__ = ["Outgoing", "is_form_call", "read_form", "read_json"]
+__all__ = ["Outgoing", "is_form_path", "read_form", "read_json"]
 
 logger = logging.getLogger("respan_guard")
 
@@ -23,6 +23,7 @@ _FORMS = {
     "/images/edits": "image_generation",
     "/images/variations": "image_generation",
 }
+_FORM_PATHS = tuple(_FORMS)
 _FORM_MODEL = re.compile(rb'name="model"\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,256})\r\n')
 _IMAGE_TOKENS = 16_384  # of one drawn image
 _AUDIO_BYTES_PER_TOKEN = 24  # of the lowest bitrate of MP3, at ten tokens a second
@@ -78,14 +79,13 @@ def _asking_for_usage(body: Mapping[str, Any]) -> bytes | None:
     return json.dumps(changed, separators=(",", ":")).encode()
 
 
-def is_form_call(path: str, content_type: str) -> bool:
-    """Whether a request is an LLM call whose body is a form: audio to write down, images to change."""
-    return content_type.startswith("multipart/form-data") and path.rstrip("/").endswith(tuple(_FORMS))
+def is_form_path(path: str) -> bool:
+    """Whether the API takes calls as forms there: audio to write down, images to change."""
+    return path.endswith(_FORM_PATHS)
 
 
 def read_form(path: str, content: bytes) -> Outgoing:
-    """Read a form for which `is_form_call` is true."""
-    path = path.rstrip("/")
+    """Read a form that is a call; see `is_form_path`."""
     operation = next(name for suffix, name in _FORMS.items() if path.endswith(suffix))
     found = _FORM_MODEL.search(content)
     draws = operation == "image_generation"

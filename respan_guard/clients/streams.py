@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 
 __all__ = ["UsageFilter"]
 
@@ -25,13 +24,14 @@ class UsageFilter:
         self._part = b""
 
     @staticmethod
-    def fits(headers: Mapping[str, str]) -> bool:
+    def fits(content_type: str, encoding: str) -> bool:
         """Whether a response is a stream that can be edited."""
-        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        return kind == "text/event-stream" and headers.get("content-encoding", "identity") == "identity"
+        return content_type.partition(";")[0].strip().lower() == "text/event-stream" and not encoding
 
     def passed(self, data: bytes) -> bytes:
         """Take the next bytes; what of them and of those before goes on."""
+        if not self._part and data.endswith(b"\n\n") and _MAYBE.search(data) is None:
+            return data  # whole events, none of them to be hidden: the usual case
         data = self._part + data
         kept: list[bytes] = []
         at = 0

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from respan_guard.clients.door import Door, RefusedCall
 from respan_guard.clients.exchange import Exchange
-from respan_guard.clients.requests import Outgoing, is_form_call, read_form, read_json
+from respan_guard.clients.requests import Outgoing, is_form_path, read_form, read_json
 from respan_guard.clients.streams import UsageFilter
 
 __all__ = ["AsyncTransport", "Kinds", "Transport", "kinds_of"]
@@ -133,10 +133,9 @@ class Passage:
         self.inner = inner
         self._takes_body = type(inner).__name__ in _TAKES_BODY
 
-    def read(self, request: Any) -> Outgoing | None:
+    def read(self, request: Any, path: str) -> Outgoing | None:
         """The LLM call that a request asks for, if it does."""
-        path = request.url.path
-        if _is_form(request):
+        if is_form_path(path) and _is_form(request):
             return read_form(path, request.content)
         try:
             content = request.content
@@ -171,22 +170,23 @@ class Passage:
     def watched(self, response: Any, exchange: Exchange, outgoing: Outgoing, kind: type) -> Any:
         """The response, read as it passes."""
         edited = outgoing.content is not None
+        content_type, encoding = _content(response)
         if response.is_closed:  # of a transport that has the whole body already: nobody will ask for its stream
-            return self._read_whole(response, exchange, edited=edited)
-        feed = exchange.answered(response.status_code, response.headers)
-        hide = UsageFilter() if edited and UsageFilter.fits(response.headers) else None
+            return self._read_whole(response, exchange, content_type, edited=edited)
+        feed = exchange.answered(response.status_code, content_type, encoding)
+        hide = UsageFilter() if edited and UsageFilter.fits(content_type, encoding) else None
         response.stream = kind(response.stream, exchange, feed, hide)
         return response
 
-    def _read_whole(self, response: Any, exchange: Exchange, *, edited: bool) -> Any:
-        headers = {"content-type": response.headers.get("content-type", "")}
-        feed = exchange.answered(response.status_code, headers)
+    def _read_whole(self, response: Any, exchange: Exchange, content_type: str, *, edited: bool) -> Any:
+        feed = exchange.answered(response.status_code, content_type, "")
         if feed is not None:
             feed(response.content)
         exchange.finish()
-        if edited and UsageFilter.fits(headers):
+        if edited and UsageFilter.fits(content_type, ""):
             hide = UsageFilter()
             content = hide.passed(response.content) + hide.rest()
+            headers = {"content-type": content_type}
             return self.kinds.response(
                 response.status_code, headers=headers, content=content, extensions=response.extensions
             )
@@ -205,9 +205,10 @@ class Transport(Passage):
         door = self.door
         if door.off or request.method != "POST":
             return self.inner.handle_request(request)
-        if _is_form(request):
+        path = request.url.path
+        if is_form_path(path) and _is_form(request):
             request.read()
-        outgoing = self.read(request)
+        outgoing = self.read(request, path)
         if outgoing is None:
             return self.inner.handle_request(request)
         try:
@@ -251,9 +252,10 @@ class AsyncTransport(Passage):
         door = self.door
         if door.off or request.method != "POST":
             return await self.inner.handle_async_request(request)
-        if _is_form(request):
+        path = request.url.path
+        if is_form_path(path) and _is_form(request):
             await request.aread()
-        outgoing = self.read(request)
+        outgoing = self.read(request, path)
         if outgoing is None:
             return await self.inner.handle_async_request(request)
         try:
@@ -316,4 +318,17 @@ kinds_of = functools.cache(Kinds)
 
 
 def _is_form(request: Any) -> bool:
-    return is_form_call(request.url.path, request.headers.get("content-type", ""))
+    kind: str = request.headers.get("content-type", "")
+    return kind.startswith("multipart/form-data")
+
+
+def _content(response: Any) -> tuple[str, str]:
+    """Type and encoding of a body; looking names up one by one takes the libraries ten times as long."""
+    kind = encoding = ""
+    for name, value in response.headers.raw:
+        match name.lower():
+            case b"content-type":
+                kind = value.decode("latin-1")
+            case b"content-encoding":
+                encoding = value.decode("latin-1")
+    return kind, "" if encoding == "identity" else encoding
