@@ -1,0 +1,69 @@
+"""The SDKs' previous majors, which stand on httpx, in an environment of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from respan_guard import Guard
+from respan_guard.testing import StandInProvider
+
+from .support import records, same
+
+ROOT = Path(__file__).parents[2]
+WANTED = ["openai>=2,<3", "anthropic<1"]
+
+
+@pytest.fixture(scope="module")
+def python(request: pytest.FixtureRequest) -> str:
+    """A Python with the previous majors, over the packages that are installed here; made once, kept in the cache.
+
+    Without a package index it can't be made: that skips the test, but fails it in CI.
+    """
+    assert request.config.cache is not None
+    home = Path(request.config.cache.mkdir("previous_majors")) / f"{sys.version_info[0]}.{sys.version_info[1]}"
+    found = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    ready = home / "ready"
+    if not ready.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True, timeout=60)
+        pip = [str(found), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *WANTED]
+        done = subprocess.run(pip, capture_output=True, text=True, timeout=90, check=False)
+        if done.returncode and not os.environ.get("CI"):
+            pytest.skip(f"no package index: {done.stderr[-200:]}")
+        assert done.returncode == 0, done.stderr
+        (site,) = home.glob("**/site-packages")
+        (site / "zz_main.pth").write_text(sysconfig.get_path("purelib"))  # behind its own packages
+        ready.touch()
+    return str(found)
+
+
+def test_previous_majors_are_guarded(python: str, provider: StandInProvider, url: str, tmp_path: Path) -> None:
+    """Sync and async, whole and streamed: recorded as metered; a refusal is theirs; they do stand on httpx."""
+    storage = f"sqlite:///{tmp_path / 'guard.db'}"
+    script = Path(__file__).parent / "previous_majors.py"
+    done = subprocess.run(
+        [python, str(script), url, storage, str(tmp_path / "journal")],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == {
+        "made_of": ["httpx", "httpx"],
+        "refused": [402, 402],
+        "openai": 2,
+        "anthropic": 0,
+    }
+    guard = Guard(storage, journal_dir=tmp_path / "journal")
+    found = records(guard)
+    same(found, provider)
+    assert sorted(record.customer_identifier for record in found) == ["async"] * 8 + ["sync"] * 8
+    guard.sync.close()
