@@ -1,4 +1,4 @@
-"""The SDKs' previous majors, which stand on httpx, in an environment of their own."""
+"""The SDKs' previous majors, which stand on httpx, and the oldest FastAPI, in an environment of their own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import zlib
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from respan_guard.testing import StandInProvider
 from .support import records, same
 
 ROOT = Path(__file__).parents[2]
-WANTED = ["openai>=2,<3", "anthropic<1"]
+# The oldest FastAPI that runs on the oldest Starlette that respan_guard does.
+WANTED = ["openai>=2,<3", "anthropic<1", "fastapi==0.133.0"]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,8 @@ def python(request: pytest.FixtureRequest) -> str:
     Without a package index it can't be made: that skips the test, but fails it in CI.
     """
     assert request.config.cache is not None
-    home = Path(request.config.cache.mkdir("previous_majors")) / f"{sys.version_info[0]}.{sys.version_info[1]}"
+    what = zlib.crc32(repr([sys.prefix, sys.version, WANTED]).encode())
+    home = Path(request.config.cache.mkdir("previous_majors")) / f"{what:08x}"
     found = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     ready = home / "ready"
     if not ready.exists():
@@ -67,3 +70,23 @@ def test_previous_majors_are_guarded(python: str, provider: StandInProvider, url
     same(found, provider)
     assert sorted(record.customer_identifier for record in found) == ["async"] * 8 + ["sync"] * 8
     guard.sync.close()
+
+
+def test_calls_and_requests_are_guarded_on_the_oldest(python: str) -> None:
+    """What `test_calls.py` and `test_requests.py` say holds there, too: every call, every way to admit."""
+    some = "memory and not inside and not outside"
+    files = ["tests/clients/test_calls.py", "tests/clients/test_requests.py"]
+    done = subprocess.run(
+        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", some, *files],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout
+    said = "import fastapi, openai, anthropic; print(fastapi.__version__, openai.VERSION[0], anthropic.__version__[0])"
+    versions = subprocess.run([python, "-c", said], capture_output=True, text=True, timeout=60, check=True)
+    assert versions.stdout.split() == ["0.133.0", "2", "0"]
