@@ -152,7 +152,7 @@ class Admissions:
         if self._known_only and not trusted and not guard.policies.get(identifier).revision:
             await self._look_up(guard.lane(), identifier)
         try:
-            await guard.merge_params(identifier, params, trusted=trusted)
+            await guard.customers.merge(identifier, params, trusted=trusted)
         except BackendError as error:
             if trusted:
                 raise unavailable(error) from error

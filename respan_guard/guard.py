@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import contextmanager, suppress
 from datetime import date, datetime
 from decimal import Decimal
 from functools import cached_property
@@ -18,7 +18,7 @@ from respan_guard.context import Slot, current_slot
 from respan_guard.customer import Customer, normalise_identifier
 from respan_guard.customers import Customers
 from respan_guard.decision import Status
-from respan_guard.errors import LimitExceeded
+from respan_guard.errors import GuardError, LimitExceeded
 from respan_guard.estimates import Estimator
 from respan_guard.homes import Homes
 from respan_guard.journal import Journal
@@ -73,14 +73,11 @@ class Guard:
             self._on_fork,
         )
         self.storage_timeout = settings.storage_timeout or self._homes.backend_class.default_timeout
-        self.fork_mark = ""
-        """Tells what this process numbers from what its parent does, if it was forked."""
+        self.fork_mark = ""  # tells what this process numbers from what its parent does, if it was forked
         self.refusals = RefusalLog(self.clock, self._homes.lane)
         self.admissions = Admissions(self)
-        self._customers = Customers(self)
+        self.customers = Customers(self)
         self._reports = Reports(self)
-
-    # -- life --------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -102,6 +99,8 @@ class Guard:
 
     async def aclose(self) -> None:
         """Store what waits, and let go of storage."""
+        with suppress(GuardError):  # counts of refusals are no records: storage that is down does without
+            await self.refusals.flush()
         await self._homes.close()
 
     async def flush(self) -> None:
@@ -120,8 +119,6 @@ class Guard:
         from respan_guard.blocking import BlockingGuard  # one layer up
 
         return BlockingGuard(self, self._homes)
-
-    # -- admission ---------------------------------------------------------------------------------
 
     def admit(self, customer_identifier: str | int, *, estimate: Decimal | Usage | None = None) -> Admitting:
         """Let a customer in, or raise.
@@ -200,8 +197,6 @@ class Guard:
 
         return make_transport(self, inner, sync=False, **options)
 
-    # -- recording ---------------------------------------------------------------------------------
-
     async def record(
         self, usage: Usage, customer_identifier: str | int | None = None, *, entry_id: str | None = None
     ) -> None:
@@ -249,15 +244,13 @@ class Guard:
         policy = self.policies.get(customer).policy
         return self.recorder.entry(usage, customer, policy, self.now_ms(), **how)
 
-    # -- customers and reports ---------------------------------------------------------------------
-
     async def put_customer(self, customer: Customer, *, actor: str = "") -> Customer:
         """Store a customer's limits and profile. They hold from the next admission on, in every process."""
-        return await self._customers.put(customer, actor=actor)
+        return await self.customers.put(customer, actor=actor)
 
     async def get_customer(self, customer_identifier: str | int) -> Customer | None:
         """A customer as stored; None if it was never put or seen."""
-        return await self._customers.get(customer_identifier)
+        return await self.customers.get(customer_identifier)
 
     async def update_customer(self, customer_identifier: str | int, *, actor: str = "", **changes: Any) -> Customer:
         """Change single fields of a customer; None removes one.
@@ -265,11 +258,11 @@ class Guard:
         Raises:
             InvalidInput: A field is unknown or its value can't work; nothing was changed.
         """
-        return await self._customers.update(customer_identifier, changes, actor=actor)
+        return await self.customers.update(customer_identifier, changes, actor=actor)
 
     async def delete_customer(self, customer_identifier: str | int, *, actor: str = "") -> bool:
         """Erase who a customer was and keep the sums under a random label. False if there is none."""
-        return await self._customers.delete(customer_identifier, actor=actor)
+        return await self.customers.delete(customer_identifier, actor=actor)
 
     async def list_customers(
         self,
@@ -285,7 +278,7 @@ class Guard:
 
     async def adjust(self, customer_identifier: str | int, amount: Decimal, reason: str, *, actor: str = "") -> None:
         """Book a correction: negative gives budget back, positive takes it. An entry of its own, and audited."""
-        await self._customers.adjust(customer_identifier, amount, reason, actor=actor)
+        await self.customers.adjust(customer_identifier, amount, reason, actor=actor)
 
     async def status(self, customer_identifier: str | int) -> Status:
         """Where a customer stands: every limit with used, held, remaining and when it resets."""
@@ -331,8 +324,6 @@ class Guard:
         """Facts and warnings about the store."""
         return await self.lane().call(lambda backend: backend.info())
 
-    # -- inside ------------------------------------------------------------------------------------
-
     def lane(self) -> Lane:
         """The way to storage from the caller's loop and thread."""
         return self._homes.lane()
@@ -344,11 +335,6 @@ class Guard:
     def follow(self, store_ms: int) -> None:
         """Take the store's time for this process's: limits are compiled for the moment they are judged at."""
         self._offset = store_ms - self.clock.now_ms()
-
-    async def merge_params(self, identifier: str, params: Mapping[str, Any], *, trusted: bool) -> None:
-        """Merge params that came with a request into the customer; equal ones write nothing."""
-        if not self._off:
-            await self._customers.merge(identifier, params, trusted=trusted)
 
     def _on_open(self, lane: Lane) -> None:
         if self.settings.retention is not None:

@@ -1,14 +1,11 @@
 """A home: the event loop that owns a connection to storage, and the inbox of what it shall do.
 
-Nobody but the home's drain task awaits the backend, so a caller that is cancelled, times out or
-whose loop closes can't leave a transaction open or a reply unread. The drain takes everything that
-arrived while the last batch ran: batches grow with the load and a lone operation never waits.
+Its drain, the one task that awaits the backend, is in `respan_guard.drain`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import threading
@@ -16,36 +13,20 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TypeVar
 
-from respan_guard.backends.base import Admit, Backend, Entry, Op, Outcome, Record, Recorded, Release, Renew, TooLate
+from respan_guard.backends.base import Admit, Backend, Entry, Op, Outcome, Record, Recorded, Release
 from respan_guard.clock import Clock
+from respan_guard.drain import BATCH, Drain, Item, Unstorable
 from respan_guard.errors import BackendError, CounterOverflow, GuardError, StorageUnavailable
 from respan_guard.journal import Journal, JournalFile
 
 __all__ = ["Home"]
 
 T = TypeVar("T")
-_BATCH = 512
-_BACKLOG = 10_000
-_LOG_EVERY = 10.0
 _CLOSE_TIMEOUT = 6.0
-_STUCK = 30.0  # seconds after which a batch without an answer is sent again: ids make that safe
-_POISON = (CounterOverflow, TypeError, ValueError, OverflowError)  # of the data of one op: trying again won't help
 logger = logging.getLogger("respan_guard")
 
 
-class _Unstorable(BackendError):
-    """An op that storage can't take, ever."""
-
-
-class _Item:
-    __slots__ = ("future", "op")
-
-    def __init__(self, op: Op | None, future: asyncio.Future[Outcome] | None) -> None:
-        self.op = op  # None is a marker: its future tells when all before it is stored
-        self.future = future
-
-
-class Home:
+class Home(Drain):
     """One event loop's way to storage. Methods run on that loop, except `post`, which runs anywhere.
 
     Args:
@@ -67,27 +48,13 @@ class Home:
         timeout: float,
         server_clock: bool = False,
     ) -> None:
-        self.backend = backend
-        self.loop = asyncio.get_running_loop()
-        self.timeout = timeout
-        self._clock = clock
-        self._server_clock = server_clock
-        self._journal = journal
+        super().__init__(backend, clock, journal, timeout=timeout, server_clock=server_clock)
         self._inherit = inherit
         self._inheriting = threading.Lock()
-        self._inbox: deque[_Item] = deque()
-        self._batch: list[_Item] = []  # what was taken out of the inbox and is not answered
         self._calls: set[asyncio.Task[None]] = set()
         self._thread = threading.get_ident()
-        self._draining = False
-        self._drain_task: asyncio.Task[None] | None = None
-        self._wake = asyncio.Event()
-        self._opened = False
         self._opening = asyncio.Lock()
         self._closed = False
-        self._gone = False
-        self._failures = 0
-        self._logged_at = float("-inf")
 
     # -- what callers do ---------------------------------------------------------------------------
 
@@ -102,7 +69,7 @@ class Home:
         if self._gone:
             raise StorageUnavailable("the guard was closed meanwhile")
         future: asyncio.Future[Outcome] = self.loop.create_future()
-        self._inbox.append(_Item(op, future))
+        self._inbox.append(Item(op, future))
         self._start()
         timer = self.loop.call_later(self.timeout, self._give_up, future)
         try:
@@ -124,7 +91,7 @@ class Home:
         """
         try:
             outcome = await self.submit(Record(entry))
-        except (CounterOverflow, _Unstorable):
+        except (CounterOverflow, Unstorable):
             return None  # kept as a dead letter, and logged
         except BackendError as error:
             try:
@@ -137,7 +104,7 @@ class Home:
     def post(self, *ops: Op) -> None:
         """Apply `ops` in this order, some time soon. A plain append: from any thread, never blocks."""
         for op in ops:
-            self._inbox.append(_Item(op, None))
+            self._inbox.append(Item(op, None))
         if self._gone:  # looked at after the append, as `retire` takes after it has set this
             self._pass_on()
         elif self._draining:
@@ -174,7 +141,7 @@ class Home:
         if self._gone:
             return
         marker: asyncio.Future[Outcome] = self.loop.create_future()
-        self._inbox.append(_Item(None, marker))
+        self._inbox.append(Item(None, marker))
         self._start()
         try:
             await asyncio.wait_for(marker, self.timeout if self._failures else max(self.timeout, 5.0))
@@ -251,154 +218,18 @@ class Home:
             if ops:
                 self._inherit(ops)
 
-    def spill(self) -> None:
-        """Move the records that wait to the journal; other ops that wait are forgotten, holds expire.
-
-        Raises:
-            OSError: The disk won't take them; they still wait.
-        """
-        items = [self._inbox.popleft() for _ in range(len(self._inbox))]
-        try:
-            self._journal.write([item.op.entry for item in items if isinstance(item.op, Record)])
-        except BaseException:
-            self._inbox.extendleft(reversed(items))
-            raise
-        self._inbox.extend(item for item in items if item.op is None or isinstance(item.op, Admit))
-
-    # -- the drain ---------------------------------------------------------------------------------
-
-    def _call_threadsafe(self, function: Callable[[], object]) -> None:
-        try:
-            self.loop.call_soon_threadsafe(function)
-        except RuntimeError:  # the loop is closed: whoever finds this home dead adopts its inbox
-            logger.debug("a home's loop is closed; its inbox waits to be adopted")
-
-    def _start(self) -> None:
-        if not self._draining:
-            self._draining = True
-            self._drain_task = self.loop.create_task(self._drain())
-        elif self._failures:
-            self._wake.set()
-
-    async def _drain(self) -> None:
-        while not self._gone:
-            self._take_batch()
-            if not self._batch:
-                # Tell posters first, look again after: a poster appends first and looks at the flag after.
-                self._draining = False
-                if not self._inbox:
-                    return
-                self._draining = True
-                continue
-            try:
-                await self._apply()
-            except BaseException:
-                # The loop is ending under us. Whoever adopts this inbox sends the batch again; ids make that safe.
-                self._unsend()
-                self._draining = False
-                raise
-
-    def _take_batch(self) -> None:
-        batch: list[_Item] = []
-        while self._inbox and len(batch) < _BATCH:
-            item = self._inbox.popleft()
-            if item.future is not None and item.future.done() and not isinstance(item.op, Record):
-                continue  # withdrawn: its caller gave up while it waited
-            batch.append(item)
-        self._batch = batch
-
-    def _unsend(self) -> None:
-        """Put what was not answered back to where it came from."""
-        batch, self._batch = self._batch, []
-        self._inbox.extendleft(reversed(batch))
-
-    async def _apply(self) -> None:
-        try:
-            if not self._opened:
-                await self.open()
-            async with asyncio.timeout(max(_STUCK, self.timeout)):
-                await self._send(self._batch)
-        except BackendError as error:
-            await self._failed(error)
-        except Exception as error:  # a fault of ours or of the driver must not end the drain
-            await self._failed(StorageUnavailable(f"the storage backend failed: {error!r}"), error)
-        else:
-            self._batch = []
-            self._failures = 0
-            if self._journal.pending and not self._closed and (file := self._journal.rotate()) is not None:
-                self._keep(self._replay(file))
-
-    async def _send(self, batch: list[_Item]) -> None:
-        ops = [item.op for item in batch if item.op is not None]
-        try:
-            outcomes = await self.backend.apply(ops, None if self._server_clock else self._clock.now_ms())
-        except _POISON as error:
-            if len(batch) == 1:
-                self._refuse(batch[0], error)
-                return
-            while self._batch:  # one op of the batch is the poison; find it, and let the others through in order
-                await self._send(self._batch[:1])
-                del self._batch[:1]
-        else:
-            answers = iter(outcomes)
-            for item in batch:
-                self._answer(item, None if item.op is None else next(answers))
-
-    def _answer(self, item: _Item, outcome: Outcome | None) -> None:
-        if isinstance(outcome, TooLate) and isinstance(item.op, Record):
-            self._bury(item.op.entry, "its day is pruned")
-        if item.future is not None and not item.future.done():
-            item.future.set_result(outcome)  # type: ignore[arg-type]  # a marker's result is not read
-
-    def _refuse(self, item: _Item, error: Exception) -> None:
-        if isinstance(item.op, Record):
-            self._bury(item.op.entry, str(error))
-        if item.future is not None and not item.future.done():
-            unstorable = error if isinstance(error, BackendError) else _Unstorable(f"it can't be stored: {error}")
-            item.future.set_exception(unstorable)
-
-    def _bury(self, entry: Entry, why: str) -> None:
-        logger.error("a usage record can't be stored and is kept as a dead letter: %s", why)
-        try:
-            self._journal.bury(entry, why)
-        except OSError as disk:
-            logger.error("the dead letter can't be written either (%s), this is it: %r", disk, entry)
-
-    async def _failed(self, error: BackendError, fault: Exception | None = None) -> None:
-        """Answer those who wait, keep what must not be lost, and come back after a pause."""
-        self._failures += 1
-        now = self._clock.monotonic()
-        if now - self._logged_at >= _LOG_EVERY:
-            self._logged_at = now
-            logger.warning("storage is unavailable: %s", error, exc_info=fault)
-        kept: list[_Item] = []
-        batch, self._batch = self._batch, []
-        for item in batch:
-            if item.op is None:
-                kept.append(item)
-                continue
-            if item.future is not None and not item.future.done():
-                item.future.set_exception(error)
-            if not isinstance(item.op, (Admit, Renew)):
-                kept.append(_Item(item.op, None))
-        self._inbox.extendleft(reversed(kept))
-        if len(self._inbox) > _BACKLOG:
-            try:
-                await asyncio.to_thread(self.spill)
-            except OSError as disk:
-                logger.error("neither storage nor the journal takes usage records: %s", disk)
-        self._wake.clear()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), min(1.0, 0.02 * 2 ** min(self._failures, 6)))
+    def _works(self) -> None:
+        if self._journal.pending and not self._closed and (file := self._journal.rotate()) is not None:
+            self._keep(self._replay(file))
 
     async def _replay(self, file: JournalFile) -> None:
         """Store what lies in a journal's file, then delete it; a file that isn't wholly stored stays."""
         try:
             entries = file.entries()
-            while chunk := list(itertools.islice(entries, _BATCH)):
+            while chunk := list(itertools.islice(entries, BATCH)):
                 stored: asyncio.Future[Outcome] = self.loop.create_future()
-                self._inbox.extend(_Item(Record(entry), None) for entry in chunk)
-                self._inbox.append(_Item(None, stored))
+                self._inbox.extend(Item(Record(entry), None) for entry in chunk)
+                self._inbox.append(Item(None, stored))
                 self._start()
                 await stored
         except BaseException:

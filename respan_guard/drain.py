@@ -1,0 +1,220 @@
+"""The drain: what waits in an inbox goes to storage in batches, and nothing of it is lost.
+
+Nobody but the drain's task awaits the backend, so a caller that is cancelled, times out or
+whose loop closes can't leave a transaction open or a reply unread. The drain takes everything that
+arrived while the last batch ran: batches grow with the load and a lone operation never waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+
+from respan_guard.backends.base import Admit, Backend, Entry, Op, Outcome, Record, Renew, TooLate
+from respan_guard.clock import Clock
+from respan_guard.errors import BackendError, CounterOverflow, StorageUnavailable
+from respan_guard.journal import Journal
+
+__all__ = ["BATCH", "Drain", "Item", "Unstorable"]
+
+BATCH = 512
+"""The most ops that travel together."""
+_BACKLOG = 10_000
+_LOG_EVERY = 10.0
+_STUCK = 30.0  # seconds after which a batch without an answer is sent again: ids make that safe
+_POISON = (CounterOverflow, TypeError, ValueError, OverflowError)  # of the data of one op: trying again won't help
+logger = logging.getLogger("respan_guard")
+
+
+class Unstorable(BackendError):
+    """An op that storage can't take, ever."""
+
+
+class Item:
+    """An op that waits, and who waits for it."""
+
+    __slots__ = ("future", "op")
+
+    def __init__(self, op: Op | None, future: asyncio.Future[Outcome] | None) -> None:
+        self.op = op  # None is a marker: its future tells when all before it is stored
+        self.future = future
+
+
+class Drain(ABC):
+    """The sending half of a home.
+
+    Args:
+        backend: The store; this home's own.
+        clock: The guard's clock.
+        journal: Where records go that storage won't take.
+        timeout: Seconds that storage may take.
+        server_clock: Whether the store's own clock counts.
+    """
+
+    def __init__(
+        self, backend: Backend, clock: Clock, journal: Journal, *, timeout: float, server_clock: bool = False
+    ) -> None:
+        self.backend = backend
+        self.loop = asyncio.get_running_loop()
+        self.timeout = timeout
+        self._clock = clock
+        self._server_clock = server_clock
+        self._journal = journal
+        self._inbox: deque[Item] = deque()
+        self._batch: list[Item] = []  # what was taken out of the inbox and is not answered
+        self._draining = False
+        self._drain_task: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+        self._opened = False
+        self._gone = False
+        self._failures = 0
+        self._logged_at = float("-inf")
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Open the backend, if it is not open."""
+
+    @abstractmethod
+    def _works(self) -> None:
+        """Storage took a batch."""
+
+    def spill(self) -> None:
+        """Move the records that wait to the journal; other ops that wait are forgotten, holds expire.
+
+        Raises:
+            OSError: The disk won't take them; they still wait.
+        """
+        items = [self._inbox.popleft() for _ in range(len(self._inbox))]
+        try:
+            self._journal.write([item.op.entry for item in items if isinstance(item.op, Record)])
+        except BaseException:
+            self._inbox.extendleft(reversed(items))
+            raise
+        self._inbox.extend(item for item in items if item.op is None or isinstance(item.op, Admit))
+
+    def _call_threadsafe(self, function: Callable[[], object]) -> None:
+        try:
+            self.loop.call_soon_threadsafe(function)
+        except RuntimeError:  # the loop is closed: whoever finds this home dead adopts its inbox
+            logger.debug("a home's loop is closed; its inbox waits to be adopted")
+
+    def _start(self) -> None:
+        if not self._draining:
+            self._draining = True
+            self._drain_task = self.loop.create_task(self._drain())
+        elif self._failures:
+            self._wake.set()
+
+    async def _drain(self) -> None:
+        while not self._gone:
+            self._take_batch()
+            if not self._batch:
+                # Tell posters first, look again after: a poster appends first and looks at the flag after.
+                self._draining = False
+                if not self._inbox:
+                    return
+                self._draining = True
+                continue
+            try:
+                await self._apply()
+            except BaseException:
+                # The loop is ending under us. Whoever adopts this inbox sends the batch again; ids make that safe.
+                self._unsend()
+                self._draining = False
+                raise
+
+    def _take_batch(self) -> None:
+        batch: list[Item] = []
+        while self._inbox and len(batch) < BATCH:
+            item = self._inbox.popleft()
+            if item.future is not None and item.future.done() and not isinstance(item.op, Record):
+                continue  # withdrawn: its caller gave up while it waited
+            batch.append(item)
+        self._batch = batch
+
+    def _unsend(self) -> None:
+        """Put what was not answered back to where it came from."""
+        batch, self._batch = self._batch, []
+        self._inbox.extendleft(reversed(batch))
+
+    async def _apply(self) -> None:
+        try:
+            if not self._opened:
+                await self.open()
+            async with asyncio.timeout(max(_STUCK, self.timeout)):
+                await self._send(self._batch)
+        except BackendError as error:
+            await self._failed(error)
+        except Exception as error:  # a fault of ours or of the driver must not end the drain
+            await self._failed(StorageUnavailable(f"the storage backend failed: {error!r}"), error)
+        else:
+            self._batch = []
+            self._failures = 0
+            self._works()
+
+    async def _send(self, batch: list[Item]) -> None:
+        ops = [item.op for item in batch if item.op is not None]
+        try:
+            outcomes = await self.backend.apply(ops, None if self._server_clock else self._clock.now_ms())
+        except _POISON as error:
+            if len(batch) == 1:
+                self._refuse(batch[0], error)
+                return
+            while self._batch:  # one op of the batch is the poison; find it, and let the others through in order
+                await self._send(self._batch[:1])
+                del self._batch[:1]
+        else:
+            answers = iter(outcomes)
+            for item in batch:
+                self._answer(item, None if item.op is None else next(answers))
+
+    def _answer(self, item: Item, outcome: Outcome | None) -> None:
+        if isinstance(outcome, TooLate) and isinstance(item.op, Record):
+            self._bury(item.op.entry, "its day is pruned")
+        if item.future is not None and not item.future.done():
+            item.future.set_result(outcome)  # type: ignore[arg-type]  # a marker's result is not read
+
+    def _refuse(self, item: Item, error: Exception) -> None:
+        if isinstance(item.op, Record):
+            self._bury(item.op.entry, str(error))
+        if item.future is not None and not item.future.done():
+            unstorable = error if isinstance(error, BackendError) else Unstorable(f"it can't be stored: {error}")
+            item.future.set_exception(unstorable)
+
+    def _bury(self, entry: Entry, why: str) -> None:
+        logger.error("a usage record can't be stored and is kept as a dead letter: %s", why)
+        try:
+            self._journal.bury(entry, why)
+        except OSError as disk:
+            logger.error("the dead letter can't be written either (%s), this is it: %r", disk, entry)
+
+    async def _failed(self, error: BackendError, fault: Exception | None = None) -> None:
+        """Answer those who wait, keep what must not be lost, and come back after a pause."""
+        self._failures += 1
+        now = self._clock.monotonic()
+        if now - self._logged_at >= _LOG_EVERY:
+            self._logged_at = now
+            logger.warning("storage is unavailable: %s", error, exc_info=fault)
+        kept: list[Item] = []
+        batch, self._batch = self._batch, []
+        for item in batch:
+            if item.op is None:
+                kept.append(item)
+                continue
+            if item.future is not None and not item.future.done():
+                item.future.set_exception(error)
+            if not isinstance(item.op, (Admit, Renew)):
+                kept.append(Item(item.op, None))
+        self._inbox.extendleft(reversed(kept))
+        if len(self._inbox) > _BACKLOG:
+            try:
+                await asyncio.to_thread(self.spill)
+            except OSError as disk:
+                logger.error("neither storage nor the journal takes usage records: %s", disk)
+        self._wake.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), min(1.0, 0.02 * 2 ** min(self._failures, 6)))
