@@ -236,7 +236,7 @@ async def test_incident_20_a_refusal_leaves_no_trace(backend: Backend) -> None:
 
 
 async def test_a_customer_deleted_twice_keeps_the_records_of_both_lives(backend: Backend) -> None:
-    """A record of an earlier life that comes again finds the label of that life: it counts once, whatever came after."""
+    """A record of an earlier life that comes again finds the label of that life: it counts once."""
     entry = Entry("e1", "c1", day=100, at_ms=1_000, cost=5)
     await backend.apply([Record(entry)], now=2_000)
     await backend.delete("c1", now=3_000)
