@@ -169,10 +169,11 @@ class PriceBook:
         else:
             tiers.append(service_tier)
         now = at or self._now()
+        soon = now + timedelta(hours=1)
         bounds = []
-        for moment in (now, now + timedelta(hours=1)):
-            for tier in tiers:
-                rates = plan.rates(moment, tier)
+        for tier in tiers:
+            first, later = plan.rates(now, tier), plan.rates(soon, tier)
+            for rates in (first,) if later is first else (first, later):  # they rarely change within the hour
                 if rates is None:
                     return None
                 bounds.append(rates.bound(input_tokens, output_tokens, has_audio=has_audio, has_images=has_images))
