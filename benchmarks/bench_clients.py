@@ -1,8 +1,8 @@
 """What the client door adds to a call: the real SDK against a local provider, bare and wrapped, by turns.
 
-The goal is less than 5 % of what the SDK itself takes; a row says how far from it a call is. The provider is as small as one can be (it answers fixed
-bytes from another process), so that what is compared is the client's side. Storage is memory: what a store adds is
-measured by its own benchmark. The process's own time is compared, so that a busy machine changes less.
+The goal is less than 5 % of what the SDK itself takes. The provider is as small as one can be (it answers fixed bytes
+from another process), so that what is compared is the client's side; storage is memory, since what a store adds is
+measured by its own benchmark. It is the process's own time, so that a busy machine changes less.
 """
 
 from __future__ import annotations
