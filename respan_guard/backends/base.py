@@ -10,11 +10,44 @@ every backend gives the same one. The numbered rules in the docstrings are the c
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeAlias
+from collections.abc import Sequence
+from typing import ClassVar
 
-from respan_guard.usage import Usage
+from respan_guard.backends.ops import (
+    REPLAY_MS,
+    Admit,
+    Allowed,
+    Conflict,
+    Ended,
+    Entry,
+    Limit,
+    Op,
+    Outcome,
+    Params,
+    Put,
+    Record,
+    Recorded,
+    Refused,
+    Release,
+    Renew,
+    Stale,
+    TooLate,
+    Window,
+)
+from respan_guard.backends.rows import (
+    Amounts,
+    AuditRow,
+    CustomerQuery,
+    CustomerRow,
+    Discrepancy,
+    HoldRow,
+    RecordQuery,
+    RefusalRow,
+    StoredEntry,
+    StoreInfo,
+    UsageQuery,
+    UsageRow,
+)
 
 __all__ = [
     "REPLAY_MS",
@@ -33,6 +66,7 @@ __all__ = [
     "Limit",
     "Op",
     "Outcome",
+    "Params",
     "Put",
     "Record",
     "RecordQuery",
@@ -49,408 +83,6 @@ __all__ = [
     "UsageRow",
     "Window",
 ]
-
-REPLAY_MS = 60_000
-"""How long after its end an admission's id still answers with its first decision."""
-
-Params: TypeAlias = Mapping[str, Any]
-"""A customer's fields as JSON values; two are equal if they compare equal as dicts."""
-Window: TypeAlias = tuple[int, int, int]
-"""State of a rate: start of the current window (ms), hits in the one before, hits in the current one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """One cap, as storage sees it.
-
-    Attributes:
-        name: The field it comes from: "rate_limit", "period_budget", "total_budget", ...
-        kind: "rate" (a sliding window), "span" (a run of days) or "total" (all days).
-        metric: "requests", "cost" (nano-USD) or "tokens".
-        amount: The cap, >= 0.
-        window_ms: Of a rate, at most 31 days.
-        first_day: Of a span, the first day in it.
-        end_day: Of a span, the first day after it.
-        scope: "customer", "customer+model", "model" or "all".
-        key: Names the sum that counts for a span or total; made from the others.
-    """
-
-    name: str
-    kind: str
-    metric: str
-    amount: int
-    window_ms: int = 0
-    first_day: int = 0
-    end_day: int = 0
-    scope: str = "customer"
-    key: str = field(init=False, repr=False, compare=False, default="")
-
-    def __post_init__(self) -> None:
-        days = "" if self.kind == "total" else f"{self.first_day}-{self.end_day}"
-        object.__setattr__(self, "key", f"{self.metric}:{days}")
-
-
-@dataclass(slots=True)
-class Admit:
-    """Ask to do one piece of work. `id` is the caller's, so it may be sent again after a lost answer.
-
-    Rules (first that applies):
-        1. Known id (its hold lives, or ended or expired less than `REPLAY_MS` ago): the first
-           answer again, nothing changes.
-        2. `revision` is not the customer's: `Stale`, nothing changes.
-        3. Not `day_from_ms <= now < day_to_ms`: `Stale`, nothing changes.
-        4. All limits are evaluated at `now`. With w = the hold in the limit's metric, a limit refuses iff
-           requests: used + requests > amount;
-           cost, tokens: used + held + w > amount or used + held >= amount; never if `free` and w is 0.
-           The reason is "rate" for a rate, "held" if only others' holds stand in the way
-           (used + w <= amount and used < amount), else "exhausted".
-        5. Any limit refuses: `Refused`. Nothing changes, nothing is remembered.
-        6. Else rates are rolled and counted, requests are added to the day's sum, one hold row is
-           written (even if it holds nothing): `Allowed`.
-    A hold is never shrunk. Rates are kept per window length, without the amount.
-    """
-
-    id: str
-    customer: str
-    revision: str
-    day: int
-    day_from_ms: int
-    day_to_ms: int
-    limits: tuple[Limit, ...]
-    model: str = ""
-    requests: int = 1
-    cost: int = 0
-    tokens: int = 0
-    ttl_ms: int = 600_000
-    free: bool = False
-
-
-@dataclass(slots=True)
-class Entry:
-    """An entry of the ledger. Its id is unique per customer.
-
-    Attributes:
-        day: The local date it is booked on; fixed by the caller before the first send.
-        at_ms: When the call ended.
-        cost: nano-USD; None is unknown, adds 0 and is shown as unpriced. Negative only in adjustments.
-        model: As it was asked for, normalised.
-        admission: The admission whose hold it draws from.
-        kind: "usage", "adjustment" or "presumed".
-        usage: What is kept for reports beside the amounts.
-    """
-
-    id: str
-    customer: str
-    day: int
-    at_ms: int
-    cost: int | None
-    input_tokens: int = 0
-    output_tokens: int = 0
-    model: str = ""
-    admission: str | None = None
-    kind: str = "usage"
-    source: str = "manual"
-    usage: Usage = field(default_factory=Usage)
-
-    @property
-    def tokens(self) -> int:
-        """What counts for a limit on tokens."""
-        return self.input_tokens + self.output_tokens
-
-
-@dataclass(slots=True)
-class Record:
-    """Book an entry.
-
-    Rules (first that applies):
-        1. `entry.day` is pruned: `TooLate`, because a replay could not be told from a new one.
-        2. The customer was deleted and `entry.at_ms` is not after that: booked under the label that
-           took the customer's place then.
-        3. The id is known: the first answer again, nothing changes or is drawn; `conflict` is set if
-           the amounts differ (cost, input_tokens or output_tokens; a presumed entry never conflicts).
-        4. Else the day's sums grow by cost, tokens and one call, and the entry goes to the log.
-        5. If the admission's hold lives, the hold shrinks by cost and tokens, not below 0. Else the
-           entry is `late`, and if an entry "presumed:ADMISSION" of the customer is stored, that one
-           shrinks by the cost, not below 0, in its own day, gets the next `rev` and a new place in the log.
-    Never refused by a limit, a revision, a block or a missing customer: the money is spent.
-    """
-
-    entry: Entry
-
-
-@dataclass(slots=True)
-class Release:
-    """End an admission. Live: "released". Expired and not ended: "expired". Else "gone". Sums never change."""
-
-    customer: str
-    id: str
-
-
-@dataclass(slots=True)
-class Renew:
-    """Let a live hold live until now + ttl at least: "renewed". Expired, ended or unknown: "gone"."""
-
-    customer: str
-    id: str
-    ttl_ms: int
-
-
-Op: TypeAlias = Admit | Record | Release | Renew
-
-
-@dataclass(slots=True)
-class Allowed:
-    """Admitted. `used` and `held` are per limit, in the order of the limits, before this admission.
-
-    `windows` has the state of each rate, in the order of the rates, after rolling and before counting.
-    """
-
-    now: int
-    used: tuple[int, ...] = ()
-    held: tuple[int, ...] = ()
-    windows: tuple[Window, ...] = ()
-
-
-@dataclass(slots=True)
-class Refused:
-    """Not admitted. `reasons` has per limit None (it would allow), "rate", "held" or "exhausted"."""
-
-    now: int
-    reasons: tuple[str | None, ...]
-    used: tuple[int, ...]
-    held: tuple[int, ...]
-    windows: tuple[Window, ...] = ()
-
-
-@dataclass(slots=True)
-class Stale:
-    """The caller's policy or day is out of date: what is stored, and the store's time."""
-
-    now: int
-    revision: str
-    params: Params | None
-
-
-@dataclass(slots=True)
-class Recorded:
-    """Booked: what is stored under the id."""
-
-    new: bool
-    cost: int | None
-    day: int
-    late: bool = False
-    conflict: bool = False
-
-
-@dataclass(slots=True)
-class TooLate:
-    """The entry's day is pruned; it was not booked."""
-
-    pruned_to: int
-
-
-@dataclass(slots=True)
-class Ended:
-    """Answer to release and renew: "released", "expired", "renewed" or "gone"."""
-
-    state: str
-
-
-Outcome: TypeAlias = Allowed | Refused | Stale | Recorded | TooLate | Ended
-
-
-@dataclass(frozen=True, slots=True)
-class Put:
-    """The customer's params are stored under `revision`; `changed` is False if they were equal."""
-
-    revision: str
-    changed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Conflict:
-    """`if_revision` is not the stored one."""
-
-    revision: str
-    params: Params | None
-
-
-@dataclass(slots=True)
-class Amounts:
-    """Sums over entries and admissions. `cost` leaves unpriced calls out; `unpriced` counts them."""
-
-    requests: int = 0
-    calls: int = 0
-    cost: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cache_read_tokens: int = 0
-    unpriced: int = 0
-    errors: int = 0
-
-    def add(self, other: Amounts) -> None:
-        """Add `other`, field by field."""
-        self.requests += other.requests
-        self.calls += other.calls
-        self.cost += other.cost
-        self.input_tokens += other.input_tokens
-        self.output_tokens += other.output_tokens
-        self.cache_read_tokens += other.cache_read_tokens
-        self.unpriced += other.unpriced
-        self.errors += other.errors
-
-
-@dataclass(slots=True)
-class StoredEntry:
-    """An entry as the log has it. Treat it as a value."""
-
-    seq: int
-    rev: int
-    entry: Entry
-    late: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class CustomerRow:
-    """A customer that was put or ever admitted or booked on, with its sums of all time.
-
-    `revision` is "" and `params` None for one that never had params of its own.
-    """
-
-    customer: str
-    revision: str
-    params: Params | None
-    first_seen_ms: int
-    last_seen_ms: int
-    totals: Amounts
-    active_days: int
-
-
-@dataclass(frozen=True, slots=True)
-class CustomerQuery:
-    """Which customers, and in which order.
-
-    Attributes:
-        search: A part of the identifier, name or email, any case; taken literally.
-        sort: "customer", "name", "first_seen", "last_seen", "requests", "calls", "cost" or "tokens".
-        after: The last row of the page before, as its (sort value, customer); None for the first page.
-    """
-
-    search: str = ""
-    sort: str = "customer"
-    descending: bool = False
-    after: tuple[str | int, str] | None = None
-    limit: int = 50
-
-
-@dataclass(frozen=True, slots=True)
-class UsageQuery:
-    """Daily rollups: `first_day <= day < end_day`, summed over what is not in `by`.
-
-    Attributes:
-        by: Any of "customer", "model", "day".
-    """
-
-    first_day: int = 0
-    end_day: int = 1 << 40
-    customer: str | None = None
-    model: str | None = None
-    by: tuple[str, ...] = ("customer",)
-    limit: int = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class UsageRow:
-    """A group of rollups; what was not asked for in `by` is None."""
-
-    amounts: Amounts
-    customer: str | None = None
-    model: str | None = None
-    day: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RecordQuery:
-    """Which entries, newest or oldest first by place in the log.
-
-    Attributes:
-        after: Only entries behind (`descending`: before) this place in the log.
-        since_ms: Only entries that ended at or after it.
-        until_ms: Only entries that ended before it.
-        unpriced: Only entries without a price (True) or with one (False).
-    """
-
-    customer: str | None = None
-    model: str | None = None
-    provider: str | None = None
-    kind: str | None = None
-    source: str | None = None
-    status: str | None = None
-    trace_id: str | None = None
-    unpriced: bool | None = None
-    since_ms: int | None = None
-    until_ms: int | None = None
-    after: int | None = None
-    descending: bool = False
-    limit: int = 100
-
-
-@dataclass(frozen=True, slots=True)
-class HoldRow:
-    """An admission's hold. `state` is "live", "ended" or "expired"; an expired one shows what it never spent."""
-
-    customer: str
-    id: str
-    day: int
-    model: str
-    cost: int
-    tokens: int
-    expires_ms: int
-    state: str
-
-
-@dataclass(frozen=True, slots=True)
-class RefusalRow:
-    """How often a customer was refused for a reason within a minute."""
-
-    customer: str
-    reason: str
-    minute: int
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class AuditRow:
-    """What somebody changed by hand."""
-
-    at_ms: int
-    customer: str
-    action: str
-    actor: str
-    before: Params | None
-    after: Params | None
-    seq: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Discrepancy:
-    """Something `verify` found: what, where, and the two figures that should be one."""
-
-    what: str
-    where: str
-    stored: int | str
-    recomputed: int | str
-
-
-@dataclass(frozen=True, slots=True)
-class StoreInfo:
-    """What `respan-guard check` says about a store."""
-
-    url: str
-    schema: str
-    durable: bool
-    facts: Mapping[str, str]
-    warnings: tuple[str, ...] = ()
 
 
 class Backend(ABC):
