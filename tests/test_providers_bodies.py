@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import json
 import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from respan_guard.providers import JSONReader, Reader, reader_for
+from respan_guard.providers import JSONReader, Reader, call_from_request, reader_for, usage_of_call
 from respan_guard.providers.body import BODY_CAP
 
 DATA = Path(__file__).parent / "data"
@@ -183,3 +184,24 @@ def test_broken_compression_is_no_error() -> None:
 def test_reader_for(content_type: str, encoding: str | None, reads: bool) -> None:
     """Only types that can hold usage, in encodings that can be undone, have a reader."""
     assert (reader_for(content_type, encoding) is not None) is reads
+
+
+def test_azures_replies_are_azures_whichever_door_reads_them() -> None:
+    """Its replies are OpenAI's to the letter; who served a call is told by its path, and is part of the record's id."""
+    path = "/openai/deployments/mine/chat/completions"
+    call = call_from_request(path, {"model": "gpt-4o", "messages": []})
+    reader = reader_for("application/json", None)
+    assert call is not None
+    assert reader is not None
+    usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+    reply = {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "model": "gpt-4o-2024-08-06",
+        "choices": [],
+        "usage": usage,
+    }
+    reader.feed(json.dumps(reply).encode())
+    found = usage_of_call(reader, call)
+    assert found is not None
+    assert (found.provider, found.output_tokens) == ("azure", 2)

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from respan_guard.providers import Call, Reader, reader_for
+from respan_guard.providers import Call, Reader, reader_for, usage_of_call
 from respan_guard.usage import Usage
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ __all__ = ["Exchange"]
 
 logger = logging.getLogger("respan_guard")
 
-_RUNNING_COUNTS = frozenset({"anthropic", "google"})
-"""Whose streams report usage from the first event on: if one is cut off, the count so far is not the bill."""
 _NEVER_SENT = frozenset(
     {"ConnectError", "ConnectTimeout", "LocalProtocolError", "PoolTimeout", "ProxyError", "UnsupportedProtocol"}
     | {"WriteError", "WriteTimeout"}  # a request that is not wholly written is none
@@ -148,17 +146,7 @@ class Exchange:
             self.finish()
 
     def _usage(self) -> Usage | None:
-        reader, call = self._reader, self._call
-        if reader is None:
-            return None
-        reader.close()
-        usage = reader.usage()
-        if usage is None or (not reader.finished and call.provider in _RUNNING_COUNTS):
-            return None
-        usage.model = call.model or usage.model
-        if call.provider == "azure":
-            usage.provider = call.provider
-        usage.provider = usage.provider or call.provider
-        usage.service_tier = usage.service_tier or call.service_tier
-        usage.latency_ms = round((self._guard.clock.monotonic() - self._started) * 1000)
+        usage = None if self._reader is None else usage_of_call(self._reader, self._call)
+        if usage is not None:
+            usage.latency_ms = round((self._guard.clock.monotonic() - self._started) * 1000)
         return usage

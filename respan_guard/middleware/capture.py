@@ -6,13 +6,10 @@ from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any
 
 from respan_guard.middleware.faults import Faults
-from respan_guard.providers import Call, Reader, call_from_request, reader_for
+from respan_guard.providers import Call, Reader, call_from_request, reader_for, usage_of_call
 from respan_guard.usage import Usage
 
 __all__ = ["Capture", "is_call_path"]
-
-_RUNNING_COUNTS = frozenset({"anthropic", "google"})
-"""Whose streams report usage from the first event on: if one is cut off, the count so far is not the bill."""
 
 
 def is_call_path(path: str) -> bool:
@@ -57,16 +54,7 @@ class Capture:
         if reader is None:
             return None
         try:
-            reader.close()
-            usage = reader.usage()
-            call = self._call
-            if not reader.finished and call.provider in _RUNNING_COUNTS:
-                return None
-            if usage is not None:
-                usage.model = call.model or usage.model
-                usage.provider = usage.provider or call.provider
-                usage.service_tier = usage.service_tier or call.service_tier
-            return usage
+            return usage_of_call(reader, self._call)
         except Exception:
             self.give_up()
             return None

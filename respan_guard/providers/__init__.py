@@ -23,7 +23,11 @@ __all__ = [
     "read_reply",
     "reader_for",
     "usage_from_reply",
+    "usage_of_call",
 ]
+
+_RUNNING_COUNTS = frozenset({"anthropic", "google"})
+"""Whose streams report usage from the first event on: if one is cut off, the count so far is not the bill."""
 
 _GEMINI_VERBS = (":generateContent", ":streamGenerateContent", ":embedContent", ":batchEmbedContents")
 # Paths whose bodies look like a call but cost nothing, or name calls to be made later.
@@ -107,3 +111,20 @@ def _as_json(reply: object) -> Mapping[str, Any] | None:
             return None
         return body if isinstance(body, Mapping) else None
     return None
+
+
+def usage_of_call(reader: Reader, call: Call) -> Usage | None:
+    """What the body that a reader watched says a call used, under the model that was asked for; None if it is unknown.
+
+    Both doors that see replies read them here, so that one call has one provider and one id whichever saw it.
+    """
+    reader.close()
+    usage = reader.usage()
+    if usage is None or (not reader.finished and call.provider in _RUNNING_COUNTS):
+        return None
+    usage.model = call.model or usage.model
+    if call.provider == "azure":  # its replies are OpenAI's to the letter
+        usage.provider = call.provider
+    usage.provider = usage.provider or call.provider
+    usage.service_tier = usage.service_tier or call.service_tier
+    return usage
