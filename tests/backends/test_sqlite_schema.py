@@ -44,7 +44,7 @@ def one_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 async def test_a_file_of_any_version_is_brought_up_to_date(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, version: int
 ) -> None:
-    """A file that the first version began, and an older one wrote last, keeps what it had, and can what a new one can."""
+    """A file that the first version began and an older one wrote last keeps what it had, and can what a new one can."""
     path = tmp_path / "x.db"
     path.touch()
     db = connected(path)
