@@ -184,6 +184,10 @@ class Backend(ABC):
         """
 
     @abstractmethod
+    async def entry(self, customer: str, entry_id: str) -> StoredEntry | None:
+        """One entry by its id, as the log has it now; None if it was never booked, or pruned. Costs one lookup."""
+
+    @abstractmethod
     async def holds(
         self, customer: str | None = None, *, state: str = "live", now: int | None = None, limit: int = 1000
     ) -> list[HoldRow]:

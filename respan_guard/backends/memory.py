@@ -183,6 +183,11 @@ class MemoryBackend(Backend):
         with self._lock:
             return reads.entries(self._store, query)
 
+    async def entry(self, customer: str, entry_id: str) -> StoredEntry | None:
+        """See `Backend.entry`."""
+        with self._lock:
+            return self._store.find(customer, entry_id)
+
     async def holds(
         self, customer: str | None = None, *, state: str = "live", now: int | None = None, limit: int = 1000
     ) -> list[HoldRow]:

@@ -263,6 +263,10 @@ class SQLiteBackend(Backend):
         """See `Backend.entries`."""
         return await self._look(lambda db: reads.entries(db, query))
 
+    async def entry(self, customer: str, entry_id: str) -> StoredEntry | None:
+        """See `Backend.entry`."""
+        return await self._look(lambda db: reads.entry(db, customer, entry_id))
+
     async def holds(
         self, customer: str | None = None, *, state: str = "live", now: int | None = None, limit: int = 1000
     ) -> list[HoldRow]:

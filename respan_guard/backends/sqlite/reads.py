@@ -27,7 +27,7 @@ from respan_guard.backends.sqlite.rows import (
 )
 from respan_guard.errors import InvalidInput
 
-__all__ = ["audit", "cursor", "customers", "entries", "fact", "facts", "get", "holds", "refusals", "usage"]
+__all__ = ["audit", "cursor", "customers", "entries", "entry", "fact", "facts", "get", "holds", "refusals", "usage"]
 
 _SORTS = ("customer", "name", "first_seen", "last_seen", "requests", "calls", "cost", "tokens")
 _GROUPS = ("customer", "model", "day")
@@ -139,6 +139,15 @@ def entries_sql(db: sqlite3.Connection, query: RecordQuery) -> tuple[str, list[A
         f"SELECT {ENTRY} FROM entries CROSS JOIN customers USING (c) {condition}ORDER BY seq {order} LIMIT ?",  # noqa: S608
         [*values, query.limit],
     )
+
+
+def entry(db: sqlite3.Connection, customer: str, entry_id: str) -> StoredEntry | None:
+    """One entry."""
+    row = db.execute(
+        f"SELECT {ENTRY} FROM customers CROSS JOIN entries USING (c) WHERE customer = ? AND entries.id = ?",  # noqa: S608
+        (customer, entry_id),
+    ).fetchone()
+    return None if row is None else entry_from(row)
 
 
 def _first_since(db: sqlite3.Connection, since_ms: int) -> int:
