@@ -243,6 +243,10 @@ class SQLiteBackend(Backend):
         """See `Backend.customers`."""
         return await self._look(lambda db: reads.customers(db, query))
 
+    async def count_customers(self, *, seen_since_ms: int | None = None, blocked: bool | None = None) -> int:
+        """See `Backend.count_customers`."""
+        return await self._look(lambda db: reads.count_customers(db, seen_since_ms, blocked))
+
     async def standing(
         self, customer: str, limits: Sequence[Limit], model: str = "", now: int | None = None
     ) -> Allowed:
@@ -278,6 +282,12 @@ class SQLiteBackend(Backend):
     ) -> list[RefusalRow]:
         """See `Backend.refusals`."""
         return await self._look(lambda db: reads.refusals(db, customer, since_minute, until_minute, limit))
+
+    async def refusal_sums(
+        self, *, customer: str | None = None, since_minute: int = 0, until_minute: int = 1 << 40
+    ) -> dict[str, int]:
+        """See `Backend.refusal_sums`."""
+        return await self._look(lambda db: reads.refusal_sums(db, customer, since_minute, until_minute))
 
     async def add_audit(self, row: AuditRow) -> None:
         """See `Backend.add_audit`."""
