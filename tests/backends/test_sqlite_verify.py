@@ -21,7 +21,7 @@ PLANTED = {
     "everybody's day is one less": "UPDATE days SET calls = calls - 1",
     "everybody's requests are one more": "UPDATE days SET requests = requests + 1",
     "everybody's day is gone": f"DELETE FROM days WHERE day = {DAY}",
-    "a day of everybody that nobody had": "UPDATE days SET model = 'other' WHERE day = (SELECT max(day) FROM days) AND model = 'gpt'",
+    "a day of everybody that nobody had": f"UPDATE days SET model = 'x' WHERE day = {DAY} AND model = 'gpt'",
     "a day's customers are one more": "UPDATE active SET customers = customers + 1",
     "a day's customers are gone": "DELETE FROM active",
     "a latency is another": "UPDATE entries SET latency_ms = 1 WHERE seq = 2",
