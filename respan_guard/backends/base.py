@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
+from respan_guard.backends.facts import ANY, Expected
 from respan_guard.backends.ops import (
     REPLAY_MS,
     Admit,
@@ -50,6 +51,7 @@ from respan_guard.backends.rows import (
 )
 
 __all__ = [
+    "ANY",
     "REPLAY_MS",
     "Admit",
     "Allowed",
@@ -62,6 +64,7 @@ __all__ = [
     "Discrepancy",
     "Ended",
     "Entry",
+    "Expected",
     "HoldRow",
     "Limit",
     "Op",
@@ -181,6 +184,10 @@ class Backend(ABC):
         """
 
     @abstractmethod
+    async def entry(self, customer: str, entry_id: str) -> StoredEntry | None:
+        """One entry by its id, as the log has it now; None if it was never booked, or pruned. Costs one lookup."""
+
+    @abstractmethod
     async def holds(
         self, customer: str | None = None, *, state: str = "live", now: int | None = None, limit: int = 1000
     ) -> list[HoldRow]:
@@ -213,6 +220,48 @@ class Backend(ABC):
     @abstractmethod
     async def set_cursor(self, name: str, seq: int) -> None:
         """Say that the reader `name` has read the log up to and with `seq`."""
+
+    @abstractmethod
+    async def set_fact(self, space: str, key: str, value: str | None, *, expected: Expected = ANY) -> bool:
+        """Compare and set a fact: a small text that is kept under a key, for leases, markers, switches.
+
+        If what is stored under the key of that space equals `expected` (None: nothing is), store `value`
+        instead (None: nothing) and answer True; else change nothing and answer False. With `ANY` it always
+        is True. One atomic step: of several that expect the same at once, one finds it. Durable when answered,
+        like a batch. After a failure it is unknown whether it was written, and to ask again with the same
+        `expected` may answer False to the one who wrote it: compare what is there then.
+
+        Facts belong to who writes them: nothing else here reads, prunes or deletes them (a key that names a
+        customer outlives the customer, so name it by something that says nothing).
+
+        Args:
+            space: Whose facts, 1 to 64 bytes of UTF-8; a key in one space is none in another.
+            key: 1 to 512 bytes of UTF-8, taken literally.
+            value: Up to 262,144 bytes of UTF-8; None deletes.
+            expected: What must be there now.
+
+        Raises:
+            InvalidInput: A text is too long, empty where it may not be, or has U+0000 or a lone surrogate in it.
+        """
+
+    @abstractmethod
+    async def fact(self, space: str, key: str) -> str | None:
+        """What is stored under the key now, and was acknowledged; None if nothing is.
+
+        Raises:
+            InvalidInput: As `set_fact`.
+        """
+
+    @abstractmethod
+    async def facts(self, space: str, *, after: str = "", limit: int = 1000) -> list[tuple[str, str]]:
+        """Up to `limit` keys and values of a space, keys above `after` in order of code points.
+
+        The last key is the next page's `after`; that page costs its size. To read the keys that begin with
+        something, begin after it and stop at the first that does not.
+
+        Raises:
+            InvalidInput: As `set_fact`.
+        """
 
     @abstractmethod
     async def prune(self, before_day: int, *, limit: int = 1000) -> int:

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from respan_guard.backends import memory_reads as reads
 from respan_guard.backends.base import (
+    ANY,
     Allowed,
     AuditRow,
     Backend,
@@ -18,6 +19,7 @@ from respan_guard.backends.base import (
     CustomerQuery,
     CustomerRow,
     Discrepancy,
+    Expected,
     HoldRow,
     Limit,
     Op,
@@ -32,7 +34,9 @@ from respan_guard.backends.base import (
     UsageRow,
 )
 from respan_guard.backends.cells import EVER
+from respan_guard.backends.facts import check_fact, check_page
 from respan_guard.backends.memory_accounts import Account
+from respan_guard.backends.memory_facts import Facts
 from respan_guard.backends.memory_store import MemoryStore
 from respan_guard.errors import ConfigurationError
 
@@ -76,6 +80,7 @@ class MemoryBackend(Backend):
         self._audit: deque[AuditRow] = deque(maxlen=_MAX_AUDIT)
         self._audited = 0
         self._cursors: dict[str, int] = {}
+        self._facts = Facts()
 
     def abandon(self) -> None:
         """After a fork another thread's lock may be held for ever in the child."""
@@ -178,6 +183,11 @@ class MemoryBackend(Backend):
         with self._lock:
             return reads.entries(self._store, query)
 
+    async def entry(self, customer: str, entry_id: str) -> StoredEntry | None:
+        """See `Backend.entry`."""
+        with self._lock:
+            return self._store.find(customer, entry_id)
+
     async def holds(
         self, customer: str | None = None, *, state: str = "live", now: int | None = None, limit: int = 1000
     ) -> list[HoldRow]:
@@ -227,6 +237,24 @@ class MemoryBackend(Backend):
         """See `Backend.set_cursor`."""
         with self._lock:
             self._cursors[name] = seq
+
+    async def set_fact(self, space: str, key: str, value: str | None, *, expected: Expected = ANY) -> bool:
+        """See `Backend.set_fact`."""
+        check_fact(space, key, value, expected)
+        with self._lock:
+            return self._facts.put(space, key, value, expected)
+
+    async def fact(self, space: str, key: str) -> str | None:
+        """See `Backend.fact`."""
+        check_fact(space, key)
+        with self._lock:
+            return self._facts.get(space, key)
+
+    async def facts(self, space: str, *, after: str = "", limit: int = 1000) -> list[tuple[str, str]]:
+        """See `Backend.facts`."""
+        check_page(space, after)
+        with self._lock:
+            return self._facts.page(space, after, limit)
 
     async def prune(self, before_day: int, *, limit: int = 1000) -> int:
         """See `Backend.prune`."""

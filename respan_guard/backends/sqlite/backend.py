@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from respan_guard.backends.base import (
+    ANY,
     Allowed,
     AuditRow,
     Backend,
@@ -16,6 +17,7 @@ from respan_guard.backends.base import (
     CustomerQuery,
     CustomerRow,
     Discrepancy,
+    Expected,
     HoldRow,
     Limit,
     Op,
@@ -29,6 +31,7 @@ from respan_guard.backends.base import (
     UsageQuery,
     UsageRow,
 )
+from respan_guard.backends.facts import check_fact, check_page
 from respan_guard.backends.sqlite import changes, checks, reads
 from respan_guard.backends.sqlite.checkpointer import Checkpointer
 from respan_guard.backends.sqlite.connection import Link, immediate, patiently
@@ -260,6 +263,10 @@ class SQLiteBackend(Backend):
         """See `Backend.entries`."""
         return await self._look(lambda db: reads.entries(db, query))
 
+    async def entry(self, customer: str, entry_id: str) -> StoredEntry | None:
+        """See `Backend.entry`."""
+        return await self._look(lambda db: reads.entry(db, customer, entry_id))
+
     async def holds(
         self, customer: str | None = None, *, state: str = "live", now: int | None = None, limit: int = 1000
     ) -> list[HoldRow]:
@@ -293,6 +300,26 @@ class SQLiteBackend(Backend):
     async def set_cursor(self, name: str, seq: int) -> None:
         """See `Backend.set_cursor`."""
         await self._change(lambda writer: changes.set_cursor(writer.db, name, seq), then=_nothing)
+
+    async def set_fact(self, space: str, key: str, value: str | None, *, expected: Expected = ANY) -> bool:
+        """See `Backend.set_fact`."""
+        check_fact(space, key, value, expected)
+
+        def work(writer: Writer) -> bool:
+            writer.begin()
+            return changes.set_fact(writer.db, space, key, value, expected)
+
+        return await self._change(work, then=_nothing)
+
+    async def fact(self, space: str, key: str) -> str | None:
+        """See `Backend.fact`."""
+        check_fact(space, key)
+        return await self._look(lambda db: reads.fact(db, space, key))
+
+    async def facts(self, space: str, *, after: str = "", limit: int = 1000) -> list[tuple[str, str]]:
+        """See `Backend.facts`."""
+        check_page(space, after)
+        return await self._look(lambda db: reads.facts(db, space, after, limit))
 
     async def prune(self, before_day: int, *, limit: int = 1000) -> int:
         """See `Backend.prune`."""

@@ -1,4 +1,4 @@
-"""What is written beside the batches: params, deletions, refusals, audit, cursors, pruning. Run in a transaction."""
+"""What is written beside the batches: params, deletion, refusals, audit, cursors, facts, pruning. In a transaction."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import secrets
 import sqlite3
 from collections.abc import Sequence
 
-from respan_guard.backends.base import AuditRow, Conflict, Params, Put, RefusalRow
+from respan_guard.backends.base import ANY, AuditRow, Conflict, Expected, Params, Put, RefusalRow
 from respan_guard.backends.sqlite.rows import hash_of, params_from, params_text, search_text
 
-__all__ = ["add_audit", "add_refusals", "delete", "prune", "put", "set_cursor"]
+__all__ = ["add_audit", "add_refusals", "delete", "prune", "put", "set_cursor", "set_fact"]
 
 _EPOCH_DAY = 719_163  # ordinal of 1970-01-01
 _MAX_SEQ = (1 << 63) - 1
@@ -99,6 +99,19 @@ def add_audit(db: sqlite3.Connection, row: AuditRow) -> None:
 def set_cursor(db: sqlite3.Connection, name: str, seq: int) -> None:
     """Say how far a reader has read the log."""
     db.execute("INSERT OR REPLACE INTO cursors (name, seq) VALUES (?, ?)", (name, seq))
+
+
+def set_fact(db: sqlite3.Connection, space: str, key: str, value: str | None, expected: Expected) -> bool:
+    """Compare and set; see `Backend.set_fact`."""
+    if expected is not ANY:
+        row = db.execute("SELECT value FROM facts WHERE space = ? AND key = ?", (space, key)).fetchone()
+        if (None if row is None else row[0]) != expected:
+            return False
+    if value is None:
+        db.execute("DELETE FROM facts WHERE space = ? AND key = ?", (space, key))
+    else:
+        db.execute("INSERT OR REPLACE INTO facts (space, key, value) VALUES (?, ?, ?)", (space, key, value))
+    return True
 
 
 def prune(db: sqlite3.Connection, before_day: int, limit: int) -> int:

@@ -27,7 +27,7 @@ from respan_guard.backends.sqlite.rows import (
 )
 from respan_guard.errors import InvalidInput
 
-__all__ = ["audit", "cursor", "customers", "entries", "get", "holds", "refusals", "usage"]
+__all__ = ["audit", "cursor", "customers", "entries", "entry", "fact", "facts", "get", "holds", "refusals", "usage"]
 
 _SORTS = ("customer", "name", "first_seen", "last_seen", "requests", "calls", "cost", "tokens")
 _GROUPS = ("customer", "model", "day")
@@ -141,6 +141,15 @@ def entries_sql(db: sqlite3.Connection, query: RecordQuery) -> tuple[str, list[A
     )
 
 
+def entry(db: sqlite3.Connection, customer: str, entry_id: str) -> StoredEntry | None:
+    """One entry."""
+    row = db.execute(
+        f"SELECT {ENTRY} FROM customers CROSS JOIN entries USING (c) WHERE customer = ? AND entries.id = ?",  # noqa: S608
+        (customer, entry_id),
+    ).fetchone()
+    return None if row is None else entry_from(row)
+
+
 def _first_since(db: sqlite3.Connection, since_ms: int) -> int:
     """The first place of the log from which on an entry may have ended at `since_ms` or later.
 
@@ -218,3 +227,17 @@ def cursor(db: sqlite3.Connection, name: str) -> int | None:
     """How far a reader has read the log."""
     row = db.execute("SELECT seq FROM cursors WHERE name = ?", (name,)).fetchone()
     return None if row is None else int(row[0])
+
+
+def fact(db: sqlite3.Connection, space: str, key: str) -> str | None:
+    """One fact."""
+    row = db.execute("SELECT value FROM facts WHERE space = ? AND key = ?", (space, key)).fetchone()
+    return None if row is None else str(row[0])
+
+
+def facts(db: sqlite3.Connection, space: str, after: str, limit: int) -> list[tuple[str, str]]:
+    """A page of facts, by key."""
+    rows = db.execute(
+        "SELECT key, value FROM facts WHERE space = ? AND key > ? ORDER BY key LIMIT ?", (space, after, max(limit, 0))
+    )
+    return rows.fetchall()
