@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from respan_guard.errors import InvalidInput
 from respan_guard.providers import anthropic, gemini, openai
-from respan_guard.providers.base import Call
+from respan_guard.providers.base import Call, decode_json
 from respan_guard.providers.body import JSONReader, Reader, reader_for
 from respan_guard.providers.replies import read_reply
 from respan_guard.providers.stream import StreamReader
@@ -20,6 +19,7 @@ __all__ = [
     "Reader",
     "StreamReader",
     "call_from_request",
+    "decode_json",
     "read_reply",
     "reader_for",
     "usage_from_reply",
@@ -105,10 +105,7 @@ def _as_json(reply: object) -> Mapping[str, Any] | None:
         body = dump(mode="json", exclude_none=True, warnings=False)
         return body if isinstance(body, Mapping) else None
     if isinstance(reply, (str, bytes, bytearray)):
-        try:
-            body = json.loads(reply)
-        except (ValueError, RecursionError):
-            return None
+        body = decode_json(reply)
         return body if isinstance(body, Mapping) else None
     return None
 

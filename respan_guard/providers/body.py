@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Protocol
 
-from respan_guard.providers.base import text
+from respan_guard.providers.base import decode_json, text
 from respan_guard.providers.replies import read_reply
 from respan_guard.providers.stream import StreamReader
 from respan_guard.usage import Usage
@@ -107,10 +107,7 @@ class JSONReader:
         if len(whole) > _LARGE or self._head:
             self._body = _embeddings(self._head or whole[:_END], whole[-_END:])
         if self._body is None and not self._head:
-            try:
-                body = json.loads(whole)
-            except (ValueError, RecursionError):
-                body = None
+            body = decode_json(whole)
             for item in body if isinstance(body, list) else [body]:
                 if isinstance(item, Mapping):
                     self._body = item

@@ -6,14 +6,13 @@ are looked at when somebody asks. A chunk costs an append; every 32 KiB the midd
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from respan_guard.providers import anthropic, openai
-from respan_guard.providers.base import mapping, text
+from respan_guard.providers.base import decode_json, mapping, text
 from respan_guard.providers.replies import read_reply
 from respan_guard.usage import Usage
 
@@ -26,6 +25,7 @@ WINDOW = 32_768
 EVENT_CAP = 8 * 1024 * 1024
 """Bytes of one event that are kept. The last event of OpenAI's responses carries the whole reply: it can be large."""
 
+_LF = 0x0A
 # A blank line: two line ends, of any of the three kinds. A CR before LF is no line end of its own.
 _BLANK = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 _LINE = re.compile(rb"\r\n|\n|\r")
@@ -188,29 +188,30 @@ class StreamReader:
         if self._seen == self._total:
             return self._findings
         found = _Findings()
-        for event in self._first():
-            _read_first(found, event)
         tail = bytes(self._tail)
         since = len(tail) - WINDOW
         if self._total == len(tail):
             tail = tail.removeprefix(b"\xef\xbb\xbf")
-        last: list[bytes] = []
-        skip = self._skipping
-        for event, end, complete in _events(tail):
-            too_large = skip or len(event) > EVENT_CAP
-            skip = False
-            if too_large:
-                found.broken |= end > since
-            elif end > since and (complete or self._closed):
-                last.append(event)
-        for event in reversed(last):
-            # A large event is decoded faster than it is searched.
-            if found.usage is None and (len(event) > WINDOW or _MATTERS.search(event)):
+        large = self._skipping or len(tail) > EVENT_CAP
+        for event, start, end, complete in _last_events(tail):
+            if end <= since or (found.usage is not None and not large):
+                break
+            if len(event) > EVENT_CAP or (self._skipping and start == 0):
+                found.broken = True
+            elif found.usage is None and _may_matter(event) and (complete or self._closed):
                 _read_last(found, event)
+        if found.usage is None or found.model is None or found.response_id is None:
+            for event in self._first():
+                _read_first(found, event)
         if found.start is not None:
             found.usage = read_reply(anthropic.merge(found.start, found.delta))
         self._seen, self._findings = self._total, found
         return found
+
+
+def _may_matter(event: bytes) -> bool:
+    """Whether an event is worth decoding; a large one is decoded faster than it is searched."""
+    return len(event) > WINDOW or _MATTERS.search(event) is not None
 
 
 def _blanks(data: bytes) -> Iterator[tuple[int, int]]:
@@ -234,16 +235,40 @@ def _events(data: bytes) -> Iterator[tuple[bytes, int, bool]]:
         yield event, len(data), False
 
 
+def _last_events(data: bytes) -> Iterator[tuple[bytes, int, int, bool]]:
+    """The events from the last to the first: where each starts and ends, and whether a blank line ends it."""
+    end, complete = len(data), False
+    for start, after in _blanks_backwards(data):
+        if event := data[after:end].lstrip(b"\r\n"):
+            yield event, after, end, complete
+        end, complete = start, True
+    if event := data[:end].lstrip(b"\r\n"):
+        yield event, 0, end, complete
+
+
+def _blanks_backwards(data: bytes) -> Iterator[tuple[int, int]]:
+    if b"\r" in data:
+        yield from reversed([blank.span() for blank in _BLANK.finditer(data)])
+        return
+    at = data.rfind(b"\n\n")
+    while at >= 0:
+        after = at + 2
+        while at and data[at - 1] == _LF:  # as they are found from the front: the first two of a run
+            at -= 1
+        yield at, after
+        at = data.rfind(b"\n\n", 0, at)
+
+
 def _json(event: bytes) -> Mapping[str, Any] | str:
     """The event's data as a JSON object; as text for the marker of the end, "" for anything else."""
-    lines = (line for line in _LINE.split(event) if line.startswith(b"data:"))
-    data = b"\n".join(line[6:] if line.startswith(b"data: ") else line[5:] for line in lines).strip()
+    if event.startswith(b"data:") and b"\n" not in event and b"\r" not in event:  # all of OpenAI's
+        data = event[5:].strip()
+    else:
+        lines = (line for line in _LINE.split(event) if line.startswith(b"data:"))
+        data = b"\n".join(line[6:] if line.startswith(b"data: ") else line[5:] for line in lines).strip()
     if data == b"[DONE]":
         return "[DONE]"
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
-        return ""
+    found = decode_json(data)
     return found if isinstance(found, Mapping) else ""
 
 
@@ -270,6 +295,8 @@ def _read_last(found: _Findings, event: bytes) -> None:
         for name, value in mapping(body.get("usage")).items():
             if value is not None:
                 found.delta.setdefault(name, value)
+        # Nothing is generated after it: who closes the stream here, not waiting for `message_stop`, knows the bill.
+        found.finished |= mapping(body.get("delta")).get("stop_reason") is not None
     elif kind == "message_start":
         found.start = found.start or mapping(body.get("message"))
     else:
