@@ -45,6 +45,8 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "budget_failure": "closed",
         "rate_limit_failure": "local",
         "local_share": 0.1,
+        "rate_limit_storage": None,
+        "rate_limit_strategy": "sliding-window-counter",
         "hold_ttl": 600.0,
         "budget_status_code": 402,
         "show_amounts": False,
