@@ -110,8 +110,14 @@ def _as_json(reply: object) -> Mapping[str, Any] | None:
     return None
 
 
-def usage_of_call(reader: Reader, call: Call) -> Usage | None:
+def usage_of_call(reader: Reader, call: Call, started: float, ended: float) -> Usage | None:
     """What the body that a reader watched says a call used, under the model that was asked for; None if it is unknown.
+
+    Args:
+        reader: Has seen the body.
+        call: What was asked for.
+        started: When it was sent, in seconds of the clock that the reader was given.
+        ended: When the body was complete.
 
     Both doors that see replies read them here, so that one call has one provider and one id whichever saw it.
     """
@@ -124,4 +130,7 @@ def usage_of_call(reader: Reader, call: Call) -> Usage | None:
         usage.provider = call.provider
     usage.provider = usage.provider or call.provider
     usage.service_tier = usage.service_tier or call.service_tier
+    usage.latency_ms = round((ended - started) * 1000)
+    if reader.first_token is not None:
+        usage.ttft_ms = round((reader.first_token - started) * 1000)
     return usage
