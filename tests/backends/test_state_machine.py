@@ -37,8 +37,7 @@ from respan_guard.backends.base import (
     StoredEntry,
     UsageQuery,
 )
-from respan_guard.backends.registry import backend_factory
-from tests.backends.conftest import BACKENDS, storage_url
+from tests.backends.conftest import BACKENDS, new_store
 from tests.backends.strategies import (
     DAY_MS,
     FIRST_DAY,
@@ -76,8 +75,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.directory = Path(tempfile.mkdtemp())
         self.runner = asyncio.Runner()
-        factory = backend_factory(storage_url(self.backend_name, self.directory))
-        self.backend: Backend = factory()
+        self.backend: Backend = new_store(self.backend_name, self.directory)()
         self.wait(self.backend.open())
         self.oracle = Oracle()
         self.now = START
