@@ -2,7 +2,7 @@
 -- leaves nothing behind. ARGV: epoch, latest time known, "1" to read the server's clock, "1" for a log whose places
 -- are times, operations as JSON, texts they refer to.
 local REPLAY, EVER, MAX, SIX_DAYS = 60000, 1099511627776, 9000000000000000, 518400000
-local MAX_SPANS, MAX_UNSORTED, HOUR = 48, 4096, 3600000
+local MAX_SPANS, MAX_RECENT, MAX_UNSORTED, HOUR, TURN = 48, 8, 4096, 3600000, 180000
 local head = call('HMGET', KEYS[1], 'epoch', 'seq', 'latest', 'pruned', 'tombs', 'wide', 'born', 'turned', 'turn',
   'sweep_at', 'sweep')
 if head[1] ~= ARGV[1] then return redis.error_reply('RESET') end
@@ -14,7 +14,7 @@ if ARGV[3] == '1' or ARGV[4] == '1' then
   if ARGV[3] == '1' then now = math.max(now, time[1] * 1000 + math.floor(time[2] / 1000)) end
 end
 local seq, latest, pruned = tonumber(head[2]), tonumber(head[3]), tonumber(head[4])
-local tombs, born, turn = head[5] ~= '0', tonumber(head[7]), head[9]
+local tombs, born, turned, turn = head[5] ~= '0', tonumber(head[7]), tonumber(head[8]), tonumber(head[9])
 local first_seq, first_born, reading = seq, born, false
 local cells, order, overflow = {}, {}, nil
 local everyone, log, world = nil, {}, {}
@@ -26,7 +26,7 @@ local function load(customer)
   local cell = cells[customer]
   if not cell then
     local raw = call('GET', P .. 'c:' .. customer)
-    cell = { customer = customer, holds = {}, s = raw and unpacked(raw) or { 0, '', 0, 0, 0, 0, '', {}, {}, {}, {} } }
+    cell = { customer = customer, holds = {}, s = raw and unpacked(raw) or { 0, '', 0, 0, 0, 0, '', {}, {}, {}, {}, {}, 0, 0 } }
     cell.soonest = cell.s[SOONEST]
     cells[customer] = cell
     order[#order + 1] = cell
@@ -129,38 +129,57 @@ local function grow(spans, model, day, amounts)
   end
 end
 
+local function row_of(cell, key, day)
+  local recent = cell.s[RECENT]
+  for i = 1, #recent, 2 do
+    if recent[i] == key then return recent[i + 1] end
+  end
+  local sums = cell.rows and cell.rows[key]
+  if not sums then
+    local raw = not cell.born and call('HGET', P .. 's:' .. cell.s[NUM], key)
+    sums = raw and unpacked(raw)
+    if not sums then
+      sums = {}
+      if not cell.days then cell.days = {} end
+      cell.days[#cell.days + 1] = day
+    end
+  end
+  if #recent >= MAX_RECENT then
+    if not cell.rows then cell.rows = {} end
+    cell.rows[table.remove(recent, 1)] = table.remove(recent, 1)
+  end
+  recent[#recent + 1] = key
+  recent[#recent + 1] = sums
+  return sums
+end
+
 local function add(cell, model, day, amounts)
-  local totals, rows, key = cell.s[TOTALS], cell.rows, day .. ':' .. model
-  for i = 1, #amounts do totals[i] = (totals[i] or 0) + amounts[i] end
+  local key = day .. ':' .. model
+  local totals, row, all = cell.s[TOTALS], row_of(cell, key, day), world[key]
+  if not all then
+    all = { day = day, model = model }
+    world[key] = all
+  end
+  for i = 1, #amounts do
+    local amount = amounts[i]
+    totals[i], row[i], all[i] = (totals[i] or 0) + amount, (row[i] or 0) + amount, (all[i] or 0) + amount
+    if row[i] > MAX or row[i] < -MAX then overflow = cell.customer end
+  end
   grow(cell.s[SPANS], model, day, amounts)
   if everyone then grow(everyone[1], model, day, amounts) end
-  if not rows then rows = {} cell.rows = rows end
-  local row, all = rows[key], world[key]
-  if not row then row = { day = day, model = model } rows[key] = row end
-  if not all then all = { day = day, model = model } world[key] = all end
-  for i = 1, #amounts do
-    row[i] = (row[i] or 0) + amounts[i]
-    all[i] = (all[i] or 0) + amounts[i]
-  end
 end
 
 local function sum_of_days(cell, metric, first, last, model)
-  local sum = 0
-  if cell.s[NUM] > 0 and not cell.born then
-    local rows = call('HGETALL', P .. 's:' .. cell.s[NUM])
-    for i = 1, #rows, 2 do
-      local colon = string.find(rows[i], ':', 1, true)
-      local day = tonumber(string.sub(rows[i], 1, colon - 1))
-      if day >= first and day < last and (not model or string.sub(rows[i], colon + 1) == model) then
-        sum = sum + measure(metric, unpacked(rows[i + 1]))
-      end
-    end
+  local sum, rows = 0, cell.born and {} or sums_of(cell.s)
+  local function look(key, sums)
+    local day, its = day_and_model(key)
+    if day >= first and day < last and (not model or its == model) then sum = sum + measure(metric, sums) end
   end
-  for _, row in pairs(cell.rows or {}) do
-    if row.day >= first and row.day < last and (not model or row.model == model) then
-      sum = sum + measure(metric, row)
-    end
+  for key, sums in pairs(cell.rows or {}) do rows[key] = sums end
+  if cell.born then
+    for i = 1, #cell.s[RECENT], 2 do rows[cell.s[RECENT][i]] = cell.s[RECENT][i + 1] end
   end
+  for key, sums in pairs(rows) do look(key, sums) end
   return sum
 end
 
@@ -309,7 +328,8 @@ local function admit(op)
     if (hold[6] >= 0 and hold[6] or hold[5]) + REPLAY > now then return hold[7] end
   elseif s[NUM] > 0 and not cell.born then
     local field = s[NUM] .. ':' .. id
-    local raw = call('HGET', P .. 'a' .. turn, field) or call('HGET', P .. 'a' .. (1 - turn), field)
+    local raw = call('HGET', P .. 'a' .. turn, field)
+    if not raw and now < turned + REPLAY then raw = call('HGET', P .. 'a' .. 1 - turn, field) end
     if raw then
       local known = unpacked(raw)
       if known[1] + REPLAY > now then return known[2] end
@@ -478,28 +498,14 @@ end
 reply[2] = seq
 if reading then return reply end
 
-for _, cell in ipairs(order) do -- the last that can fail: nothing is written yet
-  for key, row in pairs(cell.rows or {}) do
-    local raw = not cell.born and call('HGET', P .. 's:' .. cell.s[NUM], key)
-    local old = raw and unpacked(raw) or {}
-    row.new = not raw
-    row.sums = {}
-    for i = 1, math.max(#old, #row) do
-      row.sums[i] = (old[i] or 0) + (row[i] or 0)
-      if row.sums[i] > MAX or row.sums[i] < -MAX then return redis.error_reply('OVERFLOW ' .. cell.customer) end
-    end
-  end
-end
-
 local fields, opened, unsorted = {}, {}, {}
 local function set(field, value)
   fields[#fields + 1] = field
   fields[#fields + 1] = value
 end
 
-local turned = tonumber(head[8])
-local function turn_over()
-  if now >= turned + REPLAY then
+local function turn_over() -- what ended before the last turn is nobody's answer any more when a new one comes
+  if now >= turned + TURN then
     turn, turned = 1 - turn, now
     call('UNLINK', P .. 'a' .. turn)
     set('turn', turn)
@@ -527,17 +533,20 @@ for _, cell in ipairs(order) do
       end
       if made[1] then many('HSET', h, made) end
     end
-    if cell.rows then
-      local sums = {}
-      for key, row in pairs(cell.rows) do
-        sums[#sums + 1] = key
-        sums[#sums + 1] = pack(row.sums)
-        if row.new and call('SADD', P .. 'd:' .. row.day, num) == 1 then
-          s[DAYS] = s[DAYS] + 1
-          call('ZADD', P .. 'days', row.day, row.day)
-        end
+    for key, sums in pairs(cell.rows or {}) do call('HSET', P .. 's:' .. num, key, pack(sums)) end
+    for _, day in ipairs(cell.days or {}) do
+      if call('SADD', P .. 'd:' .. day, num) == 1 then
+        s[DAYS] = s[DAYS] + 1
+        call('ZADD', P .. 'days', day, day)
       end
-      many('HSET', P .. 's:' .. num, sums)
+    end
+    if cell.seen and s[QUEUED] == 0 then
+      s[QUEUED] = 1
+      unsorted[#unsorted + 1] = num
+    end
+    if cell.open and s[OPENED] == 0 then
+      s[OPENED] = 1
+      opened[#opened + 1] = num
     end
     call('SET', P .. 'c:' .. cell.customer, pack(s))
     if everyone and cell.soonest ~= s[SOONEST] then
@@ -547,8 +556,6 @@ for _, cell in ipairs(order) do
         call('ZREM', P .. 'soonest', num)
       end
     end
-    if cell.open then opened[#opened + 1] = num end
-    if cell.seen then unsorted[#unsorted + 1] = num end
   end
 end
 for _, row in pairs(world) do
@@ -579,7 +586,14 @@ if now >= tonumber(head[10]) then -- once an hour, in steps: holds that nobody e
     for i = 1, #rows, 2 do
       if unpacked(rows[i + 1])[5] + SIX_DAYS <= now then call('HDEL', P .. 'h:' .. num, rows[i]) end
     end
-    if call('EXISTS', P .. 'h:' .. num) == 0 then call('SREM', P .. 'open', num) end
+    if call('EXISTS', P .. 'h:' .. num) == 0 then
+      local customer, s = state_of(num)
+      call('SREM', P .. 'open', num)
+      if s then
+        s[OPENED] = 0
+        call('SET', P .. 'c:' .. customer, pack(s))
+      end
+    end
   end
   set('sweep', found[1])
   if found[1] == '0' then set('sweep_at', now + HOUR) end

@@ -6,16 +6,12 @@ local meta, found = call('HMGET', KEYS[1], 'seq', 'moved'), {}
 local time = call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
-local function sums_of(key)
-  local rows, given = call('HGETALL', key), {}
-  for i = 1, #rows, 2 do given[#given + 1] = { rows[i], unpacked(rows[i + 1]) } end
-  return given
-end
-
 for at = 2, #ARGV do
   local customer, s = state_of(ARGV[at])
-  local faults, rows = {}, sums_of(P .. 's:' .. ARGV[at])
+  local faults, rows, base, pruned = {}, {}, {}, call('HGETALL', P .. 'b:' .. ARGV[at])
+  for i = 1, #pruned, 2 do base[#base + 1] = { pruned[i], unpacked(pruned[i + 1]) } end
   if s then
+    for key, sums in pairs(sums_of(s)) do rows[#rows + 1] = { key, sums } end
     local held, counted, spans = { 0, 0 }, { 0, 0 }, s[SPANS]
     local holds = call('HGETALL', P .. 'h:' .. ARGV[at])
     for i = 1, #holds, 2 do
@@ -36,9 +32,9 @@ for at = 2, #ARGV do
     for i = 1, #spans, 6 do
       local sum = 0
       for _, row in ipairs(rows) do
-        local colon = string.find(row[1], ':', 1, true)
-        local day, a = tonumber(string.sub(row[1], 1, colon - 1)), row[2]
-        if day >= spans[i + 1] and day < spans[i + 2] and (spans[i + 3] == 0 or string.sub(row[1], colon + 1) == spans[i + 4]) then
+        local day, model = day_and_model(row[1])
+        local a = row[2]
+        if day >= spans[i + 1] and day < spans[i + 2] and (spans[i + 3] == 0 or model == spans[i + 4]) then
           sum = sum + (spans[i] == 1 and (a[3] or 0) or spans[i] == 0 and (a[1] or 0) or (a[4] or 0) + (a[5] or 0))
         end
       end
@@ -49,6 +45,6 @@ for at = 2, #ARGV do
     end
   end
   found[#found + 1] = { ARGV[at], customer, s and s[TOTALS] or {}, s and s[DAYS] or 0, call('ZCARD', P .. 'e:' .. ARGV[at]),
-    rows, sums_of(P .. 'b:' .. ARGV[at]), faults }
+    rows, base, faults }
 end
 return { meta[1], meta[2], found }

@@ -10,11 +10,11 @@ local raw = call('GET', P .. 'c:' .. customer)
 local s = raw and unpacked(raw)
 if (s and s[REVISION] or '') ~= ARGV[4] then return 0 end
 if not s then
-  s = { call('HINCRBY', KEYS[1], 'born', 1), '', now, now, 0, 0, '', {}, {}, {}, {} }
+  s = { call('HINCRBY', KEYS[1], 'born', 1), '', now, now, 0, 0, '', {}, {}, {}, {}, {}, 0, 0 }
   call('HSET', P .. 'names', s[NUM], customer)
 end
 call('ZREM', P .. 'by-name', s[NAME] .. '\0' .. customer)
-s[REVISION], s[NAME] = ARGV[5], ARGV[7]
+s[REVISION], s[NAME], s[QUEUED] = ARGV[5], ARGV[7], 1
 call('SET', P .. 'c:' .. customer, pack(s))
 call('SET', P .. 'p:' .. s[NUM], ARGV[6])
 call('SADD', P .. 'unsorted', s[NUM])

@@ -3,14 +3,12 @@
 if call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return redis.error_reply('RESET') end
 local first, last, found = tonumber(ARGV[2]), tonumber(ARGV[3]), {}
 for at = 4, #ARGV do
-  local rows, given = call('HGETALL', P .. 's:' .. ARGV[at]), {}
-  for i = 1, #rows, 2 do
-    local colon = string.find(rows[i], ':', 1, true)
-    local day = tonumber(string.sub(rows[i], 1, colon - 1))
-    if day >= first and day < last then
-      given[#given + 1] = { day, string.sub(rows[i], colon + 1), unpacked(rows[i + 1]) }
-    end
+  local customer, s = state_of(ARGV[at])
+  local given = {}
+  for key, sums in pairs(s and sums_of(s) or {}) do
+    local day, model = day_and_model(key)
+    if day >= first and day < last then given[#given + 1] = { day, model, sums } end
   end
-  found[#found + 1] = { call('HGET', P .. 'names', ARGV[at]), given }
+  found[#found + 1] = { customer, given }
 end
 return found
