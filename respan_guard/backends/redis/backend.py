@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from respan_guard.backends.base import (
+    ANY,
     Admit,
     Allowed,
     AuditRow,
@@ -17,6 +18,7 @@ from respan_guard.backends.base import (
     CustomerQuery,
     CustomerRow,
     Discrepancy,
+    Expected,
     HoldRow,
     Limit,
     Op,
@@ -54,7 +56,7 @@ class RedisBackend(Backend):
 
     Args:
         url: `redis://[USER:PASSWORD@]HOST[:PORT][/DB]`, `rediss://` with TLS, `redis+unix:///path`,
-            `redis+cluster://HOST:PORT,HOST:PORT`; `valkey` does for `redis`. `?timeout=2` are the seconds that
+            `redis+cluster://HOST:PORT,HOST:PORT`; `valkey` does for `redis`. `?timeout=5` are the seconds that
             connecting or an answer may take before the connection is given up.
         namespace: Stores of different namespaces on a server do not know each other.
         options: `timeout` as in the URL.
@@ -187,6 +189,10 @@ class RedisBackend(Backend):
         """See `Backend.customers`."""
         return await reads.customers(self._opened(), query)
 
+    async def count_customers(self, *, seen_since_ms: int | None = None, blocked: bool | None = None) -> int:
+        """See `Backend.count_customers`."""
+        return await reads.count_customers(self._opened(), seen_since_ms, blocked)
+
     async def standing(
         self, customer: str, limits: Sequence[Limit], model: str = "", now: int | None = None
     ) -> Allowed:
@@ -211,6 +217,10 @@ class RedisBackend(Backend):
         """See `Backend.entries`."""
         return await reads.entries(self._opened(), query)
 
+    async def entry(self, customer: str, entry_id: str) -> StoredEntry | None:
+        """See `Backend.entry`."""
+        return await reads.entry(self._opened(), customer, entry_id)
+
     async def holds(
         self, customer: str | None = None, *, state: str = "live", now: int | None = None, limit: int = 1000
     ) -> list[HoldRow]:
@@ -226,6 +236,12 @@ class RedisBackend(Backend):
     ) -> list[RefusalRow]:
         """See `Backend.refusals`."""
         return await changes.refusals(self._opened(), customer, since_minute, until_minute, limit)
+
+    async def refusal_sums(
+        self, *, customer: str | None = None, since_minute: int = 0, until_minute: int = 1 << 40
+    ) -> dict[str, int]:
+        """See `Backend.refusal_sums`."""
+        return await changes.refusal_sums(self._opened(), customer, since_minute, until_minute)
 
     async def add_audit(self, row: AuditRow) -> None:
         """See `Backend.add_audit`."""
@@ -245,6 +261,18 @@ class RedisBackend(Backend):
     async def set_cursor(self, name: str, seq: int) -> None:
         """See `Backend.set_cursor`."""
         await self._opened().ask(0, "HSET", "cursors", name, seq)
+
+    async def set_fact(self, space: str, key: str, value: str | None, *, expected: Expected = ANY) -> bool:
+        """See `Backend.set_fact`."""
+        return await changes.set_fact(self._opened(), space, key, value, expected)
+
+    async def fact(self, space: str, key: str) -> str | None:
+        """See `Backend.fact`."""
+        return await changes.fact(self._opened(), space, key)
+
+    async def facts(self, space: str, *, after: str = "", limit: int = 1000) -> list[tuple[str, str]]:
+        """See `Backend.facts`."""
+        return await changes.facts(self._opened(), space, after, limit)
 
     async def prune(self, before_day: int, *, limit: int = 1000) -> int:
         """See `Backend.prune`."""

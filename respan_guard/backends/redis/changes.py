@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from respan_guard.backends.base import AuditRow, Conflict, Params, Put, RefusalRow
+from respan_guard.backends.base import ANY, AuditRow, Conflict, Expected, Params, Put, RefusalRow
 from respan_guard.backends.cells import amounts_of
+from respan_guard.backends.facts import check_fact, check_page
 from respan_guard.backends.redis.rows import (
     amounts_list,
     audit_from,
@@ -20,13 +22,23 @@ from respan_guard.backends.redis.rows import (
     text,
 )
 from respan_guard.backends.redis.shelf import Shelf
-from respan_guard.clock import SystemClock
 
-__all__ = ["add_audit", "add_refusals", "audit", "delete", "prune", "put", "refusals"]
+__all__ = [
+    "add_audit",
+    "add_refusals",
+    "audit",
+    "delete",
+    "fact",
+    "facts",
+    "prune",
+    "put",
+    "refusal_sums",
+    "refusals",
+    "set_fact",
+]
 
 _EPOCH_DAY = 719_163  # ordinal of 1970-01-01
 _PAGE = 500
-_clock = SystemClock()
 
 
 async def put(
@@ -39,7 +51,7 @@ async def put(
     after = json.loads(params_text(params))
     part = shelf.parts.of(customer)
     while True:
-        row = await shelf.run("get", part, customer)
+        (row,) = await shelf.run("rows", part, customer)
         revision, before = ("", None) if row is None else (row[1], params_from(row[2]))
         if if_revision is not None and if_revision != revision:
             return Conflict(revision, before)
@@ -48,7 +60,17 @@ async def put(
         fresh = secrets.token_hex(8)
         noted = row_text(AuditRow(0, customer, "put", actor, before, after))
         at, name = "" if now is None else now, str(after.get("name") or "")
-        given = (at, customer, revision, fresh, text(after), name, noted, shelf.timed)
+        given = (
+            at,
+            customer,
+            revision,
+            fresh,
+            text(after),
+            name,
+            noted,
+            shelf.timed,
+            "1" if after.get("blocked") else "0",
+        )
         if await shelf.run("put", part, *given):
             return Put(fresh, True)
 
@@ -70,11 +92,11 @@ async def add_refusals(shelf: Shelf, rows: Sequence[RefusalRow]) -> None:
     """Add counts; the same customer, reason and minute are summed."""
     by_part: dict[int, list[Any]] = {}
     for row in rows:
-        given = (row.customer, row.minute, text([row.customer, row.reason, row.minute]), row.count)
+        given = (row.customer, row.minute, text([row.customer, row.reason, row.minute]), row.reason, row.count)
         by_part.setdefault(shelf.parts.of(row.customer), []).extend(given)
     for part, arguments in by_part.items():
-        for start in range(0, len(arguments), 4 * _PAGE):
-            await shelf.run("refuse", part, *arguments[start : start + 4 * _PAGE])
+        for start in range(0, len(arguments), 5 * _PAGE):
+            await shelf.run("refuse", part, *arguments[start : start + 5 * _PAGE])
 
 
 async def refusals(
@@ -92,6 +114,42 @@ async def refusals(
             who, reason, minute = json.loads(row)
             found.append(RefusalRow(who, reason, minute, int(count)))
     return sorted(found, key=lambda row: (-row.minute, row.customer, row.reason))[:limit]
+
+
+async def refusal_sums(shelf: Shelf, customer: str | None, since_minute: int, until_minute: int) -> dict[str, int]:
+    """Refusals by reason."""
+    given = ("", "0") if customer is None else (customer, "1")
+    parts = range(shelf.parts.count) if customer is None else (shelf.parts.of(customer),)
+    found: Counter[str] = Counter()
+    for part in parts:
+        reply = await shelf.run("refused", part, *given, since_minute, until_minute)
+        found.update({reason: int(count) for reason, count in zip(reply[::2], reply[1::2], strict=True)})
+    return dict(found)
+
+
+# -- facts -----------------------------------------------------------------------------------------
+
+
+async def set_fact(shelf: Shelf, space: str, key: str, value: str | None, expected: Expected) -> bool:
+    """Compare and set a fact; see `Backend.set_fact`."""
+    check_fact(space, key, value, expected)
+    compared = ("", "0", "") if expected is ANY else ("=", "0", "") if expected is None else ("=", "1", expected)
+    given = ("0", "") if value is None else ("1", value)
+    return bool(await shelf.run("fact", shelf.parts.of(space), space, key, *compared, *given))
+
+
+async def fact(shelf: Shelf, space: str, key: str) -> str | None:
+    """One fact."""
+    check_fact(space, key)
+    value: str | None = await shelf.ask(shelf.parts.of(space), "HGET", f"k:{space}", key)
+    return value
+
+
+async def facts(shelf: Shelf, space: str, after: str, limit: int) -> list[tuple[str, str]]:
+    """A page of facts, by key."""
+    check_page(space, after)
+    found = await shelf.run("facts", shelf.parts.of(space), space, after, max(limit, 0))
+    return list(zip(found[::2], found[1::2], strict=True))
 
 
 # -- audit -----------------------------------------------------------------------------------------

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from respan_guard.backends.base import Amounts, Discrepancy, StoreInfo
+from respan_guard.backends.base import AMOUNTS, Amounts, Discrepancy, StoreInfo
 from respan_guard.backends.cells import EVER, amounts_of
 from respan_guard.backends.redis.link import Link
-from respan_guard.backends.redis.rows import amounts_from, amounts_list, entry_from, sums_by_day
+from respan_guard.backends.redis.rows import amounts_from, amounts_list, entry_from
 from respan_guard.backends.redis.shelf import Shelf
 from respan_guard.errors import BackendError, GuardError
 
 __all__ = ["gathered", "info", "settings_of", "verify"]
 
-_NAMES = tuple(Amounts.__dataclass_fields__)
 _MANY = 100
 _PAGE = 1000
 _ATTEMPTS = 5
@@ -52,11 +51,14 @@ class _Proof:
         self.entries: Counter[int] = Counter()
         self.presumed: dict[tuple[int, str], int] = {}  # costs of entries that may be revised
         self.latest = 0
+        self.all: dict[tuple[str, str], Amounts] = {}  # (day, model) over all customers
+        self.active: Counter[str] = Counter()  # customers by day
         self.found: list[Discrepancy] = []
 
     async def run(self) -> list[Discrepancy]:
         shelf, part = self.shelf, self.part
         moved = await shelf.ask(part, "HGET", "meta", "moved")
+        before = await self.days()
         await self.read_log()
         numbers: list[str] = [str(n) for n in range(1, int(await shelf.ask(part, "HGET", "meta", "born")) + 1)]
         for start in range(0, len(numbers), _MANY):
@@ -66,7 +68,7 @@ class _Proof:
                 raise _Changed
             for row in rows:
                 self.check(*row)
-        await self.check_days()
+        self.check_days(before, await self.days())
         return self.found
 
     async def read_log(self, end: int | None = None) -> None:
@@ -116,37 +118,42 @@ class _Proof:
         for key in sorted(stored.keys() | right.keys()):
             self.compare(f"{who} {key}", stored.get(key, Amounts()), right.get(key, Amounts()), requests=False)
         sum_ = Amounts()
-        for amounts in stored.values():
+        for key, amounts in stored.items():
             sum_.add(amounts)
+            day, _, model = key.partition(":")
+            self.all.setdefault((day, model), Amounts()).add(amounts)
+        own_days = {key.partition(":")[0] for key in stored}
+        self.active.update(own_days)
         self.compare(f"{who} all days", amounts_from(totals), sum_, requests=True)
         pairs = [
-            ("active days", days, len({key.partition(":")[0] for key in stored})),
+            ("active days", days, len(own_days)),
             ("entries", entries, self.entries[int(number)]),
             *[tuple(fault) for fault in faults],
         ]
         self.found += [Discrepancy(what, who, is_, should) for what, is_, should in pairs if is_ != should]
 
-    async def check_days(self) -> None:
-        """Compare the sums of all customers together, at a moment at which nothing is recorded."""
-        shelf, part = self.shelf, self.part
-        for _ in range(_ATTEMPTS):
-            before = await shelf.ask(part, "HMGET", "meta", "seq", "moved")
-            days = await shelf.run("days", part, 0, EVER)
-            if before == await shelf.ask(part, "HMGET", "meta", "seq", "moved"):
-                break
-        else:
-            return
-        await self.read_log(int(before[0]))
-        right: dict[str, Amounts] = {}
-        for rows in self.right.values():
-            for key, sums in rows.items():
-                right.setdefault(key, Amounts()).add(sums)
-        stored = {f"{day}:{model}": amounts for (model, day), amounts in sums_by_day(days).items()}
-        for key in sorted(stored.keys() | right.keys()):
-            self.compare(f"all customers {key}", stored.get(key, Amounts()), right.get(key, Amounts()), requests=False)
+    async def days(self) -> dict[str, tuple[dict[str, list[int]], int]]:
+        """Sums of all customers together and their number, by day."""
+        rows = await self.shelf.run("days", self.part, "days", "g:", 0, EVER, "1")
+        return {day: (dict(sums), customers) for day, sums, customers in rows}
+
+    def check_days(
+        self, before: dict[str, tuple[dict[str, list[int]], int]], after: dict[str, tuple[dict[str, list[int]], int]]
+    ) -> None:
+        """Compare what is kept of all customers together; but for days on which something happened meanwhile."""
+        for day in sorted(before.keys() | after.keys() | self.active.keys()):
+            if before.get(day) != after.get(day):
+                continue
+            sums, customers = after.get(day, ({}, 0))
+            right = {model: amounts for (of, model), amounts in self.all.items() if of == day}
+            for model in sorted(sums.keys() | right.keys()):
+                stored = amounts_from(sums.get(model, []))
+                self.compare(f"all customers {day}:{model}", stored, right.get(model, Amounts()), requests=True)
+            if customers != self.active[day]:
+                self.found.append(Discrepancy("customers", f"day {day}", customers, self.active[day]))
 
     def compare(self, where: str, stored: Amounts, right: Amounts, *, requests: bool) -> None:
-        for name, is_, should in zip(_NAMES, amounts_list(stored), amounts_list(right), strict=True):
+        for name, is_, should in zip(AMOUNTS, amounts_list(stored), amounts_list(right), strict=True):
             if is_ != should and (requests or name != "requests"):  # requests have no entries
                 self.found.append(Discrepancy(name, where, is_, should))
 

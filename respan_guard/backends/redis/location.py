@@ -49,7 +49,7 @@ class Location:
 
 
 def locate(url: str, namespace: str, options: dict[str, Any]) -> Location:
-    """Read a URL `redis://HOST:PORT/DB?timeout=2`; keywords go before the query.
+    """Read a URL `redis://HOST:PORT/DB?timeout=5`; keywords go before the query.
 
     Raises:
         ConfigurationError: It names no server, or has an option that isn't known.
@@ -63,7 +63,7 @@ def locate(url: str, namespace: str, options: dict[str, Any]) -> Location:
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise ConfigurationError(f"unknown option {unknown[0]!r} of a Redis store; known: {', '.join(known)}")
-    timeout = _seconds(given.pop("timeout", 2.0))
+    timeout = _seconds(given.pop("timeout", 5.0))
     shown = f"{scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     if parts.fragment:
         raise ConfigurationError(f"a Redis store is {_FORM}; got {shown}#{parts.fragment}")

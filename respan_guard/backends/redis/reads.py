@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,14 +18,13 @@ from respan_guard.backends.base import (
     UsageQuery,
     UsageRow,
 )
-from respan_guard.backends.redis.rows import amounts_from, customer_from, entry_from, hold_from, sums_by_day
+from respan_guard.backends.redis.rows import amounts_from, customer_from, entry_from, hold_from
 from respan_guard.backends.redis.shelf import Shelf
 from respan_guard.errors import InvalidInput
 
-__all__ = ["customers", "entries", "get", "holds", "usage"]
+__all__ = ["count_customers", "customers", "entries", "entry", "get", "holds", "usage"]
 
 _SORTS = ("customer", "name", "first_seen", "last_seen", "requests", "calls", "cost", "tokens")
-_GROUPS = ("customer", "model", "day")
 _MANY = 200  # customers that one script looks at
 _PAGE = 500  # rows that one script brings
 _PATIENCE = 200  # times that a page waits for customers to be sorted in
@@ -32,14 +32,14 @@ _PATIENCE = 200  # times that a page waits for customers to be sorted in
 
 async def get(shelf: Shelf, customer: str) -> CustomerRow | None:
     """One customer."""
-    row = await shelf.run("get", shelf.parts.of(customer), customer)
+    (row,) = await shelf.run("rows", shelf.parts.of(customer), customer)
     return None if row is None else customer_from(row)
 
 
 async def _number(shelf: Shelf, customer: str) -> tuple[int, list[int]]:
     """The part that a customer is in, and its number there, if it is known."""
     part = shelf.parts.of(customer)
-    row = await shelf.run("get", part, customer)
+    (row,) = await shelf.run("rows", part, customer)
     return part, [] if row is None else [row[7]]
 
 
@@ -75,22 +75,58 @@ async def customers(shelf: Shelf, query: CustomerQuery) -> list[CustomerRow]:
 
 async def _customers_of(shelf: Shelf, part: int, query: CustomerQuery) -> list[CustomerRow]:
     wanted = query.search.casefold()
+    if query.blocked:  # so few that they are not worth an order of their own
+        return await _blocked(shelf, part, query, wanted)
     found: list[CustomerRow] = []
     after = query.after
+    length = _PAGE if wanted or query.blocked is not None or query.seen_since_ms is not None else query.limit
     while len(found) < query.limit:
-        length = _PAGE if wanted else query.limit
         page = await _customers_page(shelf, part, query, after, length)
-        found += [row for row in page if not wanted or _matches(row, wanted)]
+        found += [row for row in page if _matches(row, query, wanted)]
         if len(page) < length:
             break
         after = (_sort_value(page[-1], query.sort), page[-1].customer)
     return found[: query.limit]
 
 
-def _matches(row: CustomerRow, wanted: str) -> bool:
+def _matches(row: CustomerRow, query: CustomerQuery, wanted: str) -> bool:
     params = row.params or {}
+    if query.seen_since_ms is not None and row.last_seen_ms < query.seen_since_ms:
+        return False
+    if query.blocked is not None and bool(params.get("blocked")) != query.blocked:
+        return False
     texts = (row.customer, params.get("name"), params.get("email"))
-    return any(wanted in str(text).casefold() for text in texts if text)
+    return not wanted or any(wanted in str(text).casefold() for text in texts if text)
+
+
+async def _blocked(shelf: Shelf, part: int, query: CustomerQuery, wanted: str) -> list[CustomerRow]:
+    names = sorted(await shelf.members(part, "blocked"))
+    rows: list[CustomerRow] = []
+    for start in range(0, len(names), _MANY):
+        found = await shelf.run("rows", part, *names[start : start + _MANY])
+        rows += [customer_from(row) for row in found if row is not None]
+
+    def place(row: CustomerRow) -> Any:
+        return (_sort_value(row, query.sort), row.customer)
+
+    after: Any = query.after
+    if after is not None:
+        rows = [row for row in rows if (place(row) < after if query.descending else place(row) > after)]
+    rows = [row for row in rows if _matches(row, query, wanted)]
+    return sorted(rows, key=place, reverse=query.descending)[: query.limit]
+
+
+async def count_customers(shelf: Shelf, seen_since_ms: int | None, blocked: bool | None) -> int:
+    """How many customers there are, counted on sorted sets."""
+    given = ("" if seen_since_ms is None else seen_since_ms, "" if blocked is None else "1" if blocked else "0")
+    total = 0
+    for part in range(shelf.parts.count):
+        for _ in range(_PATIENCE):
+            waiting, count = await shelf.run("count", part, *given)
+            if not waiting:
+                break
+        total += count
+    return total
 
 
 async def _customers_page(
@@ -114,29 +150,61 @@ async def _customers_page(
 
 
 async def usage(shelf: Shelf, query: UsageQuery) -> list[UsageRow]:
-    """Sums by day of one customer, of each that was active on the days, or of all together."""
-    unknown = [name for name in query.by if name not in _GROUPS]
-    if unknown:
-        raise InvalidInput(f"usage is grouped by {', '.join(_GROUPS)}; got {unknown[0]!r}", field="by")
+    """Sums of the rollups: of one customer, of each that was active on the days, or kept ones of all together."""
+    query.check()
+    days_only = query.by == ("day",) and query.model is None
+    together = query.customer is None and "customer" not in query.by and (days_only or not query.distinct)
     groups: dict[tuple[Any, ...], Amounts] = {}
-    for customer, model, day, amounts in await _sums(shelf, query):
-        if query.first_day <= day < query.end_day and query.model in (None, model):
-            values = {"customer": customer, "model": model, "day": day}
-            groups.setdefault(tuple(values[name] for name in query.by), Amounts()).add(amounts)
-    keys = sorted(groups)[: query.limit]
-    return [UsageRow(groups[key], **dict(zip(query.by, key, strict=True))) for key in keys]
+    members: dict[tuple[Any, ...], set[str]] = {}
+    active: Counter[int] = Counter()
+    found = await (_kept(shelf, query, active) if "hour" in query.by or together else _sums(shelf, query))
+    for customer, model, when, amounts in found:
+        if query.model in (None, model):
+            values = {"customer": customer, "model": model, "day": when, "hour": when}
+            key = tuple(values[name] for name in query.by)
+            groups.setdefault(key, Amounts()).add(amounts)
+            members.setdefault(key, set()).add(customer)
+    top = query.top
+    if top is None:
+        keys = sorted(groups)[: query.limit]
+    else:
+        keys = heapq.nsmallest(query.limit, groups, key=lambda key: (-_amount(groups[key], top), key))
+
+    def different(key: tuple[Any, ...]) -> int | None:
+        if not query.distinct:
+            return None
+        return active[key[0]] if together else len(members[key])
+
+    return [UsageRow(groups[key], customers=different(key), **dict(zip(query.by, key, strict=True))) for key in keys]
 
 
-async def _sums(shelf: Shelf, query: UsageQuery) -> Iterable[tuple[str, str, int, Amounts]]:
+def _amount(amounts: Amounts, name: str) -> int:
+    if name == "tokens":
+        return amounts.input_tokens + amounts.output_tokens
+    value: int = getattr(amounts, name)
+    return value
+
+
+async def _kept(shelf: Shelf, query: UsageQuery, active: Counter[int]) -> list[tuple[str, str, int, Amounts]]:
+    """The sums that are kept of all customers together, by day or hour; and how many were active on a day."""
+    if "hour" in query.by:
+        given = ("hours", "t:", query.first_hour, query.end_hour, "0")
+    else:
+        given = ("days", "g:", query.first_day, query.end_day, "1" if query.distinct else "0")
+    found = []
+    for times in await shelf.run_all("days", *given):
+        for when, rows, customers in times:
+            active[int(when)] += customers
+            found += [("", model, int(when), amounts_from(sums)) for model, sums in rows]
+    return found
+
+
+async def _sums(shelf: Shelf, query: UsageQuery) -> list[tuple[str, str, int, Amounts]]:
     if query.customer is not None:
         part, numbers = await _number(shelf, query.customer)
         return await _sums_of(shelf, part, numbers, query)
-    parts = range(shelf.parts.count)
-    if "customer" not in query.by:
-        replies = await asyncio.gather(*[_sums_of_days(shelf, part, query) for part in parts])
-        return [row for rows in replies for row in rows]
     found = []
-    for part in parts:
+    for part in range(shelf.parts.count):
         found += await _sums_of(shelf, part, await _active(shelf, part, query), query)
     return found
 
@@ -159,11 +227,6 @@ async def _sums_of(
         for customer, rows in await shelf.run("sums", part, query.first_day, query.end_day, *some):
             found += [(customer, model, day, amounts_from(sums)) for day, model, sums in rows]
     return found
-
-
-async def _sums_of_days(shelf: Shelf, part: int, query: UsageQuery) -> list[tuple[str, str, int, Amounts]]:
-    sums = sums_by_day(await shelf.run("days", part, query.first_day, query.end_day))
-    return [("", model, day, amounts) for (model, day), amounts in sums.items()]
 
 
 # -- entries ---------------------------------------------------------------------------------------
@@ -195,6 +258,8 @@ async def _entries_of(shelf: Shelf, part: int, query: RecordQuery) -> tuple[int,
         horizon = horizon or (parts.outer(open_, part) if open_ else 0)
         for row in rows:
             stored = entry_from(row, parts.outer(row[0], part))
+            if query.stop is not None and (stored.seq < query.stop if query.descending else stored.seq > query.stop):
+                return horizon, found[: query.limit]
             if _wanted(stored, query):
                 found.append(stored)
         if len(rows) < length:
@@ -203,6 +268,13 @@ async def _entries_of(shelf: Shelf, part: int, query: RecordQuery) -> tuple[int,
             break  # none before it ended later
         after = rows[-1][0]
     return horizon, found[: query.limit]
+
+
+async def entry(shelf: Shelf, customer: str, entry_id: str) -> StoredEntry | None:
+    """One entry."""
+    part = shelf.parts.of(customer)
+    row = await shelf.run("entry", part, customer, entry_id)
+    return None if row is None else entry_from(row, shelf.parts.outer(row[0], part))
 
 
 def _wanted(stored: StoredEntry, query: RecordQuery) -> bool:

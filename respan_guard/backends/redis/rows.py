@@ -9,6 +9,7 @@ from operator import attrgetter
 from typing import Any
 
 from respan_guard.backends.base import (
+    AMOUNTS,
     Admit,
     Allowed,
     Amounts,
@@ -46,7 +47,6 @@ __all__ = [
     "params_from",
     "params_text",
     "row_text",
-    "sums_by_day",
     "text",
 ]
 
@@ -54,9 +54,8 @@ _METRICS = {"requests": 0, "cost": 1, "tokens": 2}
 _SCOPES = {"customer": 0, "customer+model": 1, "model": 2, "all": 3}
 _REASONS = (None, "rate", "held", "exhausted")
 _ENDS = (Ended("released"), Ended("expired"), Ended("renewed"), Ended("gone"))
-_FIELDS = tuple(Amounts.__dataclass_fields__)
-assert _FIELDS[:5] == ("requests", "calls", "cost", "input_tokens", "output_tokens")  # the scripts know these by place
-_values = attrgetter(*_FIELDS)
+assert AMOUNTS[:5] == ("requests", "calls", "cost", "input_tokens", "output_tokens")  # the scripts know these by place
+_values = attrgetter(*AMOUNTS)
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 _MAX_POLICIES = 1024
 
@@ -79,18 +78,6 @@ def amounts_list(amounts: Amounts) -> list[int]:
 def amounts_from(values: Sequence[Any]) -> Amounts:
     """What `amounts_list` made; fields that came later than the sums are 0."""
     return Amounts(*map(int, values))
-
-
-def sums_by_day(reply: list[Any]) -> dict[tuple[str, int], Amounts]:
-    """What `days.lua` answers, by model and day."""
-    found: dict[tuple[str, int], Amounts] = {}
-    for day, row in reply:
-        for field, amount in zip(row[::2], row[1::2], strict=True):
-            place, _, model = field.partition(":")
-            amounts = found.setdefault((model, int(day)), Amounts())
-            if int(place) <= len(_FIELDS):
-                setattr(amounts, _FIELDS[int(place) - 1], int(amount))
-    return found
 
 
 class Encoder:

@@ -28,6 +28,10 @@ class Shelf:
         """
         return await self.link.run(name, part, self.epoch, *arguments)
 
+    async def run_all(self, name: str, *arguments: Any) -> list[Any]:
+        """Run a script on every part."""
+        return await self.link.run_all(name, self.epoch, *arguments)
+
     async def ask(self, part: int, command: str, key: str, *arguments: Any) -> Any:
         """Run one command on one key of a part."""
         return await self.run("ask", part, command, key, *arguments)

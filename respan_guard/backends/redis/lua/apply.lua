@@ -2,7 +2,7 @@
 -- leaves nothing behind. ARGV: epoch, latest time known, "1" to read the server's clock, "1" for a log whose places
 -- are times, operations as JSON, texts they refer to.
 local REPLAY, EVER, MAX, SIX_DAYS = 60000, 1099511627776, 9000000000000000, 518400000
-local MAX_SPANS, MAX_RECENT, MAX_UNSORTED, HOUR, TURN = 48, 8, 4096, 3600000, 180000
+local MAX_SPANS, MAX_RECENT, MAX_UNSORTED, HOUR, HOURS_KEPT, TURN = 48, 8, 4096, 3600000, 1440, 180000
 local head = call('HMGET', KEYS[1], 'epoch', 'seq', 'latest', 'pruned', 'tombs', 'wide', 'born', 'turned', 'turn',
   'sweep_at', 'sweep')
 if head[1] ~= ARGV[1] then return redis.error_reply('RESET') end
@@ -17,7 +17,7 @@ local seq, latest, pruned = tonumber(head[2]), tonumber(head[3]), tonumber(head[
 local tombs, born, turned, turn = head[5] ~= '0', tonumber(head[7]), tonumber(head[8]), tonumber(head[9])
 local first_seq, first_born, reading = seq, born, false
 local cells, order, overflow = {}, {}, nil
-local everyone, log, world = nil, {}, {}
+local everyone, log, days, hours = nil, {}, {}, {}
 if head[6] == '1' then everyone = unpacked(call('GET', P .. 'wide')) end
 
 -- customers --------------------------------------------------------------------------------------
@@ -153,16 +153,23 @@ local function row_of(cell, key, day)
   return sums
 end
 
-local function add(cell, model, day, amounts)
-  local key = day .. ':' .. model
-  local totals, row, all = cell.s[TOTALS], row_of(cell, key, day), world[key]
-  if not all then
-    all = { day = day, model = model }
-    world[key] = all
+local function together(sums, at, model)
+  local key = at .. ':' .. model
+  local found = sums[key]
+  if not found then
+    found = { at = at, model = model }
+    sums[key] = found
   end
+  return found
+end
+
+local function add(cell, model, day, amounts, at)
+  local totals, row = cell.s[TOTALS], row_of(cell, day .. ':' .. model, day)
+  local of_day, of_hour = together(days, day, model), together(hours, math.floor(at / HOUR), model)
   for i = 1, #amounts do
     local amount = amounts[i]
-    totals[i], row[i], all[i] = (totals[i] or 0) + amount, (row[i] or 0) + amount, (all[i] or 0) + amount
+    totals[i], row[i] = (totals[i] or 0) + amount, (row[i] or 0) + amount
+    of_day[i], of_hour[i] = (of_day[i] or 0) + amount, (of_hour[i] or 0) + amount
     if row[i] > MAX or row[i] < -MAX then overflow = cell.customer end
   end
   grow(cell.s[SPANS], model, day, amounts)
@@ -186,17 +193,13 @@ end
 local function sum_of_all(metric, first, last, model)
   local sum = 0
   for _, day in ipairs(call('ZRANGEBYSCORE', P .. 'days', first, '(' .. string.format('%.0f', last))) do
-    local sums = call('HGETALL', P .. 'g:' .. day)
-    for i = 1, #sums, 2 do
-      local field = tonumber(string.sub(sums[i], 1, 2))
-      local wanted = metric == 0 and field == 1 or metric == 1 and field == 3 or metric == 2 and (field == 4 or field == 5)
-      if wanted and (not model or string.sub(sums[i], 4) == model) then sum = sum + tonumber(sums[i + 1]) end
+    local rows = call('HGETALL', P .. 'g:' .. day)
+    for i = 1, #rows, 2 do
+      if not model or rows[i] == model then sum = sum + measure(metric, unpacked(rows[i + 1])) end
     end
   end
-  for _, row in pairs(world) do
-    if row.day >= first and row.day < last and (not model or row.model == model) then
-      sum = sum + measure(metric, row)
-    end
+  for _, row in pairs(days) do
+    if row.at >= first and row.at < last and (not model or row.model == model) then sum = sum + measure(metric, row) end
   end
   return sum
 end
@@ -352,7 +355,7 @@ local function admit(op)
         at = at + 3
       end
     end
-    add(cell, model, op[5], { requests })
+    add(cell, model, op[5], { requests }, now)
   end
   local answer, expires = { 0, now, used, held, windows }, now + op[12]
   hold = { op[5], model, cost, tokens, expires, -1, answer }
@@ -418,7 +421,7 @@ local function shrink(booked, op)
   if not entry or not entry.cost or entry.cost == 0 then return end
   local cut = math.min(entry.cost, cost)
   local body = cjson.decode(entry.body)
-  add(booked, body[6], entry.day, { 0, 0, -cut, 0, 0 })
+  add(booked, body[6], entry.day, { 0, 0, -cut, 0, 0 }, body[3])
   if entry.latest then entry.dropped = true end -- it came with this batch
   append(booked, id, { day = entry.day, cost = entry.cost - cut, rev = entry.rev + 1, late = entry.late,
     body = entry.body, meta = entry.meta, old = not entry.latest and entry.seq or entry.old }, body[3])
@@ -470,7 +473,7 @@ local function record(op)
   local late = op[9] and draw(op, booked) or false
   keep(booked)
   booked.s[LAST] = now
-  add(booked, op[8], day, amounts)
+  add(booked, op[8], day, amounts, op[5])
   append(booked, op[3], { day = day, cost = cost, rev = 1, late = late, body = ARGV[op[10]],
     meta = op[11] > 0 and ARGV[op[11]] }, op[5])
   return { 3, 1, cost, day, late and 1 or 0, 0 }
@@ -558,11 +561,19 @@ for _, cell in ipairs(order) do
     end
   end
 end
-for _, row in pairs(world) do
-  for i = 1, #row do
-    if row[i] ~= 0 then call('HINCRBY', P .. 'g:' .. row.day, string.format('%02d:', i) .. row.model, row[i]) end
+local function keep_together(letter, rows)
+  for _, row in pairs(rows) do
+    local key = P .. letter .. row.at
+    local raw = call('HGET', key, row.model)
+    local sums = raw and unpacked(raw) or {}
+    for i = 1, #row do sums[i] = (sums[i] or 0) + row[i] end
+    call('HSET', key, row.model, pack(sums))
+    if not raw and letter == 't:' then call('ZADD', P .. 'hours', row.at, row.at) end
   end
 end
+
+keep_together('g:', days)
+keep_together('t:', hours)
 for _, entry in ipairs(log) do
   if entry.old then call('XDEL', P .. 'log', entry.old) end
   if not entry.dropped then
@@ -576,7 +587,7 @@ if opened[1] then many('SADD', P .. 'open', opened) end
 if unsorted[1] then
   many('SADD', P .. 'unsorted', unsorted)
   if call('SCARD', P .. 'unsorted') > MAX_UNSORTED then
-    for _, num in ipairs(call('SPOP', P .. 'unsorted', #unsorted + 1)) do sort_in(num) end
+    for _, num in ipairs(call('SPOP', P .. 'unsorted', math.min(#unsorted + 1, 600))) do sort_in(num) end
   end
 end
 if now >= tonumber(head[10]) then -- once an hour, in steps: holds that nobody ended, customers that have none
@@ -594,6 +605,10 @@ if now >= tonumber(head[10]) then -- once an hour, in steps: holds that nobody e
         call('SET', P .. 'c:' .. customer, pack(s))
       end
     end
+  end
+  for _, hour in ipairs(call('ZRANGEBYSCORE', P .. 'hours', '-inf', math.floor(now / HOUR) - HOURS_KEPT - 1)) do
+    call('UNLINK', P .. 't:' .. hour)
+    call('ZREM', P .. 'hours', hour)
   end
   set('sweep', found[1])
   if found[1] == '0' then set('sweep_at', now + HOUR) end

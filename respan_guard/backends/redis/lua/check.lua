@@ -1,10 +1,8 @@
 -- What `verify` compares. ARGV: epoch, numbers of customers. Answers the log's end, how often entries were moved, and for
 -- each customer: number, identifier, sums of all time, days, count of entries, rows, rows of pruned entries, faults.
 if call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return redis.error_reply('RESET') end
-local SEVEN_DAYS, EVER = 604800000, 1099511627776
+local SEVEN_DAYS = 604800000
 local meta, found = call('HMGET', KEYS[1], 'seq', 'moved'), {}
-local time = call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 for at = 2, #ARGV do
   local customer, s = state_of(ARGV[at])

@@ -32,6 +32,7 @@ call('DEL', P .. 'c:' .. customer, P .. 'p:' .. num, P .. 'h:' .. num, P .. 'z:'
 call('SET', P .. 'c:' .. label, pack(s))
 call('HSET', P .. 'names', num, label)
 call('SREM', P .. 'open', num)
+call('SREM', P .. 'blocked', customer)
 sort_in(num)
 local field = redis.sha1hex(ARGV[1] .. '\0' .. customer)
 local labels = call('HGET', P .. 'tombs', field)

@@ -9,8 +9,6 @@ if ARGV[8] == '1' then
   open = math.max(tonumber(call('HGET', KEYS[1], 'seq')) + 1, math.floor(time[1] * 256000 + time[2] * 0.256))
 end
 
-local function place(id) return tonumber(string.sub(id, 1, -3)) end
-
 if since and not descending then -- the latest end up to a place never falls along the log: halve
   local oldest, newest = call('XRANGE', log, '-', '+', 'COUNT', 1)[1], call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
   local low, high = oldest and place(oldest[1]) or 1, newest and place(newest[1]) + 1 or 1
@@ -39,10 +37,5 @@ elseif descending then
 else
   rows = call('XRANGE', log, string.format('(%.0f-0', after or 0), '+', 'COUNT', limit)
 end
-for i, row in ipairs(rows) do
-  local f = row[2]
-  local id = cjson.decode(f[14])[1]
-  found[i] = { place(row[1]), f[2], call('HGET', P .. 'names', f[2]), f[6], f[8], f[10], f[12], f[14],
-    call('HGET', P .. 'z:' .. f[2], id) }
-end
+for i, row in ipairs(rows) do found[i] = entry_of(row) end
 return { open, found }

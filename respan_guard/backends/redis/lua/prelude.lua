@@ -1,18 +1,23 @@
 -- What every script begins with. KEYS[1] is PREFIX .. 'meta'; all other keys of the shard have the same prefix, and
 -- with it the same hash slot. ARGV[1] is the epoch of the store that the caller opened.
 --
--- Fixed keys                          Keys of a customer, by its number ("c:" by its identifier)
---   meta       epoch, seq, ...          c:ID  state, packed: see NUM..LIVE below
+-- Fixed keys                          Keys of a customer, by its number ("c:" and others by its identifier)
+--   meta       epoch, seq, ...          c:ID  state, packed: see NUM..OPENED below
 --   names      number -> identifier     p:N   params, JSON
 --   log        the stream of entries    h:N   admission -> hold: day, model, cost, tokens, expires, ended or -1, answer
 --   a0, a1     answers of admissions    s:N   "DAY:MODEL" -> sums, packed
 --              that ended lately        b:N   "DAY:MODEL" -> sums of pruned entries, packed
---                                       e:N   entry -> place in the log
---   open       who may have holds       z:N   entry -> metadata, JSON
---   unsorted   whose by-* are old     Keys of a day: d:DAY numbers of the customers active on it,
---   by-*       customers by sort key        g:DAY "FIELD:MODEL" -> sum of all customers
---   days       days that have a d:
---   wide, soonest: for limits that span customers; tombs, cursors, facts, audit, audits, refused, refusals
+--   open       who may have holds       e:N   entry -> place in the log
+--   unsorted   whose by-* are old       z:N   entry -> metadata, JSON
+--   by-*       customers by sort key    r:ID  its rows of refused, u:ID  places of its rows of the audit
+--   blocked    customers that are     Keys of a time, over all customers
+--   cursors    reader -> place          d:DAY numbers of the customers that were active, days: which there are
+--   refused    refusals by minute       g:DAY model -> sums, packed
+--   refusals   their counts             t:HOUR model -> sums, packed, hours: which there are
+--   audit      place -> row             f:HOUR reason -> refusals, refused-hours: which there are
+--   audits     places by place        k:SPACE key -> fact, o:SPACE its keys in order
+--   tombs      hash of an identifier -> label, time, ...
+--   wide, soonest: what live holds hold together, and by when it may be less; from the first limit on that asks
 local call, pack, unpacked = redis.call, cmsgpack.pack, cmsgpack.unpack
 local P = string.sub(KEYS[1], 1, -5)
 -- The state of a customer, packed. RECENT are its newest rows of sums, which s:N may have older: a flat list of

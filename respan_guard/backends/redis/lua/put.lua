@@ -1,5 +1,6 @@
 -- Store params if the revision is still the one given. ARGV: epoch, now ("" for the server's clock), customer,
--- revision before, revision after, params, name, row of the audit, "1" where places are times. Answers 1, or 0.
+-- revision before, revision after, params, name, row of the audit, "1" where places are times,
+-- "1" for one that is blocked. Answers 1, or 0.
 if call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return redis.error_reply('RESET') end
 local now, customer = tonumber(ARGV[2]), ARGV[3]
 if not now then
@@ -18,5 +19,6 @@ s[REVISION], s[NAME], s[QUEUED] = ARGV[5], ARGV[7], 1
 call('SET', P .. 'c:' .. customer, pack(s))
 call('SET', P .. 'p:' .. s[NUM], ARGV[6])
 call('SADD', P .. 'unsorted', s[NUM])
+call(ARGV[10] == '1' and 'SADD' or 'SREM', P .. 'blocked', customer)
 note(customer, now, ARGV[9] == '1', ARGV[8])
 return 1
