@@ -140,6 +140,58 @@ class RedisServer:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
+class Cluster:
+    """Nodes that share the slots evenly; each a primary without replicas."""
+
+    def __init__(self, nodes: int = 3) -> None:
+        buses = [free_port() for _ in range(nodes)]
+        options = ("cluster-enabled yes", "cluster-node-timeout 2000")
+        self.nodes = [RedisServer(*options, f"cluster-port {bus}") for bus in buses]
+        share = -(-16384 // nodes)
+        for number, node in enumerate(self.nodes):
+            first, last = number * share, min(16384, (number + 1) * share) - 1
+            assert node.command("CLUSTER", "ADDSLOTSRANGE", str(first), str(last)) == b"+OK\r\n"
+            node.command("CLUSTER", "MEET", "127.0.0.1", str(self.nodes[0].port), str(buses[0]))
+        deadline = time.monotonic() + _WAIT
+        while not all(self._is_complete(node) for node in self.nodes):
+            if time.monotonic() > deadline:
+                raise RuntimeError("the cluster did not come up")
+            time.sleep(0.05)
+
+    def _is_complete(self, node: RedisServer) -> bool:
+        told = node.command("CLUSTER", "INFO")
+        return b"cluster_state:ok" in told and f"cluster_known_nodes:{len(self.nodes)}".encode() in told
+
+    @property
+    def url(self) -> str:
+        """All nodes."""
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+
+    def move_slot(self, slot: int) -> None:
+        """Give a slot and its keys to the next node, as resharding does."""
+        ids = [self._id(node) for node in self.nodes]
+        source = next(at for at, node in enumerate(self.nodes) if self._owns(node, slot))
+        target = (source + 1) % len(self.nodes)
+        old, new = self.nodes[source], self.nodes[target]
+        new.command("CLUSTER", "SETSLOT", str(slot), "IMPORTING", ids[source])
+        old.command("CLUSTER", "SETSLOT", str(slot), "MIGRATING", ids[target])
+        while keys := re.findall(rb"\$\d+\r\n([^\r]*)\r\n", old.command("CLUSTER", "GETKEYSINSLOT", str(slot), "50")):
+            names = [key.decode() for key in keys]
+            told = old.command("MIGRATE", "127.0.0.1", str(new.port), "", "0", "5000", "KEYS", *names)
+            assert told.startswith(b"+"), told
+        for node in (new, old, *self.nodes):
+            node.command("CLUSTER", "SETSLOT", str(slot), "NODE", ids[target])
+
+    def _id(self, node: RedisServer) -> str:
+        return node.command("CLUSTER", "MYID").split(b"\r\n")[1].decode()
+
+    def _owns(self, node: RedisServer, slot: int) -> bool:
+        told = node.command("CLUSTER", "NODES").decode()
+        mine = next(line for line in told.splitlines() if "myself" in line)
+        ranges = [part.split("-") for part in mine.split()[8:] if part[0] != "["]
+        return any(int(given[0]) <= slot <= int(given[-1]) for given in ranges)
+
+
 _all: list[RedisServer] = []
 
 
@@ -147,6 +199,12 @@ _all: list[RedisServer] = []
 def _stop_all() -> None:
     for server in _all:
         server.stop()
+
+
+@cache
+def shared_cluster() -> Cluster:
+    """The cluster of tests that change nothing about it."""
+    return Cluster()
 
 
 @cache

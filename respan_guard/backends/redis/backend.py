@@ -35,15 +35,18 @@ from respan_guard.backends.base import (
 from respan_guard.backends.redis import changes, checks, reads
 from respan_guard.backends.redis.link import Link
 from respan_guard.backends.redis.location import locate
+from respan_guard.backends.redis.recent import Recent
 from respan_guard.backends.redis.rows import Encoder, outcome_from
 from respan_guard.backends.redis.shelf import Shelf
 from respan_guard.clock import SystemClock
-from respan_guard.errors import ConfigurationError, SchemaMismatch, StorageUnavailable, StoreReset
+from respan_guard.errors import ConfigurationError, SchemaMismatch, StorageReadOnly, StorageUnavailable, StoreReset
 
 __all__ = ["RedisBackend"]
 
 SCHEMA = 1
+_MINIMUM = (7, 0)
 _clock = SystemClock()
+_told: set[tuple[str, str]] = set()
 logger = logging.getLogger("respan_guard")
 
 
@@ -72,6 +75,7 @@ class RedisBackend(Backend):
         self._link = Link(self._at)
         self._shelf: Shelf | None = None
         self._encoder = Encoder()
+        self._recent = [Recent(counted=self._at.shards == 1) for _ in range(self._at.shards)]
         self._now = 0
 
     # -- life --------------------------------------------------------------------------------------
@@ -84,12 +88,32 @@ class RedisBackend(Backend):
         link.opening = True
         await link.connect()
         try:
+            await self._look_at_servers()
             epoch = await self._create()
         except BaseException:
             await link.close()
             raise
         link.opening = False
         self._shelf = Shelf(link, epoch)
+
+    async def _look_at_servers(self) -> None:
+        """Refuse what can't work, and tell people what can't be relied on, once for each process."""
+        url = self._at.url
+        servers = await checks.settings_of(self._link)
+        for settings in servers.values():
+            if settings.get("cluster_enabled") == "1" and not self._at.nodes:
+                raise ConfigurationError(
+                    f"{url} is a node of a Redis Cluster; write redis+cluster:// instead of redis://"
+                )
+            if settings.get("role") == "slave":
+                raise StorageReadOnly(f"{url} is a read-only replica; name the primary")
+            version = settings.get("redis_version", "7.0")
+            if tuple(map(int, version.split(".")[:2])) < _MINIMUM:
+                raise ConfigurationError(f"{url} is Redis {version}; 7.0 or newer is needed, or any Valkey")
+        for problem in checks.gathered(servers)[0]:
+            if (url, problem) not in _told:
+                _told.add((url, problem))
+                logger.warning("budgets on %s do not hold: %s", url, problem)
 
     async def _create(self) -> str:
         epoch, schema = await self._link.run("create", 0, secrets.token_hex(8), SCHEMA)
@@ -153,9 +177,31 @@ class RedisBackend(Backend):
         return [outcomes[at] for at in range(len(ops))]
 
     async def _batch(self, shelf: Shelf, part: int, ops: Sequence[Op], now: int | None) -> list[Outcome]:
+        recent = self._recent[part]
+        if recent.suspicious:
+            await self._compare(shelf, part, recent, now)
+        try:
+            before, after, outcomes = await self._send(shelf, part, ops, now)
+        except BaseException:
+            recent.suspicious = True
+            raise
+        recent.keep(ops, outcomes, before, after)
+        if recent.suspicious:
+            await self._compare(shelf, part, recent, now)
+        return outcomes
+
+    async def _compare(self, shelf: Shelf, part: int, recent: Recent, now: int | None) -> None:
+        """The connection broke, or the log is shorter than it was: is all there that was acknowledged?"""
+        before, after, outcomes = await self._send(shelf, part, recent.to_compare(), now)
+        recent.compared(outcomes, before, after, self._at.url)
+
+    async def _send(
+        self, shelf: Shelf, part: int, ops: Sequence[Op], now: int | None
+    ) -> tuple[int, int, list[Outcome]]:
+        """Run a batch; where the part's log ended before it and after it, and the answers."""
         server = "1" if now is None else "0"
         reply = await shelf.run("apply", part, self._now, server, shelf.timed, *self._encoder.batch(ops))
-        return [outcome_from(row) for row in reply[2:]]
+        return reply[0], reply[1], [outcome_from(row) for row in reply[2:]]
 
     def _refuse_spanning(self, limits: Sequence[Limit]) -> None:
         for limit in limits:

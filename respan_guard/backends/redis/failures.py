@@ -38,6 +38,8 @@ def translated(error: BaseException, url: str, *, opening: bool) -> GuardError:
         return StorageReadOnly(f"{url} is a read-only replica; name the primary")
     if isinstance(error, errors.OutOfMemoryError):
         return StorageFull(f"{url} has used up its maxmemory")
+    if isinstance(error, (errors.ClusterError, errors.TryAgainError)):
+        return StorageUnavailable(f"a part of {url} is on the move or down: {text}")
     if isinstance(error, errors.MovedError) or text.startswith(("MOVED", "ASK", "CROSSSLOT")):
         return refusal(f"{url} is a node of a Redis Cluster; write redis+cluster:// instead of redis://")
     if isinstance(error, errors.ResponseError):

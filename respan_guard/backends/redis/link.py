@@ -12,11 +12,12 @@ from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError
+from redis.exceptions import ConnectionError, NoScriptError, RedisClusterException  # noqa: A004 - theirs
 
 from respan_guard.backends.redis.failures import FAILURES, translated
 from respan_guard.backends.redis.location import Location
-from respan_guard.backends.redis.scripts import script
+from respan_guard.backends.redis.scripts import READS, script
+from respan_guard.errors import ConfigurationError
 
 __all__ = ["Link"]
 
@@ -96,6 +97,9 @@ class Link:
         try:
             await cluster.initialize()
         except FAILURES as error:
+            await cluster.aclose()
+            if isinstance(error, RedisClusterException) and "not enabled" in str(error):
+                raise ConfigurationError(f"{at.url} is a single server; write redis:// for redis+cluster://") from error
             raise translated(error, at.url, opening=True) from error
         self._client = cluster
 
@@ -144,12 +148,17 @@ class Link:
     async def run(self, name: str, shard: int, *arguments: Any) -> Any:
         """Run a script on a part of the store."""
         assert self._client is not None
-        execute, wanted, key = self._client.execute_command, script(name), self.at.meta(shard)
+        execute, wanted, keys = self._client.execute_command, script(name), self.at.keys(shard)
         try:
             try:
-                return await execute("EVALSHA", wanted.sha, 1, key, *arguments)
+                return await execute("EVALSHA", wanted.sha, len(keys), *keys, *arguments)
             except NoScriptError:
-                return await execute("EVAL", wanted.source, 1, key, *arguments)  # which loads it, too
+                return await execute("EVAL", wanted.source, len(keys), *keys, *arguments)  # which loads it, too
+            except ConnectionError:
+                if name not in READS:
+                    raise
+                # The connection had died while nobody used it; to look once more changes nothing.
+                return await execute("EVAL", wanted.source, len(keys), *keys, *arguments)
         except FAILURES as error:
             raise translated(error, self.at.url, opening=self.opening) from error
 

@@ -43,9 +43,14 @@ class Location:
         """How many parts the store has."""
         return SHARDS if self.nodes else 1
 
-    def meta(self, shard: int) -> str:
-        """The key that every script is called with."""
-        return self.prefix.replace("*", str(shard)) + "meta"
+    def keys(self, shard: int) -> tuple[str, ...]:
+        """The keys that every script is called with: what makes a part a store, and on a cluster one that never is.
+
+        While a slot moves to another node its keys go one by one. A script that found some of them and not the others
+        would take what was spent for zero. With a key that is missing on both sides, both say to try again later.
+        """
+        prefix = self.prefix.replace("*", str(shard))
+        return (f"{prefix}meta", f"{prefix}never") if self.nodes else (f"{prefix}meta",)
 
 
 def locate(url: str, namespace: str, options: dict[str, Any]) -> Location:

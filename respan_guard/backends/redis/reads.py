@@ -249,7 +249,9 @@ async def _entries_of(shelf: Shelf, part: int, query: RecordQuery) -> tuple[int,
     parts, found, horizon = shelf.parts, list[StoredEntry](), 0
     after: int | str = ""
     if query.after is not None:
-        after = parts.before(query.after, part) if query.descending else parts.behind(query.after, part)
+        after = parts.before(query.after, part) if query.descending else max(0, parts.behind(query.after, part))
+        if query.descending and after <= 0:
+            return 0, []
     since = "" if query.since_ms is None else str(query.since_ms)
     length = min(max(query.limit, 100), _PAGE)
     while len(found) < query.limit:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import hashlib
 from importlib.resources import files
 
-__all__ = ["Script", "script"]
+__all__ = ["READS", "Script", "script"]
+
+READS = frozenset(
+    ("check", "count", "customers", "days", "entries", "entry", "facts", "holds", "refusals", "refused", "rows", "sums")
+)
+"""Scripts that may run twice for one call: they change nothing that anyone could tell."""
 
 _FIRST = {  # parts that stand before a script's own
     "apply": ("prelude",),
