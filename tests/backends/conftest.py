@@ -9,12 +9,15 @@ import pytest
 
 from respan_guard.backends.base import Backend
 from respan_guard.backends.registry import backend_factory
+from tests.backends import postgres_server
 
-BACKENDS = ["memory", "sqlite"]
+BACKENDS = ["memory", "sqlite", "postgresql"]
 
 
 def storage_url(name: str, directory: Path) -> str:
     """The URL of a new store of that kind."""
+    if name == "postgresql":
+        return postgres_server.new_store(postgres_server.given_or_started())
     return "memory://" if name == "memory" else f"sqlite:///{directory / 'guard.db'}?synchronous=normal"
 
 
