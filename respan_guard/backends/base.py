@@ -36,6 +36,9 @@ from respan_guard.backends.ops import (
     Window,
 )
 from respan_guard.backends.rows import (
+    AMOUNTS,
+    HOUR_MS,
+    HOURS_KEPT,
     Amounts,
     AuditRow,
     CustomerQuery,
@@ -51,7 +54,10 @@ from respan_guard.backends.rows import (
 )
 
 __all__ = [
+    "AMOUNTS",
     "ANY",
+    "HOURS_KEPT",
+    "HOUR_MS",
     "REPLAY_MS",
     "Admit",
     "Allowed",
@@ -164,7 +170,11 @@ class Backend(ABC):
 
     @abstractmethod
     async def customers(self, query: CustomerQuery) -> list[CustomerRow]:
-        """A page of customers. Costs the page, not the customers, for every sort key."""
+        """A page of customers. Costs the page, not the customers, for every sort key; filters may cost more."""
+
+    @abstractmethod
+    async def count_customers(self, *, seen_since_ms: int | None = None, blocked: bool | None = None) -> int:
+        """How many customers there are, or were seen since, or are (not) blocked. Reads no customer."""
 
     @abstractmethod
     async def standing(
@@ -174,7 +184,12 @@ class Backend(ABC):
 
     @abstractmethod
     async def usage(self, query: UsageQuery) -> list[UsageRow]:
-        """Sums from the daily rollups, ordered by the fields of `by`. Costs days, not entries."""
+        """Sums from the rollups, ordered by the fields of `by` or by `top`. Costs rollups, never entries.
+
+        Totals over all customers, by day and by hour, and the customers of each day are kept in the transaction that
+        keeps the customers' sums. A store whose writers must not wait for each other there may keep them in parts
+        that are added up here.
+        """
 
     @abstractmethod
     async def entries(self, query: RecordQuery) -> list[StoredEntry]:
@@ -202,6 +217,12 @@ class Backend(ABC):
         self, *, customer: str | None = None, since_minute: int = 0, until_minute: int = 1 << 40, limit: int = 10_000
     ) -> list[RefusalRow]:
         """Counts of refusals, by minute, newest first."""
+
+    @abstractmethod
+    async def refusal_sums(
+        self, *, customer: str | None = None, since_minute: int = 0, until_minute: int = 1 << 40
+    ) -> dict[str, int]:
+        """Refusals by reason; `since_minute <= minute < until_minute`. For all customers it costs hours."""
 
     @abstractmethod
     async def add_audit(self, row: AuditRow) -> None:
@@ -275,7 +296,8 @@ class Backend(ABC):
         """Recompute every sum from the entries, and compare. Empty if all is right.
 
         Checked: sums of each customer, model and day == what pruning kept + entries; a customer's totals == its
-        days; the log covers the entries; no hold below 0; no hold that lives beyond its expiry by 7 days.
+        days; a day's totals and number of customers == its customers'; the log covers the entries; no hold below 0;
+        no hold that lives beyond its expiry by 7 days.
         """
 
     @abstractmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -165,6 +165,14 @@ class MemoryBackend(Backend):
         with self._lock:
             return reads.customers(self._store, query)
 
+    async def count_customers(self, *, seen_since_ms: int | None = None, blocked: bool | None = None) -> int:
+        """See `Backend.count_customers`."""
+        with self._lock:
+            if seen_since_ms is None and blocked is None:
+                return len(self._store)
+            each = self._store.each()
+            return sum(reads.is_one(account, seen_since_ms=seen_since_ms, blocked=blocked) for account in each)
+
     async def standing(
         self, customer: str, limits: Sequence[Limit], model: str = "", now: int | None = None
     ) -> Allowed:
@@ -215,6 +223,17 @@ class MemoryBackend(Backend):
                 if since_minute <= minute < until_minute and customer in (None, who)
             ]
         return sorted(found, key=lambda row: (-row.minute, row.customer, row.reason))[:limit]
+
+    async def refusal_sums(
+        self, *, customer: str | None = None, since_minute: int = 0, until_minute: int = EVER
+    ) -> dict[str, int]:
+        """See `Backend.refusal_sums`."""
+        found: Counter[str] = Counter()
+        with self._lock:
+            for (minute, who, reason), count in self._refusals.items():
+                if since_minute <= minute < until_minute and customer in (None, who):
+                    found[reason] += count
+        return dict(found)
 
     async def add_audit(self, row: AuditRow) -> None:
         """See `Backend.add_audit`."""
