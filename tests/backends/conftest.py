@@ -15,9 +15,9 @@ BACKENDS = ["memory", "sqlite", "postgresql"]
 
 
 def storage_url(name: str, directory: Path) -> str:
-    """The URL of a new store of that kind."""
+    """The URL of an empty store of that kind; of PostgreSQL there is one at a time."""
     if name == "postgresql":
-        return postgres_server.new_store(postgres_server.given_or_started())
+        return postgres_server.emptied_store(postgres_server.given_or_started())
     return "memory://" if name == "memory" else f"sqlite:///{directory / 'guard.db'}?synchronous=normal"
 
 

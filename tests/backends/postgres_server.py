@@ -21,9 +21,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
+from psycopg import sql
 
-__all__ = ["PostgresServer", "given_or_started", "installations", "new_store", "url_of"]
+__all__ = ["PostgresServer", "emptied_store", "given_or_started", "installations", "new_store", "url_of"]
 
 GIVEN = "RESPAN_GUARD_TEST_POSTGRES_URL"
 _numbers = itertools.count(1)
@@ -191,3 +193,23 @@ def new_store(url: str) -> str:
     """The URL of a store on that server that nobody else has."""
     name = f"t{os.getpid()}_{next(_numbers)}_{time.monotonic_ns():x}"
     return f"{url}{'&' if '?' in url else '?'}schema={name}"
+
+
+@functools.cache
+def _kept_store(url: str) -> str:
+    return new_store(url)
+
+
+def emptied_store(url: str) -> str:
+    """The URL of a store on that server that is empty again: quicker than a new one, for one test after another."""
+    store = _kept_store(url)
+    schema = store.rpartition("=")[2]
+    with psycopg.connect(url, autocommit=True) as db:
+        tables = db.execute("SELECT tablename FROM pg_tables WHERE schemaname = %s", (schema,)).fetchall()
+        for (table,) in tables:
+            if table != "store":
+                db.execute(sql.SQL("DELETE FROM {}.{}").format(sql.Identifier(schema), sql.Identifier(table)))
+        if tables:
+            fresh = "UPDATE {}.store SET epoch = gen_random_uuid()::text, seq = 0, latest_ms = 0, pruned_to = -1"
+            db.execute(sql.SQL(fresh).format(sql.Identifier(schema)))
+    return store
