@@ -140,9 +140,12 @@ class GuardMiddleware:
             nonlocal started, feed, discarded
             if started:
                 # Only messages of the body have one: files sent by path or descriptor are left unread.
-                if feed is not None and (chunk := message.get("body")):
+                if feed is not None:
                     try:
-                        feed(chunk)
+                        if chunk := message.get("body"):
+                            feed(chunk)
+                        if not message.get("more_body") and passage.capture is not None:
+                            passage.capture.complete()
                     except Exception:
                         feed = None
                         passage.give_up()
