@@ -39,6 +39,7 @@ class Admission:
         "_claims",
         "_guard",
         "_lane",
+        "_local",
         "_numbers",
         "_spent",
         "_stored",
@@ -61,6 +62,7 @@ class Admission:
         day: int = 0,
         held: int = 0,
         stored: bool = True,
+        local: bool = False,
     ) -> None:
         self.id = admission_id
         self.customer_identifier = decision.customer_identifier
@@ -71,6 +73,7 @@ class Admission:
         self.slot: Slot | None = None
         self._guard = guard
         self._lane = lane  # None: nothing is stored (mode "off")
+        self._local = local  # the lane counts what is recorded
         self._stored = stored  # False: let in against storage's word, or without it; there is no hold
         self._numbers = itertools.count()  # threads may record at the same time
         self._spent = 0
@@ -85,7 +88,8 @@ class Admission:
         """
         if self._lane is not None:
             # By the lane of whoever waits, who may be on another loop: it is stored before a release can be sent.
-            await self._guard.lane().record(self.entry(usage, "manual"))
+            lane = self._lane if self._local else self._guard.lane()
+            await lane.record(self.entry(usage, "manual"))
 
     def record_soon(self, usage: Usage, source: str = "manual", *, entry_id: str | None = None) -> None:
         """Charge a call to this admission without waiting, from any thread; the release travels behind it."""
@@ -103,6 +107,9 @@ class Admission:
         """
         if self.ended:
             return
+        witness = self._guard.recorder.witness
+        if witness is not None and self._lane is not None:
+            last = (*last, *witness.settle(self))
         self.ended = True
         self._post(last)
 
@@ -163,7 +170,14 @@ class Admission:
         self._spent += entry.cost or 0
         if self.slot is not None and (source != "manual" or usage.total_tokens):
             self.slot.recorded = True
+            if self.slot.costs is not None:
+                self.slot.costs.append(entry.cost or 0)
         return entry
+
+    @property
+    def stored(self) -> bool:
+        """Whether storage let it in; else it has no hold there."""
+        return self._stored
 
     @property
     def unspent(self) -> int:
@@ -233,6 +247,11 @@ class Renewer:
     def unwatch(self, admission: Admission) -> None:
         """Forget an admission that ended."""
         self._live.pop(admission.id, None)
+
+    @property
+    def live(self) -> list[Admission]:
+        """Those in force."""
+        return list(self._live.values())
 
     def forget(self) -> None:
         """Forget all, after a fork: they are the parent's."""
