@@ -186,8 +186,11 @@ class Admissions:
         charged = slot.admission or slot.bound  # the app may have ended the one that was bound last
         witness = self._guard.recorder.witness
         owed: list[Entry] = []
-        if witness is not None and charged is not None and not self._off:
-            owed = witness.settle(charged)
+        if witness is not None and charged is not None and not self._switch.off:
+            try:
+                owed = witness.settle(charged)
+            except Exception:  # a fault of ours must neither reach the app nor leak the hold
+                logger.exception("what spans owe a request could not be settled")
         for admission in slot.admissions:
             if admission.ended and admission is not charged:
                 continue

@@ -72,8 +72,7 @@ class Home(Drain):
         self._closed = False
         self.own_rates = rates.open(timeout) if rates is not None else None
         self._looked_at = (0.0, 0)
-        self.asleep = True
-        """Whether nobody looks at the kill switch here."""
+        self.asleep = True  # nobody looks at the kill switch here
 
     # -- what callers do ---------------------------------------------------------------------------
 
