@@ -20,7 +20,7 @@ from respan_guard.decision import BLOCKED, Decision
 from respan_guard.errors import BackendError, CustomerBlocked, RateLimitExceeded, StorageUnavailable
 
 if TYPE_CHECKING:
-    from respan_guard.backends.base import Backend, Entry, Limit, Op, Outcome, Recorded
+    from respan_guard.backends.base import Backend, Entry, Limit, Op, Outcome, Recorded, TooLate
     from respan_guard.estimates import Ask
     from respan_guard.guard import Guard
     from respan_guard.home import Home
@@ -223,7 +223,7 @@ class LocalLane:
         """Apply `op` and return its outcome."""
         return await self._lane.submit(op)
 
-    async def record(self, entry: Entry) -> Recorded | None:
+    async def record(self, entry: Entry) -> Recorded | TooLate | None:
         """Book `entry`, by the lane of whoever waits."""
         self._note(Record(entry))
         return await self._usual().record(entry)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from respan_guard.admission import Admission, Refusal, Renewer
 from respan_guard.admitting import Admissions, Admitting, entered
 from respan_guard.backends.base import Entry, Record
+from respan_guard.bookings import Bookings
 from respan_guard.context import Slot, current_slot
 from respan_guard.customer import Customer, normalise_identifier
 from respan_guard.customers import Customers
@@ -76,6 +77,7 @@ class Guard:
         self._gauges = Gauges(self._homes, self.renewer)
         telemetry.look()
         self.customers = Customers(self)
+        self.bookings = Bookings(self)
         self._reports = Reports(self)
 
     async def __aenter__(self) -> Self:
@@ -154,9 +156,7 @@ class Guard:
     def current(self) -> Admission | None:
         """The admission in force here, or None."""
         slot = current_slot.get()
-        if slot is None or slot.customer is not None:
-            return None
-        return slot.in_force
+        return None if slot is None or slot.customer is not None else slot.in_force
 
     @contextmanager
     def on_behalf_of(self, customer_identifier: str | int) -> Generator[None]:
@@ -241,8 +241,7 @@ class Guard:
 
     def make_entry(self, usage: Usage, customer: str, **how: Any) -> Entry:
         """The ledger's entry of a call; see `Recorder.entry`."""
-        policy = self.policies.get(customer).policy
-        return self.recorder.entry(usage, customer, policy, self.now_ms(), **how)
+        return self.recorder.entry(usage, customer, self.policies.get(customer).policy, self.now_ms(), **how)
 
     async def put_customer(self, customer: Customer, *, actor: str = "") -> Customer:
         """Store a customer's limits and profile. They hold from the next admission on, in every process."""

@@ -13,7 +13,18 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TypeVar
 
-from respan_guard.backends.base import Admit, Backend, Entry, Limit, Op, Outcome, Record, Recorded, Release
+from respan_guard.backends.base import (
+    Admit,
+    Backend,
+    Entry,
+    Limit,
+    Op,
+    Outcome,
+    Record,
+    Recorded,
+    Release,
+    TooLate,
+)
 from respan_guard.clock import Clock
 from respan_guard.drain import BATCH, Drain, Item, Unstorable
 from respan_guard.errors import BackendError, CounterOverflow, GuardError, StorageUnavailable
@@ -59,7 +70,7 @@ class Home(Drain):
         self._thread = threading.get_ident()
         self._opening = asyncio.Lock()
         self._closed = False
-        self.own_rates = rates.open(timeout) if rates is not None else None
+        self.rates = rates.open(timeout) if rates is not None else None
         self._looked_at = (0.0, 0)
         self.asleep = True
         """Whether nobody looks at the kill switch here."""
@@ -95,7 +106,7 @@ class Home(Drain):
         finally:
             timer.cancel()
 
-    async def record(self, entry: Entry) -> Recorded | None:
+    async def record(self, entry: Entry) -> Recorded | TooLate | None:
         """Book `entry`. Once this returns the record is safe: stored, or (None) in the journal on disk.
 
         Raises:
@@ -111,7 +122,7 @@ class Home(Drain):
             except OSError as disk:
                 raise StorageUnavailable(f"{error}; the journal can't be written either: {disk}") from error
             return None
-        return outcome if isinstance(outcome, Recorded) else None
+        return outcome if isinstance(outcome, (Recorded, TooLate)) else None
 
     def post(self, *ops: Op) -> None:
         """Apply `ops` in this order, some time soon. A plain append: from any thread, never blocks."""
@@ -184,23 +195,14 @@ class Home(Drain):
         self._looked_at = (self._sent_at, count + 1 if sent_at == self._sent_at else 0)
         return self._looked_at[1] >= looks
 
-    @property
-    def rates(self) -> HomeRates:
-        """The rates that are kept apart from the store.
-
-        Raises:
-            RuntimeError: There are none.
-        """
-        if self.own_rates is None:
-            raise RuntimeError("rate_limit_storage is not set")
-        return self.own_rates
-
     async def count_rates(self, customer: str, rates: Sequence[Limit], requests: int) -> list[Counted]:
         """Count requests in the storage of rates; see `HomeRates.count`."""
+        assert self.rates is not None  # asked only where `rate_limit_storage` is set
         return await self.rates.count(customer, rates, requests)
 
     async def look_at_rates(self, customer: str, rates: Sequence[Limit]) -> list[Counted]:
         """Where rates stand; see `HomeRates.look`."""
+        assert self.rates is not None
         return await self.rates.look(customer, rates)
 
     def post_call(self, work: Callable[[Backend], Awaitable[object]], delay: float = 0.0) -> None:
@@ -255,8 +257,8 @@ class Home(Drain):
                     await asyncio.wait(tasks, timeout=self.timeout)
             finally:
                 self._leave()
-        if self.own_rates is not None:
-            await self.own_rates.close()
+        if self.rates is not None:
+            await self.rates.close()
         if self._opened:
             self._opened = False
             await self.backend.close()

@@ -16,7 +16,18 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
-from respan_guard.backends.base import Admit, Backend, Entry, Limit, Op, Outcome, Record, Recorded, Release
+from respan_guard.backends.base import (
+    Admit,
+    Backend,
+    Entry,
+    Limit,
+    Op,
+    Outcome,
+    Record,
+    Recorded,
+    Release,
+    TooLate,
+)
 from respan_guard.clock import Clock
 from respan_guard.errors import BackendError, GuardError, StorageUnavailable
 from respan_guard.home import Home
@@ -64,7 +75,7 @@ class Lane(Protocol):
         """Apply `op` and return its outcome."""
         ...
 
-    async def record(self, entry: Entry) -> Recorded | None:
+    async def record(self, entry: Entry) -> Recorded | TooLate | None:
         """Book `entry`; it is safe once this returns."""
         ...
 
@@ -108,7 +119,7 @@ class SharedLane:
         """Apply `op` and return its outcome."""
         return self._apply((op,), self._now())[0]
 
-    async def record(self, entry: Entry) -> Recorded | None:
+    async def record(self, entry: Entry) -> Recorded | TooLate | None:
         """Book `entry`."""
         try:
             outcome = self._apply((Record(entry),), self._now())[0]
@@ -117,7 +128,7 @@ class SharedLane:
             return None
         if telemetry.on:
             observe_entry(entry, outcome)
-        return outcome if isinstance(outcome, Recorded) else None
+        return outcome if isinstance(outcome, (Recorded, TooLate)) else None
 
     def post(self, *ops: Op) -> None:
         """Apply `ops` in this order. What the store can't count is logged: nobody waits who could be told."""
@@ -288,7 +299,7 @@ class RemoteLane:
                 self.post(Release(op.customer, op.id))  # the answer may have been on its way between the threads
             raise
 
-    async def record(self, entry: Entry) -> Recorded | None:
+    async def record(self, entry: Entry) -> Recorded | TooLate | None:
         """Book `entry`; it is safe once this returns."""
         return await self._on_thread(self.home.record(entry))
 

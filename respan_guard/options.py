@@ -42,6 +42,7 @@ class GuardOptions(TypedDict, total=False):
     unknown_customers: Literal["admit", "refuse"]
     trust_customer_params: bool
     missing_usage: Literal["hold", "estimate", "flag"]
+    store_content: bool
     journal_dir: str | Path | None
     max_cached_customers: int
     clock: Clock

@@ -154,6 +154,7 @@ class Settings(BaseSettings):
         unknown_customers: Whether customers that were never put are admitted.
         trust_customer_params: Whether limits in a request's `customer_params` are obeyed.
         missing_usage: What a call whose reply has no usage is booked as: its "hold", an "estimate", or none ("flag").
+        store_content: Whether the text of calls that are reported to the API is kept.
         journal_dir: Where records wait that storage can't take; None for beside the store.
         max_cached_customers: How many customers' limits are kept in memory.
         clock: Where time comes from.
@@ -211,6 +212,7 @@ class Settings(BaseSettings):
     unknown_customers: Literal["admit", "refuse"] = Field("admit", description='"admit" or "refuse"')
     trust_customer_params: bool = Field(False, description="true or false")
     missing_usage: Literal["hold", "estimate", "flag"] = Field("hold", description='"hold", "estimate" or "flag"')
+    store_content: bool = Field(False, description="true or false")
     journal_dir: Path | None = Field(None, description="the path of a directory")
     max_cached_customers: _Count = Field(10_000, ge=1, le=100_000_000, description="a number from 1")
     clock: Clock = Field(default_factory=SystemClock, description="an object with now_ms() and monotonic()")

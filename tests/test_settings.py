@@ -53,6 +53,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "unknown_customers": "admit",
         "trust_customer_params": False,
         "missing_usage": "hold",
+        "store_content": False,
         "journal_dir": None,
         "max_cached_customers": 10_000,
     }
