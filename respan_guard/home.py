@@ -29,7 +29,7 @@ from respan_guard.clock import Clock
 from respan_guard.drain import BATCH, Drain, Item, Unstorable
 from respan_guard.errors import BackendError, CounterOverflow, GuardError, StorageUnavailable
 from respan_guard.journal import Journal, JournalFile
-from respan_guard.rate_storage import Counted, HomeRates, RateStorage
+from respan_guard.rate_storage import Counted, RateStorage
 from respan_guard.telemetry import telemetry
 
 __all__ = ["Home"]
