@@ -107,6 +107,9 @@ class Admission:
         """
         if self.ended:
             return
+        witness = self._guard.recorder.witness
+        if witness is not None and self._lane is not None:
+            last = (*last, *witness.settle(self))
         self.ended = True
         self._post(last)
 
@@ -167,6 +170,8 @@ class Admission:
         self._spent += entry.cost or 0
         if self.slot is not None and (source != "manual" or usage.total_tokens):
             self.slot.recorded = True
+            if self.slot.costs is not None:
+                self.slot.costs.append(entry.cost or 0)
         return entry
 
     @property

@@ -24,6 +24,7 @@ from respan_guard.middleware.passage import Gone, Passage, RefusedHere
 from respan_guard.middleware.paths import GuardedPaths
 from respan_guard.refusal import render
 from respan_guard.settings import mask_url
+from respan_guard.tracing import refused
 
 __all__ = ["GuardMiddleware"]
 
@@ -140,9 +141,12 @@ class GuardMiddleware:
             nonlocal started, feed, discarded
             if started:
                 # Only messages of the body have one: files sent by path or descriptor are left unread.
-                if feed is not None and (chunk := message.get("body")):
+                if feed is not None:
                     try:
-                        feed(chunk)
+                        if chunk := message.get("body"):
+                            feed(chunk)
+                        if not message.get("more_body") and passage.capture is not None:
+                            passage.capture.complete()
                     except Exception:
                         feed = None
                         passage.give_up()
@@ -171,8 +175,8 @@ class GuardMiddleware:
                 await answer(discarded)
         except Gone:
             pass
-        except RefusedHere as refused:
-            await answer(refused.error)
+        except RefusedHere as here:
+            await answer(here.error)
         except Exception as error:
             failure = error
             refusal = refusal_in(error)
@@ -234,15 +238,16 @@ class GuardMiddleware:
                 receive = await self._gate.admit(passage, scope, receive)
             except Gone:
                 return
-            except RefusedHere as refused:
+            except RefusedHere as here:
                 # Answered here: on its way out it could meet a handler that makes a 500 of it.
-                await self._refuse(refused.error, passage, scope, receive, send)
+                await self._refuse(here.error, passage, scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
     async def _refuse(self, error: GuardError, passage: Passage, scope: Scope, receive: Receive, send: Send) -> None:
         if isinstance(error, LimitExceeded):
             passage.refused = error.decision
+            refused(passage.slot.span, error.decision)
         if self._refusal is not None and scope["type"] == "http":
             if passage.body is not None:
                 receive = passage.body.replay()

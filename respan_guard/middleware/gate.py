@@ -89,7 +89,7 @@ class Gate:
         else:
             if call is not None:
                 passage.call = call
-                passage.capture = Capture(call, self._faults)
+                passage.capture = Capture(call, self._faults, self._guard.clock.monotonic)
         passage.admitted = True
         return receive if passage.body is None else passage.body.replay()
 

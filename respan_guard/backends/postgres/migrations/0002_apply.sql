@@ -415,6 +415,7 @@ BEGIN
             ELSE
                 IF h_expires[h] <= now THEN
                     h_ended[h] := h_expires[h];
+                    k_touched[w] := true; any_touched := true;  -- what is held was added up anew, without it
                     answers[i] := 'X';
                 ELSE
                     d_held_cost := -h_cost[h]; d_held_tokens := -h_tokens[h];
