@@ -74,6 +74,8 @@ class Home(Drain):
         self._looked_at = (0.0, 0)
         self.asleep = True
         """Whether nobody looks at the kill switch here."""
+        self.wakes: Callable[[], Coroutine[object, object, None]] | None = None
+        """Has somebody look again."""
 
     # -- what callers do ---------------------------------------------------------------------------
 
@@ -299,6 +301,8 @@ class Home(Drain):
                 self._inherit(ops)
 
     def _works(self) -> None:
+        if self.asleep and self.wakes is not None and not self._closed:
+            self._keep(self.wakes())
         if self._journal.pending and not self._closed and (file := self._journal.rotate()) is not None:
             self._keep(self._replay(file))
 
