@@ -336,6 +336,7 @@ class Guard:
         self._offset = store_ms - self.clock.now_ms()
 
     def _on_open(self, lane: Lane) -> None:
+        self.switch.attach(lane)
         if self.settings.retention is not None:
             self._reports.keep_pruned(lane, self.settings.retention)
 

@@ -36,7 +36,10 @@ def check(storage: str | None, *, as_json: bool) -> bool:
 
         async def ask(guard: Guard) -> StoreInfo:
             nonlocal switched
-            switched = await guard.switch.look(guard.lane())
+            lane = guard.lane()
+            switched = await guard.switch.look(lane)
+            if lane.home is not None and lane.home.rates is not None:
+                await lane.home.rates.check()
             return await guard.info()
 
         info = opened(ask, storage, create=True)

@@ -155,6 +155,8 @@ class GuardSpanProcessor(SpanProcessor):
                 running.died = next(self._numbers)
             if self._off or MARKERS.isdisjoint(span.attributes):  # type: ignore[arg-type]
                 return
+            if self.guard.switch.off:
+                return
             slot = current_slot.get() if running is None else None
             given = baggage.get_all() if self._trust_baggage and running is None else None
             self._inbox.put(partial(self._meter.ended, span, running, slot, self.guard.now_ms(), given))
@@ -243,6 +245,8 @@ class GuardSpanProcessor(SpanProcessor):
 
     def _enforce(self, running: Running, attributes: Mapping[str, Any]) -> None:
         assert self._standing is not None
+        if self.guard.switch.mode != "enforce":
+            return
         if running.admission is not None or not (running.begun or is_call(attributes)):
             return  # admitted already; or no call, as far as it can be told
         customer = self._attribution.find(running, attributes, running.customer)
