@@ -26,6 +26,10 @@ from respan_guard.errors import (
     UnpricedModel,
 )
 from respan_guard.estimates import Ask
+from respan_guard.failover import unavailable
+from respan_guard.observing import observed
+from respan_guard.rated import RatedAsk
+from respan_guard.telemetry import telemetry
 from respan_guard.tracing import ended, name_customer
 from respan_guard.usage import Usage
 
@@ -50,53 +54,60 @@ class Admissions:
     def __init__(self, guard: Guard) -> None:
         settings = guard.settings
         self._guard = guard
-        self._off = settings.mode == "off"
-        self._shadow = settings.mode == "shadow"
+        self._switch = guard.switch
         self._ttl_ms = int(settings.hold_ttl * 1000)
         self._known_only = settings.unknown_customers == "refuse"
         self._trusted = settings.trust_customer_params
+        self._remember = guard.failover.remember
+        self._rated = settings.rate_limit_storage is not None
 
-    async def ask(self, customer: str, ask: Ask, *, requests: int = 1) -> Admission:
+    def ask(self, customer: str, ask: Ask, *, requests: int = 1) -> Coroutine[Any, Any, Admission]:
         """Ask storage, and let the customer in or raise; see `Guard.admit` for the errors."""
+        asking = self._ask(customer, ask, requests)
+        return observed(asking, self._guard.clock) if telemetry.on else asking
+
+    async def _ask(self, customer: str, ask: Ask, requests: int) -> Admission:
         guard = self._guard
-        if self._off:
+        switch = self._switch
+        if not switch.off:
+            lane = guard.lane()
+            if lane.asleep:
+                await switch.wake(lane)
+        if switch.off:
             return Admission(guard, None, "", Decision(customer, (), (), _NO_LIMITS))
-        lane = guard.lane()
         known = guard.policies.get(customer)
         if self._known_only and not known.revision:
             known = await self._look_up(lane, customer)
         op_id = guard.ids()
         now = guard.now_ms()
+        rated = RatedAsk(guard, lane, customer, requests) if self._rated else None
         for _ in range(_TRIES):
             terms = known.policy.at(now)
-            if ask.unpriced is not None and terms.money and not self._shadow:
+            if ask.unpriced is not None and terms.money and not switch.shadow:
                 raise UnpricedModel(ask.unpriced)
             try:
-                outcome = await lane.submit(
-                    Admit(
-                        op_id,
-                        customer,
-                        known.revision,
-                        terms.day,
-                        terms.day_from_ms,
-                        terms.day_to_ms,
-                        terms.limits,
-                        ask.model,
-                        requests,
-                        ask.cost,
-                        ask.tokens,
-                        self._ttl_ms,
-                        ask.free,
-                    )
+                op = Admit(
+                    op_id,
+                    customer,
+                    known.revision,
+                    terms.day,
+                    terms.day_from_ms,
+                    terms.day_to_ms,
+                    terms.limits,
+                    ask.model,
+                    requests,
+                    ask.cost,
+                    ask.tokens,
+                    self._ttl_ms,
+                    ask.free,
                 )
+                if rated is None:
+                    limits, resets = terms.limits, terms.resets
+                    outcome = await lane.submit(op)
+                else:
+                    limits, resets, outcome = await rated.submit(op, terms)
             except BackendError as error:
-                # A customer that this process hasn't met may have limits of its own, where any have.
-                limited = terms.limits or (not known.revision and guard.policies.any_own)
-                if limited and not self._shadow:
-                    raise unavailable(error) from error
-                # No limit to enforce: the work goes on, and what it records waits in inbox or journal.
-                decision = Decision(customer, (), (), _NO_LIMITS, requests)
-                return Admission(guard, lane, op_id, decision, day=terms.day, stored=False)
+                return guard.failover.admit(error, lane, op_id, customer, known, terms, ask, requests)
             if isinstance(outcome, Stale):
                 guard.follow(outcome.now)
                 now = outcome.now
@@ -105,11 +116,13 @@ class Admissions:
                     raise _unknown(customer)  # it was deleted
                 continue
             assert isinstance(outcome, (Allowed, Refused))
-            decision = Decision(customer, terms.limits, terms.resets, outcome, requests)
+            decision = Decision(customer, limits, resets, outcome, requests)
+            if self._remember is not None:
+                self._remember(decision, ask.cost)
             if outcome.__class__ is Allowed:
                 return Admission(guard, lane, op_id, decision, day=terms.day, held=ask.cost)
             guard.refusals.add(decision)
-            if self._shadow:
+            if switch.shadow:
                 decision.shadow = decision.allowed = True
                 return Admission(guard, lane, op_id, decision, day=terms.day, stored=False)
             raise _ERRORS.get(decision.reason or "", BudgetExceeded)(decision)
@@ -148,7 +161,7 @@ class Admissions:
 
     async def _merge(self, identifier: str, params: Mapping[str, Any], *, trusted: bool) -> None:
         """Merge what came with a request; a client's word neither makes a customer known nor decides on an outage."""
-        if self._off:
+        if self._switch.off:
             return
         guard = self._guard
         if self._known_only and not trusted and not guard.policies.get(identifier).revision:
@@ -156,9 +169,9 @@ class Admissions:
         try:
             await guard.customers.merge(identifier, params, trusted=trusted)
         except BackendError as error:
-            if trusted:
+            if trusted and guard.failover.closed:
                 raise unavailable(error) from error
-            logger.info("a name that came with a request was not stored: %s", error)
+            logger.info("what came with a request was not stored: %s", error)
 
     def end(self, slot: Slot, usage: Usage | None = None, call: Call | None = None, *, sent: bool = False) -> None:
         """End a request: book what its response said, and end its admissions. Never waits, never raises.
@@ -183,7 +196,7 @@ class Admissions:
                 if admission is charged and not slot.recorded:
                     if usage is not None:
                         last.append(admission.entry(usage, "response"))
-                    elif sent and call is not None and not self._off:
+                    elif sent and call is not None and not self._switch.off:
                         last.append(self.presume(admission, call))
                         if witness is not None:
                             witness.saw(last[-1])
@@ -235,11 +248,6 @@ class Admissions:
             admission.end()
         elif admission.id:
             self._guard.renewer.watch(admission)
-
-
-def unavailable(error: BackendError) -> StorageUnavailable:
-    """What a request is told, whatever is wrong with storage."""
-    return error if isinstance(error, StorageUnavailable) else StorageUnavailable(str(error))
 
 
 def _unknown(customer: str) -> CustomerUnknown:

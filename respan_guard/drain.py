@@ -14,10 +14,13 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 
-from respan_guard.backends.base import Admit, Backend, Entry, Op, Outcome, Record, Renew, TooLate
+from respan_guard.backends.base import Admit, Backend, Entry, Op, Outcome, Record, Release, Renew, TooLate
+from respan_guard.breaker import Breaker
 from respan_guard.clock import Clock
 from respan_guard.errors import BackendError, CounterOverflow, StorageUnavailable
 from respan_guard.journal import Journal
+from respan_guard.observing import observe_entry
+from respan_guard.telemetry import telemetry
 
 __all__ = ["BATCH", "Drain", "Item", "Unstorable"]
 
@@ -25,7 +28,10 @@ BATCH = 512
 """The most ops that travel together."""
 _BACKLOG = 10_000
 _LOG_EVERY = 10.0
-_STUCK = 30.0  # seconds after which a batch without an answer is sent again: ids make that safe
+_STUCK = 8  # deadlines after which a batch without an answer is sent again: ids make that safe
+_LEAST_STUCK = 2.0  # seconds
+_OPENING = 30.0  # seconds that opening may take: it may migrate
+_PROBE = Release("", "respan-guard-probe")  # nobody's: every store answers that it is gone, and changes nothing
 _POISON = (CounterOverflow, TypeError, ValueError, OverflowError)  # of the data of one op: trying again won't help
 logger = logging.getLogger("respan_guard")
 
@@ -71,7 +77,8 @@ class Drain(ABC):
         self._wake = asyncio.Event()
         self._opened = False
         self._gone = False
-        self._failures = 0
+        self.breaker = Breaker()
+        self._sent_at = 0.0
         self._logged_at = float("-inf")
 
     @abstractmethod
@@ -106,11 +113,18 @@ class Drain(ABC):
         if not self._draining:
             self._draining = True
             self._drain_task = self.loop.create_task(self._drain())
-        elif self._failures:
+        elif self.breaker.failures and not self.breaker.is_open:
             self._wake.set()
 
     async def _drain(self) -> None:
         while not self._gone:
+            if self.breaker.failures:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), self.breaker.pause)
+                self._wake.clear()
+            if self.breaker.is_open:
+                await self._probe()
+                continue
             self._take_batch()
             if not self._batch:
                 # Tell posters first, look again after: a poster appends first and looks at the flag after.
@@ -142,19 +156,34 @@ class Drain(ABC):
         self._inbox.extendleft(reversed(batch))
 
     async def _apply(self) -> None:
+        await self._try(self._batch, max(_STUCK * self.timeout, _LEAST_STUCK))
+
+    async def _probe(self) -> None:
+        """Find out whether storage is back, at nobody's expense."""
+        await self._try([Item(_PROBE, None)], self.timeout)
+
+    async def _try(self, batch: list[Item], patience: float) -> None:
+        self._sent_at = self.loop.time()
+        fault: Exception | None = None
         try:
             if not self._opened:
-                await self.open()
-            async with asyncio.timeout(max(_STUCK, self.timeout)):
-                await self._send(self._batch)
+                async with asyncio.timeout(_OPENING):
+                    await self.open()
+            async with asyncio.timeout(patience):
+                await self._send(batch)
         except BackendError as error:
+            fault = error
             await self._failed(error)
         except Exception as error:  # a fault of ours or of the driver must not end the drain
+            fault = error
             await self._failed(StorageUnavailable(f"the storage backend failed: {error!r}"), error)
         else:
             self._batch = []
-            self._failures = 0
+            if self.breaker.worked():
+                logger.warning("storage is available again")
             self._works()
+        if telemetry.on:
+            telemetry.stored("apply", self.loop.time() - self._sent_at, fault)
 
     async def _send(self, batch: list[Item]) -> None:
         ops = [item.op for item in batch if item.op is not None]
@@ -175,6 +204,8 @@ class Drain(ABC):
     def _answer(self, item: Item, outcome: Outcome | None) -> None:
         if isinstance(outcome, TooLate) and isinstance(item.op, Record):
             self._bury(item.op.entry, "its day is pruned")
+        elif telemetry.on and isinstance(item.op, Record):
+            observe_entry(item.op.entry, outcome)
         if item.future is not None and not item.future.done():
             item.future.set_result(outcome)  # type: ignore[arg-type]  # a marker's result is not read
 
@@ -193,8 +224,8 @@ class Drain(ABC):
             logger.error("the dead letter can't be written either (%s), this is it: %r", disk, entry)
 
     async def _failed(self, error: BackendError, fault: Exception | None = None) -> None:
-        """Answer those who wait, keep what must not be lost, and come back after a pause."""
-        self._failures += 1
+        """Answer those who wait, and keep what must not be lost."""
+        self.breaker.failed(str(error))
         now = self._clock.monotonic()
         if now - self._logged_at >= _LOG_EVERY:
             self._logged_at = now
@@ -215,6 +246,3 @@ class Drain(ABC):
                 await asyncio.to_thread(self.spill)
             except OSError as disk:
                 logger.error("neither storage nor the journal takes usage records: %s", disk)
-        self._wake.clear()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), min(1.0, 0.02 * 2 ** min(self._failures, 6)))

@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 
-from respan_guard.backends.base import REPLAY_MS, Allowed, Amounts, Entry, StoredEntry
+from respan_guard.backends.base import HOUR_MS, REPLAY_MS, Allowed, Amounts, Entry, StoredEntry
 from respan_guard.backends.cells import Hold, amounts_of
 from respan_guard.backends.ledger import Ledger
 from respan_guard.backends.memory_accounts import Account, Everyone, Packed, first_busy_window, pack, sum_of, unpack
+from respan_guard.backends.memory_totals import Totals
 
 __all__ = ["MemoryStore"]
 
@@ -44,6 +45,7 @@ class MemoryStore(Ledger[Account]):
         self.prune_at = 0  # no older place has an entry to prune
         self.labels: dict[str, list[tuple[str, int]]] = {}  # of deleted customers, one for each life
         self.everyone: Everyone | None = None
+        self.totals = Totals()
 
     # -- customers ---------------------------------------------------------------------------------
 
@@ -130,6 +132,7 @@ class MemoryStore(Ledger[Account]):
             if used or account.revision or first_busy_window(account, self.now) is not None:
                 self.circle.append(customer)
             else:
+                self.totals.forget(account)
                 del self.resting[customer]
 
     def forget(self, customer: str) -> Account | None:
@@ -196,11 +199,15 @@ class MemoryStore(Ledger[Account]):
             sums = account.sums = {}
         found = sums.get((model, day))
         if found is None:
+            if all(day != known for _, known in sums):
+                self.totals.customers[day] += 1
             found = sums[model, day] = Amounts()
         return found
 
-    def add(self, cell: Account, model: str, day: int, amounts: Amounts, now: int) -> None:
+    def add(self, cell: Account, model: str, day: int, amounts: Amounts, now: int, at_ms: int) -> None:
         """See `Ledger.add`."""
+        self.totals.catch_up(self)
+        self.totals.add(model, day, at_ms, amounts)
         self._sums(cell, model, day, now).add(amounts)
         cell.cost += amounts.cost
         cell.tokens += amounts.input_tokens + amounts.output_tokens
@@ -211,6 +218,8 @@ class MemoryStore(Ledger[Account]):
     def add_requests(self, cell: Account, model: str, day: int, requests: int, now: int) -> None:
         """See `Ledger.add_requests`."""
         self._sums(cell, model, day, now).requests += requests
+        asked, key = self.totals.asked, (now // HOUR_MS, day, model)
+        asked[key] = asked.get(key, 0) + requests
         if self.everyone is not None:
             self.everyone.grow(model, day, requests, 0, 0)
 
@@ -232,6 +241,12 @@ class MemoryStore(Ledger[Account]):
         sums.cache_read_tokens += usage.cache_read_tokens
         if usage.status == "error":
             sums.errors += 1
+        if usage.latency_ms is not None:
+            sums.latency_ms += usage.latency_ms
+            sums.timed += 1
+        if usage.ttft_ms is not None:
+            sums.ttft_ms += usage.ttft_ms
+            sums.ttft_calls += 1
         if self.everyone is not None:
             self.everyone.grow(entry.model, entry.day, 0, cost, tokens)
 
@@ -267,6 +282,8 @@ class MemoryStore(Ledger[Account]):
 
     def fold(self, stored: StoredEntry) -> None:
         """Forget an entry, but not what it added to the sums."""
+        if stored.seq > self.totals.seq:
+            self.totals.catch_up(self)
         entry = stored.entry
         self.base.setdefault((entry.customer, entry.model, entry.day), Amounts()).add(amounts_of(entry))
         del self.entries[entry.customer, entry.id]

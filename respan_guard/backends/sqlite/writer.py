@@ -11,12 +11,23 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import islice
 
-from respan_guard.backends.base import REPLAY_MS, Admit, Amounts, Entry, Op, Outcome, StoredEntry, Window
+from respan_guard.backends.base import (
+    HOUR_MS,
+    HOURS_KEPT,
+    REPLAY_MS,
+    Admit,
+    Amounts,
+    Entry,
+    Op,
+    Outcome,
+    StoredEntry,
+    Window,
+)
 from respan_guard.backends.cells import EVER, Hold
 from respan_guard.backends.ledger import Ledger
 from respan_guard.backends.sqlite.pending import Pending, SQLiteCell, is_over
 from respan_guard.backends.sqlite.rows import (
-    AMOUNTS,
+    COLUMNS,
     ENTRY,
     amounts_from,
     answer_from,
@@ -35,7 +46,7 @@ _SWEEP = 1024  # rows of ended admissions to delete per batch: more than a batch
 _SWEEP_ALL_MS = 3_600_000
 _KEEP_EXPIRED_MS = 6 * 86_400_000  # `verify` finds fault with holds that lie there for 7 days
 _RANGE = "9000000000000000"  # stands in the CHECKs of the schema that keep sums countable
-_LOAD_CELL = f"SELECT c, revision, params, {AMOUNTS} FROM customers WHERE customer = ?"  # noqa: S608
+_LOAD_CELL = f"SELECT c, revision, params, {COLUMNS} FROM customers WHERE customer = ?"  # noqa: S608
 _LOAD_RATES = "SELECT window_ms, start_ms, previous, current FROM rates WHERE c = ?"
 _LOAD_HOLDS = "SELECT id, day, model, cost, tokens, expires_ms, ended_ms, answer FROM holds WHERE c = ?"
 _LOAD_TOMBS = (
@@ -167,6 +178,7 @@ class Writer(Ledger[SQLiteCell]):
         if self.now - self._swept_at >= _SWEEP_ALL_MS:
             self._swept_at = self.now
             db.execute("DELETE FROM holds WHERE expires_ms < ?", (self.now - _KEEP_EXPIRED_MS,))
+            db.execute("DELETE FROM hours WHERE hour < ?", (self.now // HOUR_MS - HOURS_KEPT,))
         old: list[tuple[int, str, int]] = []
         while self._ended and self._ended[0][0] + REPLAY_MS <= self.now and len(old) < _SWEEP:
             _, c, hold_id = self._ended.popleft()
@@ -262,7 +274,7 @@ class Writer(Ledger[SQLiteCell]):
 
     # -- what the ledger tells ---------------------------------------------------------------------
 
-    def add(self, cell: SQLiteCell, model: str, day: int, amounts: Amounts, now: int) -> None:
+    def add(self, cell: SQLiteCell, model: str, day: int, amounts: Amounts, now: int, at_ms: int) -> None:
         """Add to the sums of a customer, model and day."""
         c = self._row(cell)
         if day not in cell.days:
@@ -270,9 +282,9 @@ class Writer(Ledger[SQLiteCell]):
                 cell.days.clear()
                 self._pending.write_sums(self.db, now)  # so that days of this batch are seen, too
             if not self._row_of.execute(_HAS_DAY, (c, day)).fetchone()[0]:
-                self._pending.new_days[c] += 1
+                self._pending.new_day(c, day)
             cell.days.add(day)
-        self._pending.add(c, day, model, amounts)
+        self._pending.add(c, day, model, amounts, at_ms)
         cell.totals.add(amounts)
         for span in self._sums:
             only, metric, first, end = span
