@@ -186,7 +186,7 @@ class Admissions:
         charged = slot.admission or slot.bound  # the app may have ended the one that was bound last
         witness = self._guard.recorder.witness
         owed: list[Entry] = []
-        if witness is not None and charged is not None and not self._off:
+        if witness is not None and charged is not None and not self._switch.off:
             owed = witness.settle(charged)
         for admission in slot.admissions:
             if admission.ended and admission is not charged:

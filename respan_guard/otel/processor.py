@@ -77,8 +77,8 @@ class GuardSpanProcessor(SpanProcessor):
             raise ConfigurationError(f"guard must be a Guard, got {guard!r}")
         self.guard = guard
         self._attribution = Attribution(customer_sources, trust_baggage=trust_baggage)
-        self._off = guard.settings.mode == "off"
-        self._standing = Standing(guard) if enforce and guard.settings.mode == "enforce" else None
+        self._switch = guard.switch
+        self._standing = Standing(guard) if enforce else None
         self._running: dict[int, Running] = {}
         self._scopes: dict[int, tuple[InstrumentationScope | None, str | None]] = {}
         self._meter: Meter
@@ -88,7 +88,7 @@ class GuardSpanProcessor(SpanProcessor):
         first = guard.recorder.witness
         if isinstance(first, GuardSpanProcessor):  # of another tracer provider, which may see the same calls
             self._running, self._meter, self._inbox = first._running, first._meter, first._inbox
-        elif not self._off:
+        else:
             guard.recorder.witness = self
         _all.add(self)
 
@@ -100,7 +100,7 @@ class GuardSpanProcessor(SpanProcessor):
         Raises:
             LimitExceeded: With `enforce`, the customer is over a limit.
         """
-        if self._off:
+        if self._switch.off:
             return
         running = Running(span, self._forget)
         running.key = key = span.context.span_id
@@ -134,7 +134,7 @@ class GuardSpanProcessor(SpanProcessor):
             running = self._running.pop(span.context.span_id, None)
             if running is not None:
                 running.ended = True
-            if self._off or MARKERS.isdisjoint(_attributes(span)):
+            if self._switch.off or MARKERS.isdisjoint(_attributes(span)):
                 return
             if running is not None:
                 running.begun = None
@@ -154,7 +154,7 @@ class GuardSpanProcessor(SpanProcessor):
             Whether they are stored. On the event loop that opened the guard it can't wait for that loop: they are then
             in the guard's inbox (`await guard.flush()` waits).
         """
-        if self._off:
+        if self._switch.off:
             return True
         warn_of_sampling()
         if not self._inbox.do(self._meter.settle_all, timeout=timeout_millis / 1000):
