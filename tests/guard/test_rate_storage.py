@@ -14,6 +14,7 @@ import pytest
 from respan_guard import (
     BudgetExceeded,
     Customer,
+    CustomerBlocked,
     Guard,
     GuardMiddleware,
     RateLimitExceeded,
@@ -172,6 +173,17 @@ async def test_work_within_an_admission_counts_once(rates: str, tmp_path: Path) 
             async with guard.admit("c1"):
                 pass
         assert (await guard.status("c1")).limits[0].used == 1
+
+
+async def test_a_blocked_customer_is_blocked_whatever_its_rate(rates: str, tmp_path: Path) -> None:
+    """403, not 429, and nothing is counted."""
+    async with make(tmp_path, rates) as guard:
+        await guard.put_customer(Customer(customer_identifier="c1", blocked=True, rate_limit="1/hour"))
+        for _ in range(3):
+            with pytest.raises(CustomerBlocked):
+                await guard.admit("c1")
+        await guard.update_customer("c1", blocked=None)
+        assert await admitted(guard, times=2) == 1
 
 
 async def test_a_rate_of_nothing_refuses_without_asking(rates: str, tmp_path: Path) -> None:

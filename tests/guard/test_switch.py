@@ -220,6 +220,31 @@ async def test_looking_is_cheap_and_ends_with_use(store: FaultyBackend, tmp_path
         assert not home.asleep
 
 
+async def test_who_wakes_it_while_storage_hangs_goes_on(store: FaultyBackend, tmp_path: Path, monkeypatch: Any) -> None:
+    """The first request after a pause goes by what was last seen; and giving up on it doesn't end the looking."""
+    monkeypatch.setattr("respan_guard.switch._EVERY", 0.02)
+    async with faulty_guard(tmp_path, **REFUSING, storage_timeout=30) as guard:
+        home = guard._homes._app
+        assert home is not None
+
+        async def asleep() -> bool:
+            return home.asleep
+
+        await until(asleep)
+        facts, hanging = store.facts, asyncio.Event()
+
+        async def hangs(*args: Any, **options: Any) -> Any:
+            await hanging.wait()
+            return await facts(*args, **options)
+
+        store.facts = hangs  # type: ignore[method-assign]
+        async with asyncio.timeout(10):
+            assert not await admits(guard)
+        hanging.set()
+        await store.set_fact(SPACE, "mode", '{"mode": "off", "at_ms": 1, "actor": "", "reason": ""}')
+        await until(lambda: admits(guard))
+
+
 async def test_an_outage_keeps_the_last_word(store: FaultyBackend, tmp_path: Path, monkeypatch: Any) -> None:
     """While storage is down the switch is where it was last seen, and nothing is logged twice a second."""
     monkeypatch.setattr("respan_guard.switch._EVERY", 0.01)
