@@ -73,6 +73,7 @@ class SharedLane:
     def __init__(self, backend: Backend, clock: Clock) -> None:
         self.backend = backend
         self._apply = backend.apply_now
+        self._post = backend.post_now
         self._now = clock.now_ms
 
     async def submit(self, op: Op) -> Outcome:
@@ -80,25 +81,17 @@ class SharedLane:
         return self._apply((op,), self._now())[0]
 
     async def record(self, entry: Entry) -> Recorded | None:
-        """Book `entry`."""
+        """Book `entry`. What the store can't count, and what a finalizer books within its own work, is posted."""
         try:
             outcome = self._apply((Record(entry),), self._now())[0]
-        except BackendError as error:
-            _lost(entry, error)
+        except BackendError:
+            self.post(Record(entry))
             return None
         return outcome if isinstance(outcome, Recorded) else None
 
     def post(self, *ops: Op) -> None:
         """Apply `ops` in this order. What the store can't count is logged: nobody waits who could be told."""
-        try:
-            self._apply(ops, self._now())
-        except BackendError:
-            for op in ops:  # one of them is it; the others, a release above all, must get through
-                try:
-                    self._apply((op,), self._now())
-                except BackendError as error:
-                    if isinstance(op, Record):
-                        _lost(op.entry, error)
+        self._post(ops, self._now())
 
     async def call(self, work: Callable[[Backend], Awaitable[T]], timeout: float | None = 10.0) -> T:  # noqa: ASYNC109
         """Run a read or a change of customers."""
@@ -117,10 +110,6 @@ class SharedLane:
 
     async def flush(self) -> None:
         """Nothing waits here."""
-
-
-def _lost(entry: Entry, error: BackendError) -> None:
-    logger.error("a usage record can't be stored, this is it: %r: %s", entry, error)
 
 
 class GuardThread:

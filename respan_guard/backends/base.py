@@ -118,7 +118,19 @@ class Backend(ABC):
         """Let go of connections whose loop is gone or whose process forked; from any thread, never blocks."""
 
     def apply_now(self, ops: Sequence[Op], now: int) -> list[Outcome]:
-        """What `apply` does, without a loop, from any thread. Only where `shared` is set."""
+        """What `apply` does, without a loop, from any thread. Only where `shared` is set.
+
+        Raises:
+            StorageUnavailable: The caller is a finalizer, and interrupted the store's own work on this thread.
+        """
+        raise TypeError(f"{type(self).__name__} is not a shared backend")
+
+    def post_now(self, ops: Sequence[Op], now: int) -> None:
+        """Apply operations that nobody waits for, in order, from any thread and out of any finalizer.
+
+        It never waits and never raises: what the store can't count is logged. Whoever asks the store after it sees
+        it applied. Only where `shared` is set.
+        """
         raise TypeError(f"{type(self).__name__} is not a shared backend")
 
     @abstractmethod
