@@ -39,6 +39,7 @@ class Admission:
         "_claims",
         "_guard",
         "_lane",
+        "_local",
         "_numbers",
         "_spent",
         "_stored",
@@ -61,6 +62,7 @@ class Admission:
         day: int = 0,
         held: int = 0,
         stored: bool = True,
+        local: bool = False,
     ) -> None:
         self.id = admission_id
         self.customer_identifier = decision.customer_identifier
@@ -71,6 +73,7 @@ class Admission:
         self.slot: Slot | None = None
         self._guard = guard
         self._lane = lane  # None: nothing is stored (mode "off")
+        self._local = local  # the lane counts what is recorded
         self._stored = stored  # False: let in against storage's word, or without it; there is no hold
         self._numbers = itertools.count()  # threads may record at the same time
         self._spent = 0
@@ -85,7 +88,8 @@ class Admission:
         """
         if self._lane is not None:
             # By the lane of whoever waits, who may be on another loop: it is stored before a release can be sent.
-            await self._guard.lane().record(self.entry(usage, "manual"))
+            lane = self._lane if self._local else self._guard.lane()
+            await lane.record(self.entry(usage, "manual"))
 
     def record_soon(self, usage: Usage, source: str = "manual", *, entry_id: str | None = None) -> None:
         """Charge a call to this admission without waiting, from any thread; the release travels behind it."""

@@ -25,6 +25,7 @@ from respan_guard.errors import (
     UnpricedModel,
 )
 from respan_guard.estimates import Ask
+from respan_guard.failover import unavailable
 from respan_guard.usage import Usage
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Admissions:
         self._ttl_ms = int(settings.hold_ttl * 1000)
         self._known_only = settings.unknown_customers == "refuse"
         self._trusted = settings.trust_customer_params
+        self._remember = guard.failover.remember
 
     async def ask(self, customer: str, ask: Ask, *, requests: int = 1) -> Admission:
         """Ask storage, and let the customer in or raise; see `Guard.admit` for the errors."""
@@ -88,13 +90,7 @@ class Admissions:
                     )
                 )
             except BackendError as error:
-                # A customer that this process hasn't met may have limits of its own, where any have.
-                limited = terms.limits or (not known.revision and guard.policies.any_own)
-                if limited and not self._shadow:
-                    raise unavailable(error) from error
-                # No limit to enforce: the work goes on, and what it records waits in inbox or journal.
-                decision = Decision(customer, (), (), _NO_LIMITS, requests)
-                return Admission(guard, lane, op_id, decision, day=terms.day, stored=False)
+                return guard.failover.admit(error, lane, op_id, customer, known, terms, ask, requests)
             if isinstance(outcome, Stale):
                 guard.follow(outcome.now)
                 now = outcome.now
@@ -104,6 +100,8 @@ class Admissions:
                 continue
             assert isinstance(outcome, (Allowed, Refused))
             decision = Decision(customer, terms.limits, terms.resets, outcome, requests)
+            if self._remember is not None:
+                self._remember(decision, ask.cost)
             if outcome.__class__ is Allowed:
                 return Admission(guard, lane, op_id, decision, day=terms.day, held=ask.cost)
             guard.refusals.add(decision)
@@ -154,9 +152,9 @@ class Admissions:
         try:
             await guard.customers.merge(identifier, params, trusted=trusted)
         except BackendError as error:
-            if trusted:
+            if trusted and guard.failover.closed:
                 raise unavailable(error) from error
-            logger.info("a name that came with a request was not stored: %s", error)
+            logger.info("what came with a request was not stored: %s", error)
 
     def end(self, slot: Slot, usage: Usage | None = None, call: Call | None = None, *, sent: bool = False) -> None:
         """End a request: book what its response said, and end its admissions. Never waits, never raises.
@@ -221,11 +219,6 @@ class Admissions:
             admission.end()
         elif admission.id:
             self._guard.renewer.watch(admission)
-
-
-def unavailable(error: BackendError) -> StorageUnavailable:
-    """What a request is told, whatever is wrong with storage."""
-    return error if isinstance(error, StorageUnavailable) else StorageUnavailable(str(error))
 
 
 def _unknown(customer: str) -> CustomerUnknown:

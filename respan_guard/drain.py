@@ -14,7 +14,8 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 
-from respan_guard.backends.base import Admit, Backend, Entry, Op, Outcome, Record, Renew, TooLate
+from respan_guard.backends.base import Admit, Backend, Entry, Op, Outcome, Record, Release, Renew, TooLate
+from respan_guard.breaker import Breaker
 from respan_guard.clock import Clock
 from respan_guard.errors import BackendError, CounterOverflow, StorageUnavailable
 from respan_guard.journal import Journal
@@ -25,7 +26,10 @@ BATCH = 512
 """The most ops that travel together."""
 _BACKLOG = 10_000
 _LOG_EVERY = 10.0
-_STUCK = 30.0  # seconds after which a batch without an answer is sent again: ids make that safe
+_STUCK = 8  # deadlines after which a batch without an answer is sent again: ids make that safe
+_LEAST_STUCK = 2.0  # seconds
+_OPENING = 30.0  # seconds that opening may take: it may migrate
+_PROBE = Release("", "respan-guard-probe")  # nobody's: every store answers that it is gone, and changes nothing
 _POISON = (CounterOverflow, TypeError, ValueError, OverflowError)  # of the data of one op: trying again won't help
 logger = logging.getLogger("respan_guard")
 
@@ -71,7 +75,8 @@ class Drain(ABC):
         self._wake = asyncio.Event()
         self._opened = False
         self._gone = False
-        self._failures = 0
+        self.breaker = Breaker()
+        self._sent_at = 0.0
         self._logged_at = float("-inf")
 
     @abstractmethod
@@ -106,11 +111,18 @@ class Drain(ABC):
         if not self._draining:
             self._draining = True
             self._drain_task = self.loop.create_task(self._drain())
-        elif self._failures:
+        elif self.breaker.failures and not self.breaker.is_open:
             self._wake.set()
 
     async def _drain(self) -> None:
         while not self._gone:
+            if self.breaker.failures:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), self.breaker.pause)
+                self._wake.clear()
+            if self.breaker.is_open:
+                await self._probe()
+                continue
             self._take_batch()
             if not self._batch:
                 # Tell posters first, look again after: a poster appends first and looks at the flag after.
@@ -142,18 +154,28 @@ class Drain(ABC):
         self._inbox.extendleft(reversed(batch))
 
     async def _apply(self) -> None:
+        await self._try(self._batch, max(_STUCK * self.timeout, _LEAST_STUCK))
+
+    async def _probe(self) -> None:
+        """Find out whether storage is back, at nobody's expense."""
+        await self._try([Item(_PROBE, None)], self.timeout)
+
+    async def _try(self, batch: list[Item], patience: float) -> None:
+        self._sent_at = self.loop.time()
         try:
             if not self._opened:
-                await self.open()
-            async with asyncio.timeout(max(_STUCK, self.timeout)):
-                await self._send(self._batch)
+                async with asyncio.timeout(_OPENING):
+                    await self.open()
+            async with asyncio.timeout(patience):
+                await self._send(batch)
         except BackendError as error:
             await self._failed(error)
         except Exception as error:  # a fault of ours or of the driver must not end the drain
             await self._failed(StorageUnavailable(f"the storage backend failed: {error!r}"), error)
         else:
             self._batch = []
-            self._failures = 0
+            if self.breaker.worked():
+                logger.warning("storage is available again")
             self._works()
 
     async def _send(self, batch: list[Item]) -> None:
@@ -193,8 +215,8 @@ class Drain(ABC):
             logger.error("the dead letter can't be written either (%s), this is it: %r", disk, entry)
 
     async def _failed(self, error: BackendError, fault: Exception | None = None) -> None:
-        """Answer those who wait, keep what must not be lost, and come back after a pause."""
-        self._failures += 1
+        """Answer those who wait, and keep what must not be lost."""
+        self.breaker.failed(str(error))
         now = self._clock.monotonic()
         if now - self._logged_at >= _LOG_EVERY:
             self._logged_at = now
@@ -215,6 +237,3 @@ class Drain(ABC):
                 await asyncio.to_thread(self.spill)
             except OSError as disk:
                 logger.error("neither storage nor the journal takes usage records: %s", disk)
-        self._wake.clear()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), min(1.0, 0.02 * 2 ** min(self._failures, 6)))

@@ -20,6 +20,7 @@ from respan_guard.customers import Customers
 from respan_guard.decision import Status
 from respan_guard.errors import GuardError, LimitExceeded
 from respan_guard.estimates import Estimator
+from respan_guard.failover import Failover
 from respan_guard.homes import Homes
 from respan_guard.journal import Journal
 from respan_guard.policies import Policies
@@ -75,6 +76,7 @@ class Guard:
         self.storage_timeout = settings.storage_timeout or self._homes.backend_class.default_timeout
         self.fork_mark = ""  # tells what this process numbers from what its parent does, if it was forked
         self.refusals = RefusalLog(self.clock, self._homes.lane)
+        self.failover = Failover(self)
         self.admissions = Admissions(self)
         self.customers = Customers(self)
         self._reports = Reports(self)
@@ -138,7 +140,7 @@ class Guard:
             CustomerUnknown: The customer was never put, and `unknown_customers="refuse"`.
             InvalidIdentifier: It is no usable identifier.
             UnpricedModel: The estimate is for a model without a price, and a budget applies.
-            StorageUnavailable: Storage gave no answer, and the customer has limits.
+            StorageUnavailable: Storage gave no answer, and the customer has limits that then fail closed.
         """
         return Admitting(self, customer_identifier, estimate)
 

@@ -68,6 +68,10 @@ class Home(Drain):
         """
         if self._gone:
             raise StorageUnavailable("the guard was closed meanwhile")
+        if self.breaker.is_open:
+            if not isinstance(op, Admit):
+                self._inbox.append(Item(op, None))
+            raise StorageUnavailable(f"storage is down: {self.breaker.cause}")
         future: asyncio.Future[Outcome] = self.loop.create_future()
         self._inbox.append(Item(op, future))
         self._start()
@@ -108,7 +112,7 @@ class Home(Drain):
         if self._gone:  # looked at after the append, as `retire` takes after it has set this
             self._pass_on()
         elif self._draining:
-            if self._failures:
+            if self.breaker.failures and not self.breaker.is_open:
                 self._call_threadsafe(self._wake.set)
         elif threading.get_ident() == self._thread and not self.loop.is_closed():
             self._start()
@@ -119,14 +123,20 @@ class Home(Drain):
         """Run a read or a change of customers.
 
         Raises:
-            StorageUnavailable: No answer within `timeout` seconds (None: wait as long as it takes).
+            StorageUnavailable: No answer within `timeout` seconds (None: wait as long as it takes), or storage is down.
         """
+        if self.breaker.is_open:
+            raise StorageUnavailable(f"storage is down: {self.breaker.cause}")
         try:
             async with asyncio.timeout(timeout):
                 await self.open()
                 return await work(self.backend)
         except TimeoutError:
             raise StorageUnavailable(f"storage gave no answer within {timeout:g} s") from None
+        except GuardError:
+            raise
+        except Exception as error:  # of the driver, untranslated: not the app's to know
+            raise StorageUnavailable(f"the storage backend failed: {error!r}") from error
 
     def post_call(self, work: Callable[[Backend], Awaitable[object]], delay: float = 0.0) -> None:
         """Run `work` after `delay` seconds, from any thread; its failure is logged, not raised."""
@@ -143,8 +153,9 @@ class Home(Drain):
         marker: asyncio.Future[Outcome] = self.loop.create_future()
         self._inbox.append(Item(None, marker))
         self._start()
+        self._wake.set()  # somebody waits: no pause before the next try
         try:
-            await asyncio.wait_for(marker, self.timeout if self._failures else max(self.timeout, 5.0))
+            await asyncio.wait_for(marker, self.timeout if self.breaker.failures else max(self.timeout, 5.0))
         except TimeoutError:
             raise StorageUnavailable("storage did not take all usage records in time; they are kept") from None
 
@@ -239,7 +250,10 @@ class Home(Drain):
 
     def _give_up(self, future: asyncio.Future[Outcome]) -> None:
         if not future.done():
-            future.set_exception(StorageUnavailable(f"storage gave no answer within {self.timeout:g} s"))
+            error = StorageUnavailable(f"storage gave no answer within {self.timeout:g} s")
+            future.set_exception(error)
+            if self._batch:
+                self.breaker.stalled((self.loop.time() - self._sent_at) / self.timeout, str(error))
 
     def _spawn(self, work: Callable[[Backend], Awaitable[object]]) -> None:
         self._keep(self._guarded(work))

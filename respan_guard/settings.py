@@ -54,6 +54,7 @@ _PASSWORD = re.compile(r"^([a-z][a-z0-9+.-]*:/+[^:@/]*|[^:@/]*(?!:/)):.*@", re.D
 _SECRET_PARAMETER = re.compile(r"([?&][^=&]*(?:pass|secret|token|key)[^=&]*=)[^&]*", re.IGNORECASE)
 
 Mode: TypeAlias = Literal["enforce", "shadow", "off"]
+FailureMode: TypeAlias = Literal["closed", "open", "local"]
 Money: TypeAlias = Decimal | int | float | str
 
 
@@ -71,6 +72,9 @@ class GuardOptions(TypedDict, total=False):
     namespace: str
     retention: int | str | None
     storage_timeout: float | None
+    budget_failure: FailureMode
+    rate_limit_failure: FailureMode
+    local_share: float
     hold_ttl: float
     budget_status_code: int
     show_amounts: bool
@@ -165,6 +169,10 @@ class Settings(BaseSettings):
         namespace: Keeps several guards apart in one store.
         retention: Days to keep records; None for ever. Sums stay.
         storage_timeout: Seconds that storage may take; None for the backend's own default.
+        budget_failure: What becomes of customers with budgets while storage gives no answer: "closed" refuses them,
+            "open" lets them in, "local" up to a share of what was last known to be left.
+        rate_limit_failure: The same for rate limits; "local" is a share of the rate.
+        local_share: The share of a limit that "local" gives to each process, from above 0 to 1.
         hold_ttl: Seconds after which a hold that nobody ended no longer counts.
         budget_status_code: The answer to a spent budget.
         show_amounts: Whether refusals and headers say amounts of money.
@@ -213,6 +221,9 @@ class Settings(BaseSettings):
         None, ge=1, le=100_000, description='a number of days from 1 like 400 or "400 days"'
     )
     storage_timeout: _Seconds | None = Field(None, gt=0, le=300, description="a number of seconds above 0, at most 300")
+    budget_failure: FailureMode = Field("closed", description='"closed", "open" or "local"')
+    rate_limit_failure: FailureMode = Field("local", description='"closed", "open" or "local"')
+    local_share: _Seconds = Field(0.1, gt=0, le=1, description="a share above 0, at most 1")
     hold_ttl: _Seconds = Field(600.0, ge=1, le=86_400, description="a number of seconds from 1 to 86400")
     budget_status_code: _Count = Field(402, ge=400, le=499, description="a status from 400 to 499, like 402 or 429")
     show_amounts: bool = Field(False, description="true or false")

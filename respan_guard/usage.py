@@ -62,6 +62,7 @@ class Usage:
         service_tier: The provider's tier where it changes the price ("flex", "priority", "batch").
         time: When the call ended (aware); now when omitted.
         latency_ms: How long the call took.
+        ttft_ms: Time to the first token.
         status: "ok" or "error".
         estimated: The tokens were estimated, not reported.
         trace_id: Trace of the call, 32 hex digits.
@@ -92,6 +93,7 @@ class Usage:
     service_tier: str | None = None
     time: datetime | None = None
     latency_ms: int | None = None
+    ttft_ms: int | None = None
     status: str = "ok"
     estimated: bool = False
     trace_id: str | None = None

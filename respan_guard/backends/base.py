@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
+from respan_guard.backends.facts import ANY, Expected
 from respan_guard.backends.ops import (
     REPLAY_MS,
     Admit,
@@ -35,6 +36,9 @@ from respan_guard.backends.ops import (
     Window,
 )
 from respan_guard.backends.rows import (
+    AMOUNTS,
+    HOUR_MS,
+    HOURS_KEPT,
     Amounts,
     AuditRow,
     CustomerQuery,
@@ -50,6 +54,10 @@ from respan_guard.backends.rows import (
 )
 
 __all__ = [
+    "AMOUNTS",
+    "ANY",
+    "HOURS_KEPT",
+    "HOUR_MS",
     "REPLAY_MS",
     "Admit",
     "Allowed",
@@ -62,6 +70,7 @@ __all__ = [
     "Discrepancy",
     "Ended",
     "Entry",
+    "Expected",
     "HoldRow",
     "Limit",
     "Op",
@@ -173,7 +182,11 @@ class Backend(ABC):
 
     @abstractmethod
     async def customers(self, query: CustomerQuery) -> list[CustomerRow]:
-        """A page of customers. Costs the page, not the customers, for every sort key."""
+        """A page of customers. Costs the page, not the customers, for every sort key; filters may cost more."""
+
+    @abstractmethod
+    async def count_customers(self, *, seen_since_ms: int | None = None, blocked: bool | None = None) -> int:
+        """How many customers there are, or were seen since, or are (not) blocked. Reads no customer."""
 
     @abstractmethod
     async def standing(
@@ -183,7 +196,12 @@ class Backend(ABC):
 
     @abstractmethod
     async def usage(self, query: UsageQuery) -> list[UsageRow]:
-        """Sums from the daily rollups, ordered by the fields of `by`. Costs days, not entries."""
+        """Sums from the rollups, ordered by the fields of `by` or by `top`. Costs rollups, never entries.
+
+        Totals over all customers, by day and by hour, and the customers of each day are kept in the transaction that
+        keeps the customers' sums. A store whose writers must not wait for each other there may keep them in parts
+        that are added up here.
+        """
 
     @abstractmethod
     async def entries(self, query: RecordQuery) -> list[StoredEntry]:
@@ -191,6 +209,10 @@ class Backend(ABC):
 
         An entry that was revised stands at its newest place only.
         """
+
+    @abstractmethod
+    async def entry(self, customer: str, entry_id: str) -> StoredEntry | None:
+        """One entry by its id, as the log has it now; None if it was never booked, or pruned. Costs one lookup."""
 
     @abstractmethod
     async def holds(
@@ -207,6 +229,12 @@ class Backend(ABC):
         self, *, customer: str | None = None, since_minute: int = 0, until_minute: int = 1 << 40, limit: int = 10_000
     ) -> list[RefusalRow]:
         """Counts of refusals, by minute, newest first."""
+
+    @abstractmethod
+    async def refusal_sums(
+        self, *, customer: str | None = None, since_minute: int = 0, until_minute: int = 1 << 40
+    ) -> dict[str, int]:
+        """Refusals by reason; `since_minute <= minute < until_minute`. For all customers it costs hours."""
 
     @abstractmethod
     async def add_audit(self, row: AuditRow) -> None:
@@ -227,6 +255,48 @@ class Backend(ABC):
         """Say that the reader `name` has read the log up to and with `seq`."""
 
     @abstractmethod
+    async def set_fact(self, space: str, key: str, value: str | None, *, expected: Expected = ANY) -> bool:
+        """Compare and set a fact: a small text that is kept under a key, for leases, markers, switches.
+
+        If what is stored under the key of that space equals `expected` (None: nothing is), store `value`
+        instead (None: nothing) and answer True; else change nothing and answer False. With `ANY` it always
+        is True. One atomic step: of several that expect the same at once, one finds it. Durable when answered,
+        like a batch. After a failure it is unknown whether it was written, and to ask again with the same
+        `expected` may answer False to the one who wrote it: compare what is there then.
+
+        Facts belong to who writes them: nothing else here reads, prunes or deletes them (a key that names a
+        customer outlives the customer, so name it by something that says nothing).
+
+        Args:
+            space: Whose facts, 1 to 64 bytes of UTF-8; a key in one space is none in another.
+            key: 1 to 512 bytes of UTF-8, taken literally.
+            value: Up to 262,144 bytes of UTF-8; None deletes.
+            expected: What must be there now.
+
+        Raises:
+            InvalidInput: A text is too long, empty where it may not be, or has U+0000 or a lone surrogate in it.
+        """
+
+    @abstractmethod
+    async def fact(self, space: str, key: str) -> str | None:
+        """What is stored under the key now, and was acknowledged; None if nothing is.
+
+        Raises:
+            InvalidInput: As `set_fact`.
+        """
+
+    @abstractmethod
+    async def facts(self, space: str, *, after: str = "", limit: int = 1000) -> list[tuple[str, str]]:
+        """Up to `limit` keys and values of a space, keys above `after` in order of code points.
+
+        The last key is the next page's `after`; that page costs its size. To read the keys that begin with
+        something, begin after it and stop at the first that does not.
+
+        Raises:
+            InvalidInput: As `set_fact`.
+        """
+
+    @abstractmethod
     async def prune(self, before_day: int, *, limit: int = 1000) -> int:
         """Delete up to `limit` entries booked before `before_day`, only those behind every cursor; sums stay.
 
@@ -238,7 +308,8 @@ class Backend(ABC):
         """Recompute every sum from the entries, and compare. Empty if all is right.
 
         Checked: sums of each customer, model and day == what pruning kept + entries; a customer's totals == its
-        days; the log covers the entries; no hold below 0; no hold that lives beyond its expiry by 7 days.
+        days; a day's totals and number of customers == its customers'; the log covers the entries; no hold below 0;
+        no hold that lives beyond its expiry by 7 days.
         """
 
     @abstractmethod

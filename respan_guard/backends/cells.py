@@ -24,15 +24,20 @@ def roll(window: Window | None, width: int, now: int) -> Window:
 
 def amounts_of(entry: Entry) -> Amounts:
     """What an entry adds to the sums of its customer, model and day."""
+    usage = entry.usage
     return Amounts(
         0,
         1 if entry.kind != "adjustment" else 0,
         entry.cost or 0,
         entry.input_tokens,
         entry.output_tokens,
-        entry.usage.cache_read_tokens,
+        usage.cache_read_tokens,
         1 if entry.cost is None else 0,
-        1 if entry.usage.status == "error" else 0,
+        1 if usage.status == "error" else 0,
+        usage.latency_ms or 0,
+        0 if usage.latency_ms is None else 1,
+        usage.ttft_ms or 0,
+        0 if usage.ttft_ms is None else 1,
     )
 
 

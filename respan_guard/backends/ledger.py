@@ -78,16 +78,16 @@ class Ledger(Evaluator[C]):
     # -- what a store is told ----------------------------------------------------------------------
 
     @abstractmethod
-    def add(self, cell: C, model: str, day: int, amounts: Amounts, now: int) -> None:
-        """Add to the sums of the cell's customer, a model and a day."""
+    def add(self, cell: C, model: str, day: int, amounts: Amounts, now: int, at_ms: int) -> None:
+        """Add to the sums of the cell's customer, model and day, and to the totals of the hour that `at_ms` is in."""
 
     def add_requests(self, cell: C, model: str, day: int, requests: int, now: int) -> None:
         """Add admitted requests to the sums."""
-        self.add(cell, model, day, Amounts(requests), now)
+        self.add(cell, model, day, Amounts(requests), now, now)
 
     def add_entry(self, cell: C, entry: Entry, cost: int, tokens: int, now: int) -> None:
         """Add a new entry to the sums; `cost` and `tokens` are what it counts for limits."""
-        self.add(cell, entry.model, entry.day, amounts_of(entry), now)
+        self.add(cell, entry.model, entry.day, amounts_of(entry), now, entry.at_ms)
 
     @abstractmethod
     def keep_entry(self, entry: Entry, customer: str, rev: int, late: bool) -> None:
@@ -246,7 +246,7 @@ class Ledger(Evaluator[C]):
             )  # fmt: skip
             booked.cost -= cut
             _grow(booked.spans, old.model, old.day, 0, -cut, 0)
-            self.add(booked, old.model, old.day, Amounts(cost=-cut), now)
+            self.add(booked, old.model, old.day, Amounts(cost=-cut), now, old.at_ms)
             self.keep_entry(less, booked.customer, presumed.rev + 1, presumed.late)
         return True
 

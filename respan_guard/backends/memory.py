@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 
 from respan_guard.backends import memory_reads as reads
 from respan_guard.backends.base import (
+    ANY,
     Allowed,
     AuditRow,
     Backend,
@@ -18,6 +19,7 @@ from respan_guard.backends.base import (
     CustomerQuery,
     CustomerRow,
     Discrepancy,
+    Expected,
     HoldRow,
     Limit,
     Op,
@@ -32,7 +34,9 @@ from respan_guard.backends.base import (
     UsageRow,
 )
 from respan_guard.backends.cells import EVER
+from respan_guard.backends.facts import check_fact, check_page
 from respan_guard.backends.memory_accounts import Account
+from respan_guard.backends.memory_facts import Facts
 from respan_guard.backends.memory_store import MemoryStore
 from respan_guard.backends.memory_turns import Turns
 from respan_guard.errors import ConfigurationError, CounterOverflow
@@ -78,6 +82,7 @@ class MemoryBackend(Backend):
         self._audit: deque[AuditRow] = deque(maxlen=_MAX_AUDIT)
         self._audited = 0
         self._cursors: dict[str, int] = {}
+        self._facts = Facts()
 
     def abandon(self) -> None:
         """After a fork another thread's turn would last for ever in the child."""
@@ -181,6 +186,14 @@ class MemoryBackend(Backend):
         with self._turns:
             return reads.customers(self._store, query)
 
+    async def count_customers(self, *, seen_since_ms: int | None = None, blocked: bool | None = None) -> int:
+        """See `Backend.count_customers`."""
+        with self._turns:
+            if seen_since_ms is None and blocked is None:
+                return len(self._store)
+            each = self._store.each()
+            return sum(reads.is_one(account, seen_since_ms=seen_since_ms, blocked=blocked) for account in each)
+
     async def standing(
         self, customer: str, limits: Sequence[Limit], model: str = "", now: int | None = None
     ) -> Allowed:
@@ -198,6 +211,11 @@ class MemoryBackend(Backend):
         """See `Backend.entries`."""
         with self._turns:
             return reads.entries(self._store, query)
+
+    async def entry(self, customer: str, entry_id: str) -> StoredEntry | None:
+        """See `Backend.entry`."""
+        with self._turns:
+            return self._store.find(customer, entry_id)
 
     async def holds(
         self, customer: str | None = None, *, state: str = "live", now: int | None = None, limit: int = 1000
@@ -227,6 +245,17 @@ class MemoryBackend(Backend):
             ]
         return sorted(found, key=lambda row: (-row.minute, row.customer, row.reason))[:limit]
 
+    async def refusal_sums(
+        self, *, customer: str | None = None, since_minute: int = 0, until_minute: int = EVER
+    ) -> dict[str, int]:
+        """See `Backend.refusal_sums`."""
+        found: Counter[str] = Counter()
+        with self._turns:
+            for (minute, who, reason), count in self._refusals.items():
+                if since_minute <= minute < until_minute and customer in (None, who):
+                    found[reason] += count
+        return dict(found)
+
     async def add_audit(self, row: AuditRow) -> None:
         """See `Backend.add_audit`."""
         with self._turns:
@@ -248,6 +277,24 @@ class MemoryBackend(Backend):
         """See `Backend.set_cursor`."""
         with self._turns:
             self._cursors[name] = seq
+
+    async def set_fact(self, space: str, key: str, value: str | None, *, expected: Expected = ANY) -> bool:
+        """See `Backend.set_fact`."""
+        check_fact(space, key, value, expected)
+        with self._turns:
+            return self._facts.put(space, key, value, expected)
+
+    async def fact(self, space: str, key: str) -> str | None:
+        """See `Backend.fact`."""
+        check_fact(space, key)
+        with self._turns:
+            return self._facts.get(space, key)
+
+    async def facts(self, space: str, *, after: str = "", limit: int = 1000) -> list[tuple[str, str]]:
+        """See `Backend.facts`."""
+        check_page(space, after)
+        with self._turns:
+            return self._facts.page(space, after, limit)
 
     async def prune(self, before_day: int, *, limit: int = 1000) -> int:
         """See `Backend.prune`."""

@@ -6,14 +6,15 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Any, TypeAlias
 
-from respan_guard.backends.base import Amounts
+from respan_guard.backends.base import AMOUNTS, Amounts
 from respan_guard.backends.cells import Cell, Hold
 
 __all__ = ["Account", "Everyone", "Packed", "first_busy_window", "pack", "sum_of", "unpack"]
 
 _HEAD = 5  # fields of a packed account before its rates
+_SUMS = 2 + len(AMOUNTS)
 Packed: TypeAlias = tuple[Any, ...]
-"""revision, params, first and last seen, number of rates; 4 fields per rate, 10 per day and model."""
+"""revision, params, first and last seen, number of rates; 4 fields per rate, `_SUMS` per day and model."""
 
 
 class Account(Cell):
@@ -110,7 +111,7 @@ def pack(account: Account, now: int) -> Packed:
         for (model, day), a in account.sums.items()
         for field in (
             model, day, a.requests, a.calls, a.cost, a.input_tokens, a.output_tokens, a.cache_read_tokens, a.unpriced,
-            a.errors,
+            a.errors, a.latency_ms, a.timed, a.ttft_ms, a.ttft_calls,
         )
     ]  # fmt: skip
     head = (account.revision, account.params, account.first_seen, account.last_seen, len(rates))
@@ -124,8 +125,8 @@ def unpack(customer: str, row: Packed) -> Account:
     account.revision, account.params, account.first_seen, account.last_seen, fields = row[:_HEAD]
     for at in range(_HEAD, _HEAD + fields, 4):
         account.rates[row[at]] = row[at + 1 : at + 4]
-    for at in range(_HEAD + fields, len(row), 10):
-        amounts = account.sums[row[at], row[at + 1]] = Amounts(*row[at + 2 : at + 10])
+    for at in range(_HEAD + fields, len(row), _SUMS):
+        amounts = account.sums[row[at], row[at + 1]] = Amounts(*row[at + 2 : at + _SUMS])
         account.requests += amounts.requests
         account.cost += amounts.cost
         account.tokens += amounts.input_tokens + amounts.output_tokens

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from copy import copy
 from heapq import nlargest, nsmallest
 from typing import TYPE_CHECKING, Any
 
 from respan_guard.backends.base import (
+    AMOUNTS,
     Amounts,
     CustomerQuery,
     CustomerRow,
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     from respan_guard.backends.memory_store import MemoryStore
 
 _SORTS = ("customer", "name", "first_seen", "last_seen", "requests", "calls", "cost", "tokens")
-_GROUPS = ("customer", "model", "day")
-_AMOUNT_FIELDS = tuple(Amounts.__dataclass_fields__)
 
 
 def customer_row(account: Account) -> CustomerRow:
@@ -86,26 +86,74 @@ def customers(store: MemoryStore, query: CustomerQuery) -> list[CustomerRow]:
     def place(row: CustomerRow) -> Any:
         return (sort_value(row, query.sort), row.customer)
 
-    rows = [row for row in map(customer_row, store.each()) if not wanted or matches(row)]
+    rows = [
+        customer_row(account)
+        for account in store.each()
+        if is_one(account, seen_since_ms=query.seen_since_ms, blocked=query.blocked)
+    ]
+    if wanted:
+        rows = [row for row in rows if matches(row)]
     if query.after is not None:
         after = query.after
         rows = [row for row in rows if (place(row) < after if query.descending else place(row) > after)]
     return (nlargest if query.descending else nsmallest)(query.limit, rows, key=place)
 
 
+def is_one(account: Account, *, seen_since_ms: int | None, blocked: bool | None) -> bool:
+    """Whether a customer passes the filters."""
+    if seen_since_ms is not None and account.last_seen < seen_since_ms:
+        return False
+    return blocked is None or blocked == bool((account.params or {}).get("blocked"))
+
+
 def usage(store: MemoryStore, query: UsageQuery) -> list[UsageRow]:
-    """Sums of the daily rollups."""
-    unknown = [name for name in query.by if name not in _GROUPS]
-    if unknown:
-        raise InvalidInput(f"usage is grouped by {', '.join(_GROUPS)}; got {unknown[0]!r}", field="by")
+    """Sums of the rollups."""
+    query.check()
     groups: dict[tuple[Any, ...], Amounts] = {}
+    members: dict[tuple[Any, ...], set[str]] = {}
+    days_only = query.by == ("day",) and query.model is None
+    for customer, model, when, amounts in _rollups(store, query, days_only):
+        values = {"customer": customer, "model": model, "day": when, "hour": when}
+        key = tuple(values[name] for name in query.by)
+        groups.setdefault(key, Amounts()).add(amounts)
+        members.setdefault(key, set()).add(customer)
+    top = query.top
+    if top is None:
+        keys = sorted(groups)[: query.limit]
+    else:
+        keys = nsmallest(query.limit, groups, key=lambda key: (-_amount(groups[key], top), key))
+
+    def distinct(key: tuple[Any, ...]) -> int | None:
+        if not query.distinct:
+            return None
+        kept = query.customer is None and days_only
+        return store.totals.customers[key[0]] if kept else len(members[key])
+
+    return [UsageRow(groups[key], customers=distinct(key), **dict(zip(query.by, key, strict=True))) for key in keys]
+
+
+def _amount(amounts: Amounts, name: str) -> int:
+    if name == "tokens":
+        return amounts.input_tokens + amounts.output_tokens
+    value: int = getattr(amounts, name)
+    return value
+
+
+def _rollups(store: MemoryStore, query: UsageQuery, days_only: bool) -> Iterator[tuple[str, str, int, Amounts]]:
+    """What a query is about: customer ("" in totals), model, day or hour, amounts."""
+    hourly = "hour" in query.by
+    first, end = (query.first_hour, query.end_hour) if hourly else (query.first_day, query.end_day)
+    together = query.customer is None and "customer" not in query.by and (days_only or not query.distinct)
+    if hourly or together:
+        store.totals.catch_up(store)
+        for (when, model), amounts in (store.totals.hours if hourly else store.totals.days).items():
+            if first <= when < end and query.model in (None, model):
+                yield "", model, when, amounts
+        return
     for account in _accounts(store, query.customer):
-        for (model, day), amounts in account.sums.items():
-            if query.first_day <= day < query.end_day and query.model in (None, model):
-                values = {"customer": account.customer, "model": model, "day": day}
-                groups.setdefault(tuple(values[name] for name in query.by), Amounts()).add(amounts)
-    keys = sorted(groups)[: query.limit]
-    return [UsageRow(groups[key], **dict(zip(query.by, key, strict=True))) for key in keys]
+        for (model, when), amounts in account.sums.items():
+            if first <= when < end and query.model in (None, model):
+                yield account.customer, model, when, amounts
 
 
 def entries(store: MemoryStore, query: RecordQuery) -> list[StoredEntry]:
@@ -113,6 +161,8 @@ def entries(store: MemoryStore, query: RecordQuery) -> list[StoredEntry]:
     start, end = store.log_start + store.gone, store.seq + 1
     if query.after is not None:
         start, end = (start, min(end, query.after)) if query.descending else (max(start, query.after + 1), end)
+    if query.stop is not None:
+        start, end = (max(start, query.stop), end) if query.descending else (start, min(end, query.stop + 1))
     found: list[StoredEntry] = []
     for seq in reversed(range(start, end)) if query.descending else range(start, end):
         if len(found) >= query.limit:
@@ -164,11 +214,22 @@ def verify(store: MemoryStore) -> list[Discrepancy]:
     for entry in store.log:
         if entry is not None:
             right.setdefault((entry.customer, entry.model, entry.day), Amounts()).add(amounts_of(entry))
+    days: dict[tuple[int, str], Amounts] = {}
+    customers_of: Counter[int] = Counter()
     for account in store.each():
         for (model, day), amounts in account.sums.items():
             expected = right.pop((account.customer, model, day), Amounts())
             found += _compare(f"{account.customer} {model} {day}", amounts, expected)
+            days.setdefault((day, model), Amounts()).add(amounts)
+        customers_of.update({day for _, day in account.sums})
         found += _verify_account(store, account)
+    store.totals.catch_up(store)
+    for day, model in days.keys() | store.totals.days.keys():
+        stored_sums = store.totals.days.get((day, model), Amounts())
+        found += _compare(f"all {model} {day}", stored_sums, days.get((day, model), Amounts()))
+    for day in customers_of.keys() | store.totals.customers.keys():
+        if store.totals.customers[day] != customers_of[day]:
+            found.append(Discrepancy("customers", f"day {day}", store.totals.customers[day], customers_of[day]))
     for (customer, model, day), amounts in right.items():
         found += _compare(f"{customer} {model} {day}", Amounts(), amounts)
     places = {seq: entry for seq, entry in enumerate(store.log, store.log_start) if entry is not None}
@@ -207,6 +268,6 @@ def _verify_account(store: MemoryStore, account: Account) -> list[Discrepancy]:
 def _compare(where: str, stored: Amounts, right: Amounts) -> list[Discrepancy]:
     return [
         Discrepancy(name, where, getattr(stored, name), getattr(right, name))
-        for name in _AMOUNT_FIELDS
+        for name in AMOUNTS
         if name != "requests" and getattr(stored, name) != getattr(right, name)  # requests have no entries
     ]

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from copy import copy
-from dataclasses import replace
 from typing import TypeAlias
 
-from respan_guard.backends.base import REPLAY_MS, Allowed, Amounts, Entry, StoredEntry, Window
-from respan_guard.backends.cells import Hold, amounts_of
+from respan_guard.backends.base import HOUR_MS, REPLAY_MS, Allowed, Amounts, Entry, Window
+from respan_guard.backends.cells import Hold
 from respan_guard.backends.ledger import Ledger
 from respan_guard.backends.memory_accounts import Account, Everyone, Packed, first_busy_window, pack, sum_of, unpack
+from respan_guard.backends.memory_log import EntryLog
 
 __all__ = ["MemoryStore"]
 
@@ -23,32 +22,23 @@ _KEEP_EXPIRED_MS = 6 * 86_400_000  # holds that were never ended are listed so l
 _MAX_PACKED = 8  # days and models; unpacking more would cost more than it saves
 _TIDY_MS = 100
 _LOOKS = 32
-_PLAIN = (1, False)
 Answer: TypeAlias = tuple[int, int, tuple[int, ...], tuple[int, ...], tuple[Window, ...]]
 """When its hold ended, and the fields of an `Allowed`: a tuple of numbers costs the garbage collector nothing."""
 
 
-class MemoryStore(Ledger[Account]):
-    """Customers, entries, log."""
+class MemoryStore(EntryLog, Ledger[Account]):
+    """Customers and their ended admissions, upon the log."""
 
     def __init__(self, max_customers: int, max_entries: int | None) -> None:
-        super().__init__()
+        Ledger.__init__(self)
+        EntryLog.__init__(self, max_entries)
         self.max_customers = max_customers
-        self.max_entries = max_entries
         self.resting: dict[str, Packed] = {}
         self.answers: dict[tuple[str, str], Answer] = {}  # of holds that are over, by customer and id
         self.ended: deque[tuple[str, str]] = deque()  # their keys, in that order
         self.working: deque[tuple[int, Account]] = deque()  # when to see whether an account may rest
         self.due = 0  # when there may be something to tidy
         self.circle: deque[str] = deque()  # customers, to look at in turn when room is needed
-        self.log: list[Entry | None] = []  # None where an entry was revised or pruned
-        self.places: dict[tuple[str, str], int] = {}  # seq of each entry in it, by customer and id
-        self.remarks: dict[int, tuple[int, bool]] = {}  # rev and late, of the few that are no first ones in time
-        self.log_start = 1  # place of the log's first item
-        self.gone = 0  # items at its start that are None
-        self.seq = 0
-        self.base: dict[tuple[str, str, int], Amounts] = {}  # what pruned entries summed up to
-        self.prune_at = 0  # no older place has an entry to prune
         self.labels: dict[str, list[tuple[str, int]]] = {}  # of deleted customers, one for each life
         self.everyone: Everyone | None = None
 
@@ -151,6 +141,7 @@ class MemoryStore(Ledger[Account]):
             if used or account.revision or first_busy_window(account, self.now) is not None:
                 self.circle.append(customer)
             else:
+                self.totals.forget(account)
                 del self.resting[customer]
 
     def forget(self, customer: str) -> Account | None:
@@ -192,20 +183,6 @@ class MemoryStore(Ledger[Account]):
         """See `Ledger.held`."""
         return self._everyone().held(model, metric, first_day, end_day, now)
 
-    def find(self, customer: str, entry_id: str) -> StoredEntry | None:
-        """See `Ledger.find`."""
-        seq = self.places.get((customer, entry_id))
-        if seq is None:
-            return None
-        entry = self.log[seq - self.log_start]
-        assert entry is not None
-        return self.stored(seq, entry)
-
-    def stored(self, seq: int, entry: Entry) -> StoredEntry:
-        """An entry as reads show it."""
-        rev, late = self.remarks.get(seq, _PLAIN)
-        return StoredEntry(seq, rev, entry, late)
-
     def answer(self, cell: Account, hold_id: str, now: int) -> Allowed | None:
         """See `Ledger.answer`."""
         found = self.answers.get((cell.customer, hold_id))
@@ -226,11 +203,15 @@ class MemoryStore(Ledger[Account]):
         account.last_seen = now
         found = account.sums.get((model, day))
         if found is None:
+            if all(day != known for _, known in account.sums):
+                self.totals.customers[day] += 1
             found = account.sums[model, day] = Amounts()
         return found
 
-    def add(self, cell: Account, model: str, day: int, amounts: Amounts, now: int) -> None:
+    def add(self, cell: Account, model: str, day: int, amounts: Amounts, now: int, at_ms: int) -> None:
         """See `Ledger.add`."""
+        self.totals.catch_up(self)
+        self.totals.add(model, day, at_ms, amounts)
         self._sums(cell, model, day, now).add(amounts)
         if self.everyone is not None:
             tokens = amounts.input_tokens + amounts.output_tokens
@@ -239,6 +220,8 @@ class MemoryStore(Ledger[Account]):
     def add_requests(self, cell: Account, model: str, day: int, requests: int, now: int) -> None:
         """See `Ledger.add_requests`."""
         self._sums(cell, model, day, now).requests += requests
+        asked, key = self.totals.asked, (now // HOUR_MS, day, model)
+        asked[key] = asked.get(key, 0) + requests
         if self.everyone is not None:
             self.everyone.grow(model, day, requests, 0, 0)
 
@@ -256,25 +239,14 @@ class MemoryStore(Ledger[Account]):
         sums.cache_read_tokens += usage.cache_read_tokens
         if usage.status == "error":
             sums.errors += 1
+        if usage.latency_ms is not None:
+            sums.latency_ms += usage.latency_ms
+            sums.timed += 1
+        if usage.ttft_ms is not None:
+            sums.ttft_ms += usage.ttft_ms
+            sums.ttft_calls += 1
         if self.everyone is not None:
             self.everyone.grow(entry.model, entry.day, 0, cost, tokens)
-
-    def keep_entry(self, entry: Entry, customer: str, rev: int, late: bool) -> None:
-        """See `Ledger.keep_entry`."""
-        if customer != entry.customer:
-            entry = _moved(entry, customer)
-        key = (customer, entry.id)
-        if rev > 1:
-            self._drop(self.places[key])
-        self.seq = seq = self.seq + 1
-        self.log.append(entry)
-        self.places[key] = seq
-        if late or rev > 1:
-            self.remarks[seq] = (rev, late)
-        if self.max_entries is not None and len(self.places) > self.max_entries:
-            oldest = self.log[self.gone]
-            assert oldest is not None
-            self.fold(oldest)
 
     def new_hold(self, cell: Account, hold: Hold) -> None:
         """See `Ledger.new_hold`."""
@@ -296,55 +268,3 @@ class MemoryStore(Ledger[Account]):
         self.ended.append(key)
         if self.everyone is not None:
             self.everyone.take(hold, self.now)
-
-    # -- log ---------------------------------------------------------------------------------------
-
-    def fold(self, entry: Entry) -> None:
-        """Forget an entry, but not what it added to the sums."""
-        self.base.setdefault((entry.customer, entry.model, entry.day), Amounts()).add(amounts_of(entry))
-        self._drop(self.places.pop((entry.customer, entry.id)))
-
-    def _drop(self, seq: int) -> None:
-        log = self.log
-        log[seq - self.log_start] = None
-        self.remarks.pop(seq, None)
-        while self.gone < len(log) and log[self.gone] is None:
-            self.gone += 1
-        if self.gone > 1024 and 2 * self.gone > len(log):  # seldom, so that it costs no entry much
-            del log[: self.gone]
-            self.log_start += self.gone
-            self.gone = 0
-
-    def prune(self, before_day: int, read_by_all: int, limit: int) -> int:
-        """See `Backend.prune`."""
-        if before_day - 1 > self.pruned_to:
-            self.pruned_to = before_day - 1
-            self.prune_at = 0
-        newest = before_day - 1 == self.pruned_to  # an earlier day than before finds no place to go on from
-        gone, seq = 0, max(self.prune_at if newest else 0, self.log_start + self.gone)
-        while gone < limit and seq <= min(self.seq, read_by_all):
-            entry = self.log[seq - self.log_start] if seq >= self.log_start else None
-            if entry is not None and entry.day < before_day:
-                self.fold(entry)
-                gone += 1
-            seq += 1
-        if newest:
-            self.prune_at = seq
-        return gone
-
-    def rename(self, customer: str, label: str) -> None:
-        """Book a deleted customer's entries under its label, without what an app noted on them."""
-        for key in [key for key in self.places if key[0] == customer]:
-            seq = self.places[label, key[1]] = self.places.pop(key)
-            entry = self.log[seq - self.log_start]
-            assert entry is not None
-            self.log[seq - self.log_start] = entry = _moved(entry, label)
-            entry.usage = replace(entry.usage, metadata=None)
-        for base in [key for key in self.base if key[0] == customer]:
-            self.base[label, base[1], base[2]] = self.base.pop(base)
-
-
-def _moved(entry: Entry, customer: str) -> Entry:
-    found = copy(entry)
-    found.customer = customer
-    return found

@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from respan_guard.backends.ops import Entry, Params
+from respan_guard.errors import InvalidInput
 
 __all__ = [
+    "AMOUNTS",
+    "HOURS_KEPT",
+    "HOUR_MS",
     "Amounts",
     "AuditRow",
     "CustomerQuery",
@@ -23,9 +27,17 @@ __all__ = [
 ]
 
 
+HOUR_MS = 3_600_000
+HOURS_KEPT = 60 * 24
+"""Hours that a store keeps sums of, at least; older ones may be gone."""
+
+
 @dataclass(slots=True)
 class Amounts:
-    """Sums over entries and admissions. `cost` leaves unpriced calls out; `unpriced` counts them."""
+    """Sums over entries and admissions. `cost` leaves unpriced calls out; `unpriced` counts them.
+
+    `latency_ms` and `ttft_ms` are sums over the entries that have one, `timed` and `ttft_calls` count those.
+    """
 
     requests: int = 0
     calls: int = 0
@@ -35,6 +47,10 @@ class Amounts:
     cache_read_tokens: int = 0
     unpriced: int = 0
     errors: int = 0
+    latency_ms: int = 0
+    timed: int = 0
+    ttft_ms: int = 0
+    ttft_calls: int = 0
 
     def add(self, other: Amounts) -> None:
         """Add `other`, field by field."""
@@ -46,6 +62,14 @@ class Amounts:
         self.cache_read_tokens += other.cache_read_tokens
         self.unpriced += other.unpriced
         self.errors += other.errors
+        self.latency_ms += other.latency_ms
+        self.timed += other.timed
+        self.ttft_ms += other.ttft_ms
+        self.ttft_calls += other.ttft_calls
+
+
+AMOUNTS = tuple(Amounts.__dataclass_fields__)
+"""Names of the sums, in order: what a store's columns are called."""
 
 
 @dataclass(slots=True)
@@ -82,6 +106,8 @@ class CustomerQuery:
         search: A part of the identifier, name or email, any case; taken literally.
         sort: "customer", "name", "first_seen", "last_seen", "requests", "calls", "cost" or "tokens".
         after: The last row of the page before, as its (sort value, customer); None for the first page.
+        blocked: Only those whose params say `blocked` (True), or only the others (False).
+        seen_since_ms: Only those last seen at or after it.
     """
 
     search: str = ""
@@ -89,14 +115,26 @@ class CustomerQuery:
     descending: bool = False
     after: tuple[str | int, str] | None = None
     limit: int = 50
+    blocked: bool | None = None
+    seen_since_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class UsageQuery:
-    """Daily rollups: `first_day <= day < end_day`, summed over what is not in `by`.
+    """Rollups, summed over what is not in `by`: daily ones, or hourly ones where `by` has "hour".
+
+    * Daily: `first_day <= day < end_day`, by any of "customer", "model", "day". Neither grouped nor filtered by
+      customer, it is read from totals over all customers, which are kept with them: it costs days and models.
+    * Hourly: `first_hour <= hour < end_hour`, by "hour" alone or with "model", over all customers. An entry is in
+      the UTC hour (`ms // HOUR_MS`) it ended in, requests in the one they were admitted in. At least the last
+      `HOURS_KEPT` hours are there.
 
     Attributes:
-        by: Any of "customer", "model", "day".
+        by: What to group by.
+        top: An amount, or "tokens" (input and output): the largest first, equal ones in order of `by`. None for all
+            in order of `by`.
+        distinct: Whether rows tell the number of different customers in them. Of a "day" it is kept, like totals;
+            any other costs the customers of those days. Not for hours.
     """
 
     first_day: int = 0
@@ -105,16 +143,39 @@ class UsageQuery:
     model: str | None = None
     by: tuple[str, ...] = ("customer",)
     limit: int = 10_000
+    top: str | None = None
+    distinct: bool = False
+    first_hour: int = 0
+    end_hour: int = 1 << 40
+
+    def check(self) -> None:
+        """Refuse what can't be asked, for every store alike.
+
+        Raises:
+            InvalidInput: `by` or `top` names something else, or hours are asked of a customer.
+        """
+        hourly = "hour" in self.by
+        known = ("hour", "model") if hourly else ("customer", "model", "day")
+        if not set(self.by) <= set(known) or (hourly and (self.distinct or self.customer is not None)):
+            raise InvalidInput(
+                "usage is grouped by customer, model and day, or over all customers by hour and model;"
+                f" got {', '.join(self.by)}",
+                field="by",
+            )
+        if self.top is not None and self.top not in (*AMOUNTS, "tokens"):
+            raise InvalidInput(f"top must be one of {', '.join(AMOUNTS)}, tokens; got {self.top!r}", field="top")
 
 
 @dataclass(frozen=True, slots=True)
 class UsageRow:
-    """A group of rollups; what was not asked for in `by` is None."""
+    """A group of rollups; what was not asked for in `by` or by `distinct` is None."""
 
     amounts: Amounts
     customer: str | None = None
     model: str | None = None
     day: int | None = None
+    hour: int | None = None
+    customers: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +184,8 @@ class RecordQuery:
 
     Attributes:
         after: Only entries behind (`descending`: before) this place in the log.
+        stop: Only entries up to and with (`descending`: from and with) this place, so that a search for what is rare
+            looks at so many places and no more.
         since_ms: Only entries that ended at or after it.
         until_ms: Only entries that ended before it.
         unpriced: Only entries without a price (True) or with one (False).
@@ -139,6 +202,7 @@ class RecordQuery:
     since_ms: int | None = None
     until_ms: int | None = None
     after: int | None = None
+    stop: int | None = None
     descending: bool = False
     limit: int = 100
 

@@ -63,7 +63,8 @@ class GuardMiddleware:
             given that, and asked only where the server can send a response (the ASGI extension
             `websocket.http.response`): elsewhere a refused connection can but be closed.
         max_body_bytes: How much of a body is read at most to know customer and cost. Where they can't be known
-            otherwise, a longer body is refused (413), and so is a compressed one (400), which is never unpacked.
+            otherwise, a longer body is refused (413), and so is a compressed one (400), which is never unpacked. The
+            default leaves room for a few pictures; what is large is looked at on another thread.
 
     Raises:
         ConfigurationError: An argument can't work.
@@ -79,7 +80,7 @@ class GuardMiddleware:
         exclude: Sequence[str] = (),
         unidentified: Literal["reject", "anonymous"] = "reject",
         refusal: RefusalHandler | None = None,
-        max_body_bytes: int = 1024 * 1024,
+        max_body_bytes: int = 20 * 1024 * 1024,
     ) -> None:
         if not isinstance(guard, Guard):
             raise ConfigurationError(f"guard must be a Guard, got {guard!r}")

@@ -104,8 +104,8 @@ class ReadRules(BackendFixture):
         """Unknown sort keys, groups and states are named."""
         with pytest.raises(InvalidInput, match="sort"):
             await backend.customers(CustomerQuery(sort="cost; DROP TABLE customers"))
-        with pytest.raises(InvalidInput, match="hour"):
-            await backend.usage(UsageQuery(by=("hour",)))
+        with pytest.raises(InvalidInput, match="minute"):
+            await backend.usage(UsageQuery(by=("minute",)))
         with pytest.raises(InvalidInput, match="state"):
             await backend.holds(state="dead")
 
@@ -154,6 +154,25 @@ class ReadRules(BackendFixture):
         ):  # fmt: skip
             stored = await backend.entries(RecordQuery(**query))
             assert [one.entry.id for one in stored] == found, query
+
+    async def test_an_entry_is_found_by_its_id(self, backend: Backend) -> None:
+        """Of its customer only; revised ones as they are now, those of a deleted customer under its label."""
+        await recorded(backend, record("e", 5))
+        await recorded(backend, record("e", 7, customer="bob"))
+        await recorded(backend, record("presumed:a", 9, kind="presumed", admission="a"))
+        await recorded(backend, record("real", 4, admission="a"))
+        stored = {(one.entry.customer, one.entry.id): one for one in await backend.entries(RecordQuery())}
+        assert stored["ann", "presumed:a"].entry.cost == 5
+        for (customer, entry_id), entry in stored.items():
+            assert await backend.entry(customer, entry_id) == entry
+        for customer, entry_id in (("bob", "real"), ("eve", "e"), ("ann", ""), ("", "e"), ("ann", "E")):
+            assert await backend.entry(customer, entry_id) is None
+        await backend.delete("ann", now=NOW)
+        assert await backend.entry("ann", "e") is None
+        label = next(row.customer for row in await backend.customers(CustomerQuery()) if row.customer != "bob")
+        found = await backend.entry(label, "e")
+        assert found is not None
+        assert found.entry.cost == 5
 
     async def test_pages_of_entries_are_stable(self, backend: Backend) -> None:
         """In order of the log, both ways, while more come in; a page costs its size."""

@@ -151,6 +151,10 @@ async def test_the_database_of_something_else(tmp_path: Path) -> None:
     tamper(tmp_path / "other2.db", "CREATE TABLE theirs (a)", "PRAGMA user_version = 1")
     with pytest.raises(StorageCorrupt, match="something else"):
         await SQLiteBackend(f"sqlite:///{tmp_path / 'other2.db'}").open()
+    for name in ("other.db", "other2.db"):
+        db = sqlite3.connect(tmp_path / name)
+        assert db.execute("SELECT name FROM sqlite_master").fetchall() == [("theirs",)]
+        db.close()
 
 
 async def test_a_file_of_a_newer_version(tmp_path: Path) -> None:

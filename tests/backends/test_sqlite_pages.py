@@ -112,6 +112,7 @@ async def test_unknown_names_are_refused(store: SQLiteBackend) -> None:
         (RecordQuery(), "SCAN entries"),
         (RecordQuery(after=100), "SEARCH entries USING INTEGER PRIMARY KEY (rowid>?)"),
         (RecordQuery(after=100, descending=True), "SEARCH entries USING INTEGER PRIMARY KEY (rowid<?)"),
+        (RecordQuery(after=100, stop=50, descending=True), "PRIMARY KEY (rowid>? AND rowid<?)"),
         (RecordQuery(customer="c05"), "entries_by_customer (c=?)"),
         (RecordQuery(customer="c05", after=100), "entries_by_customer (c=? AND rowid>?)"),
         (RecordQuery(since_ms=NOW + 4000), "SEARCH entries USING INTEGER PRIMARY KEY (rowid>?)"),
@@ -152,12 +153,17 @@ async def test_usage_reads_days_not_records(store: SQLiteBackend) -> None:
             UsageQuery(DAY, DAY + 1, customer="c05", by=("day",)),
             "SEARCH rollups USING PRIMARY KEY (c=? AND day>? AND day<?)",
         ),
-        (UsageQuery(DAY, DAY + 1, by=("model",)), "rollups_by_day (day>? AND day<?)"),
+        (UsageQuery(DAY, DAY + 1, by=("model",)), "SEARCH days USING PRIMARY KEY (day>? AND day<?)"),
+        (UsageQuery(first_hour=1, by=("hour", "model")), "SEARCH hours USING PRIMARY KEY (hour>? AND hour<?)"),
+        (UsageQuery(DAY, DAY + 1, by=("day",), distinct=True), "SEARCH active USING INTEGER PRIMARY KEY (rowid=?)"),
+        (UsageQuery(DAY, DAY + 1, by=("customer",), top="cost"), "rollups_by_day (day>? AND day<?)"),
     ):
         sql, values = reads.usage_sql(query)
         found = await inside(store, lambda db, sql=sql, values=values: plan(db, sql, values))  # type: ignore[misc]
         assert uses in found
         assert "entries" not in found
+        if "customer" not in query.by and query.customer is None:
+            assert "rollups" not in found
 
 
 async def test_a_page_is_read_while_a_batch_is_written(store: SQLiteBackend, tmp_path: Path) -> None:

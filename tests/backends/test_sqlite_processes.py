@@ -55,6 +55,35 @@ def test_eight_processes_never_overspend(tmp_path: Path) -> None:
     assert sum(int(finished(process)) for process in processes) == 10
 
 
+COUNTING = """
+async def main():
+    await backend.open()
+    print("ready", flush=True)
+    while not os.path.exists(path + ".go"):
+        await asyncio.sleep(0.001)
+    left = 25
+    while left:
+        seen = await backend.fact("s", "n")
+        left -= await backend.set_fact("s", "n", str(int(seen or 0) + 1), expected=seen)
+    await backend.close()
+asyncio.run(main())
+"""
+
+
+async def test_processes_that_compare_and_set_lose_nothing(tmp_path: Path) -> None:
+    """4 processes count up one fact, each when it finds what it expects: all of their steps are in it."""
+    path = tmp_path / "x.db"
+    processes = [script(PREAMBLE + COUNTING, path, name) for name in "abcd"]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    Path(f"{path}.go").touch()
+    for process in processes:
+        finished(process)
+    async with opened(path) as backend:
+        assert await backend.fact("s", "n") == "100"
+
+
 WORKING = """
 async def main():
     await backend.open()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from respan_guard.backends.base import RecordQuery
 from respan_guard.backends.sqlite import SQLiteBackend, schema
 from respan_guard.backends.sqlite.connection import immediate
 
@@ -22,37 +23,60 @@ def connected(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path, isolation_level=None)
 
 
+REAL = schema.MIGRATIONS
+
+
 @pytest.fixture
-def two_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package with a second migration, in place of the real one."""
+def one_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package with one more migration than the real one."""
     real = Path(schema.__file__).parent / "migrations"
     made = tmp_path / "package" / "migrations"
     made.mkdir(parents=True)
-    (made / "0001_first.sql").write_text((real / "0001_first.sql").read_text())
-    (made / "0002_more.sql").write_text(
-        "CREATE TABLE more (a INTEGER);\nINSERT INTO more SELECT count(*) FROM entries;\n"
-    )
-    monkeypatch.setattr(schema, "MIGRATIONS", ("0001_first.sql", "0002_more.sql"))
+    for name in REAL:
+        (made / name).write_text((real / name).read_text())
+    (made / "more.sql").write_text("CREATE TABLE more (a INTEGER);\nINSERT INTO more SELECT count(*) FROM entries;\n")
+    monkeypatch.setattr(schema, "MIGRATIONS", (*REAL, "more.sql"))
     monkeypatch.setattr(schema, "files", lambda package: made.parent)
     return made
 
 
-async def test_an_older_file_is_brought_up_to_date(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """A file of the first version gets what the second adds, keeps what it had, and says its new version."""
-    async with opened(tmp_path / "x.db") as backend:
-        await backend.apply([record("e")], NOW)
-        assert (await backend.info()).schema == str(len(schema.MIGRATIONS))
-    request.getfixturevalue("two_versions")
-    async with opened(tmp_path / "x.db") as backend:
-        assert (await backend.info()).schema == "2"
+@pytest.mark.parametrize("version", range(1, len(REAL) + 1))
+async def test_a_file_of_any_version_is_brought_up_to_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, version: int
+) -> None:
+    """A file that the first version began and an older one wrote last keeps what it had, and can what a new one can."""
+    path = tmp_path / "x.db"
+    path.touch()
+    db = connected(path)
+    with monkeypatch.context() as older:
+        older.setattr(schema, "MIGRATIONS", REAL[:1])
+        schema.migrate(db, path, "default", 1.0)
+        db.executescript((Path(__file__).parent / "data" / "sqlite_version_1.sql").read_text())
+        older.setattr(schema, "MIGRATIONS", REAL[:version])
+        schema.migrate(db, path, "default", 1.0)
+        assert db.execute("PRAGMA user_version").fetchone() == (version,)
+    db.close()
+    async with opened(path) as backend:
+        assert (await backend.info()).schema == str(len(REAL))
+        row = await backend.get("ann")
+        assert row is not None
+        assert (row.params, row.totals.cost, row.totals.calls) == ({"period_budget": 5}, 21, 3)
+        assert [stored.entry.id for stored in await backend.entries(RecordQuery(customer="ann"))] == ["e1", "e2", "e3"]
         assert await backend.verify() == []
-    db = connected(tmp_path / "x.db")
-    assert db.execute("SELECT a FROM more").fetchall() == [(1,)]
+        assert await backend.set_fact("s", "k", "v", expected=None)
+        assert await backend.fact("s", "k") == "v"
+        await backend.apply([record("e4")], NOW)
+        assert await backend.verify() == []
+    request.getfixturevalue("one_more")
+    async with opened(path) as backend:
+        assert (await backend.info()).schema == str(len(REAL) + 1)
+    db = connected(path)
+    assert db.execute("SELECT a FROM more").fetchall() == [(5,)]
     db.close()
 
 
-@pytest.mark.parametrize("at", range(40))
-def test_a_crash_at_any_statement_leaves_the_version_before(tmp_path: Path, two_versions: Path, at: int) -> None:
+@pytest.mark.parametrize("at", range(60))
+def test_a_crash_at_any_statement_leaves_the_version_before(tmp_path: Path, one_more: Path, at: int) -> None:
     """A migration that stops after any number of statements leaves nothing, and the next start finishes it."""
     path = tmp_path / "x.db"
     path.touch()
@@ -80,10 +104,11 @@ def test_a_crash_at_any_statement_leaves_the_version_before(tmp_path: Path, two_
     db = connected(path)
     version = db.execute("PRAGMA user_version").fetchone()[0]
     tables = {name for (name,) in db.execute(TABLES)}
-    assert (version >= 1) == ("entries" in tables)
-    assert (version == 2) == ("more" in tables)
+    newest = len(REAL) + 1
+    for made_by, table in ((1, "entries"), (2, "facts"), (newest, "more")):
+        assert (version >= made_by) == (table in tables)
     schema.migrate(db, path, "default", 1.0)
-    assert db.execute("PRAGMA user_version").fetchone()[0] == 2
+    assert db.execute("PRAGMA user_version").fetchone()[0] == newest
     assert db.execute("SELECT count(*) FROM more").fetchone() == (1,)
     db.close()
     assert crashed or at > 30

@@ -35,6 +35,7 @@ def test_the_saas_answers_refuses_and_shows_the_standing() -> None:
     with TestClient(example.app) as client:
         assert client.post("/ask?question=moon", headers=ACME).status_code == 200
         assert client.post("/tell?question=moon", headers=ACME).text
+        example.guard.sync.flush()  # a call is booked behind its response
         standing = client.get("/me/usage", headers=ACME).json()
         assert (standing["total_requests"], standing["total_calls"]) == (2, 2)
         assert Decimal(standing["total_spend"]) > 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from respan_guard import Guard
-from respan_guard.backends.base import Op, Outcome
+from respan_guard.backends.base import Conflict, CustomerRow, Op, Outcome, Params, Put
 from respan_guard.backends.memory import MemoryBackend
 from respan_guard.errors import BackendError
 from respan_guard.testing import FakeClock
@@ -19,6 +19,7 @@ class FaultyBackend(MemoryBackend):
 
     Attributes:
         error: Raised by every `apply` while it is set; `applied_anyway` applies the batch before.
+        other_error: Raised by `open`, `get` and `put` while it is set.
         gate: `apply` waits for it, as for a server that hangs.
     """
 
@@ -27,6 +28,7 @@ class FaultyBackend(MemoryBackend):
     stores: ClassVar[dict[str, FaultyBackend]] = {}
 
     error: BackendError | Exception | None
+    other_error: BackendError | Exception | None
     applied_anyway: bool
     gate: asyncio.Event | None
     batches: list[int]
@@ -37,11 +39,32 @@ class FaultyBackend(MemoryBackend):
             store = super().__new__(cls)
             MemoryBackend.__init__(store, "memory://")
             store.error, store.applied_anyway, store.gate, store.batches = None, False, None, []
+            store.other_error = None
             cls.stores[url] = store
         return cls.stores[url]
 
     def __init__(self, url: str, **options: object) -> None:
         """Made once, in `__new__`."""
+
+    async def open(self) -> None:
+        """Open, or fail as told."""
+        if self.other_error is not None:
+            raise self.other_error
+        await super().open()
+
+    async def get(self, customer: str) -> CustomerRow | None:
+        """Read, or fail as told."""
+        if self.other_error is not None:
+            raise self.other_error
+        return await super().get(customer)
+
+    async def put(
+        self, customer: str, params: Params, *, if_revision: str | None = None, actor: str = "", now: int | None = None
+    ) -> Put | Conflict:
+        """Write, or fail as told."""
+        if self.other_error is not None:
+            raise self.other_error
+        return await super().put(customer, params, if_revision=if_revision, actor=actor, now=now)
 
     async def apply(self, ops: Sequence[Op], now: int | None = None) -> list[Outcome]:
         """Apply, or fail as told."""

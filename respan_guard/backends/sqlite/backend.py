@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from respan_guard.backends.base import (
+    ANY,
     Allowed,
     AuditRow,
     Backend,
@@ -16,6 +17,7 @@ from respan_guard.backends.base import (
     CustomerQuery,
     CustomerRow,
     Discrepancy,
+    Expected,
     HoldRow,
     Limit,
     Op,
@@ -29,9 +31,10 @@ from respan_guard.backends.base import (
     UsageQuery,
     UsageRow,
 )
+from respan_guard.backends.facts import check_fact, check_page
 from respan_guard.backends.sqlite import changes, checks, reads
 from respan_guard.backends.sqlite.checkpointer import Checkpointer
-from respan_guard.backends.sqlite.connection import Link, immediate, patiently
+from respan_guard.backends.sqlite.connection import Link, immediate, only_read, patiently, prepare
 from respan_guard.backends.sqlite.failures import translating
 from respan_guard.backends.sqlite.location import locate
 from respan_guard.backends.sqlite.schema import migrate
@@ -121,17 +124,7 @@ class SQLiteBackend(Backend):
 
     def _prepare(self, db: sqlite3.Connection) -> None:
         at = self._at
-        for pragma in (
-            f"synchronous = {at.synchronous}",
-            "secure_delete = ON",
-            "wal_autocheckpoint = 0",
-            "journal_size_limit = 16777216",
-            "mmap_size = 0",
-            "temp_store = MEMORY",
-            "trusted_schema = OFF",
-        ):
-            db.execute(f"PRAGMA {pragma}")
-        db.execute("PRAGMA journal_mode = WAL")
+        prepare(db, at.synchronous)
         migrate(db, at.path, self._namespace, at.timeout)
         immediate(db, lambda db: None, at.timeout)  # a file that can't be written says so now, not at the first batch
         self._writer = Writer(db, db.execute("SELECT value FROM meta WHERE key = 'epoch'").fetchone()[0])
@@ -139,7 +132,7 @@ class SQLiteBackend(Backend):
         self._checkpointer.open(db)
 
     def _prepare_reader(self, db: sqlite3.Connection) -> None:
-        _only_read(db)
+        only_read(db)
         self._reader = Writer(db, self._writer.epoch)
 
     def _seen(self, now: int | None) -> int:
@@ -240,6 +233,10 @@ class SQLiteBackend(Backend):
         """See `Backend.customers`."""
         return await self._look(lambda db: reads.customers(db, query))
 
+    async def count_customers(self, *, seen_since_ms: int | None = None, blocked: bool | None = None) -> int:
+        """See `Backend.count_customers`."""
+        return await self._look(lambda db: reads.count_customers(db, seen_since_ms, blocked))
+
     async def standing(
         self, customer: str, limits: Sequence[Limit], model: str = "", now: int | None = None
     ) -> Allowed:
@@ -260,6 +257,10 @@ class SQLiteBackend(Backend):
         """See `Backend.entries`."""
         return await self._look(lambda db: reads.entries(db, query))
 
+    async def entry(self, customer: str, entry_id: str) -> StoredEntry | None:
+        """See `Backend.entry`."""
+        return await self._look(lambda db: reads.entry(db, customer, entry_id))
+
     async def holds(
         self, customer: str | None = None, *, state: str = "live", now: int | None = None, limit: int = 1000
     ) -> list[HoldRow]:
@@ -275,6 +276,12 @@ class SQLiteBackend(Backend):
     ) -> list[RefusalRow]:
         """See `Backend.refusals`."""
         return await self._look(lambda db: reads.refusals(db, customer, since_minute, until_minute, limit))
+
+    async def refusal_sums(
+        self, *, customer: str | None = None, since_minute: int = 0, until_minute: int = 1 << 40
+    ) -> dict[str, int]:
+        """See `Backend.refusal_sums`."""
+        return await self._look(lambda db: reads.refusal_sums(db, customer, since_minute, until_minute))
 
     async def add_audit(self, row: AuditRow) -> None:
         """See `Backend.add_audit`."""
@@ -294,6 +301,26 @@ class SQLiteBackend(Backend):
         """See `Backend.set_cursor`."""
         await self._change(lambda writer: changes.set_cursor(writer.db, name, seq), then=_nothing)
 
+    async def set_fact(self, space: str, key: str, value: str | None, *, expected: Expected = ANY) -> bool:
+        """See `Backend.set_fact`."""
+        check_fact(space, key, value, expected)
+
+        def work(writer: Writer) -> bool:
+            writer.begin()
+            return changes.set_fact(writer.db, space, key, value, expected)
+
+        return await self._change(work, then=_nothing)
+
+    async def fact(self, space: str, key: str) -> str | None:
+        """See `Backend.fact`."""
+        check_fact(space, key)
+        return await self._look(lambda db: reads.fact(db, space, key))
+
+    async def facts(self, space: str, *, after: str = "", limit: int = 1000) -> list[tuple[str, str]]:
+        """See `Backend.facts`."""
+        check_page(space, after)
+        return await self._look(lambda db: reads.facts(db, space, after, limit))
+
     async def prune(self, before_day: int, *, limit: int = 1000) -> int:
         """See `Backend.prune`."""
         return await self._change(lambda writer: changes.prune(writer.db, before_day, limit))
@@ -302,7 +329,7 @@ class SQLiteBackend(Backend):
         """See `Backend.verify`. Runs on a connection of its own: it takes long, and pages shall not wait."""
         with translating(self._at.path):
             self._same_file()
-            link = await Link.open(self._at.path, _only_read, self._at.timeout, read_only=True)
+            link = await Link.open(self._at.path, only_read, self._at.timeout, read_only=True)
             try:
                 return await link.run(checks.verify)
             finally:
@@ -311,11 +338,6 @@ class SQLiteBackend(Backend):
     async def info(self) -> StoreInfo:
         """See `Backend.info`."""
         return await self._look(lambda db: checks.info(db, self._at, self._checkpointer.active))
-
-
-def _only_read(db: sqlite3.Connection) -> None:
-    db.execute("PRAGMA query_only = ON")
-    db.execute("PRAGMA mmap_size = 0")
 
 
 def _nothing(_: Writer) -> None:

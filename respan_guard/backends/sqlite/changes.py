@@ -1,4 +1,4 @@
-"""What is written beside the batches: params, deletions, refusals, audit, cursors, pruning. Run in a transaction."""
+"""What is written beside the batches: params, deletion, refusals, audit, cursors, facts, pruning. In a transaction."""
 
 from __future__ import annotations
 
@@ -6,22 +6,18 @@ import secrets
 import sqlite3
 from collections.abc import Sequence
 
-from respan_guard.backends.base import AuditRow, Conflict, Params, Put, RefusalRow
-from respan_guard.backends.sqlite.rows import hash_of, params_from, params_text, search_text
+from respan_guard.backends.base import ANY, AuditRow, Conflict, Expected, Params, Put, RefusalRow
+from respan_guard.backends.sqlite.rows import FROM_ENTRIES, adding, hash_of, params_from, params_text, search_text
 
-__all__ = ["add_audit", "add_refusals", "delete", "prune", "put", "set_cursor"]
+__all__ = ["add_audit", "add_refusals", "delete", "prune", "put", "set_cursor", "set_fact"]
 
 _EPOCH_DAY = 719_163  # ordinal of 1970-01-01
 _MAX_SEQ = (1 << 63) - 1
-_PRUNED = "calls, cost, input_tokens, output_tokens, cache_read_tokens, unpriced, errors"
-_KEEP_SUMS = f"""INSERT INTO pruned (c, day, model, {_PRUNED})
-    SELECT c, day, model, sum(kind <> 'adjustment'), sum(coalesce(cost, 0)), sum(input_tokens), sum(output_tokens),
-        sum(cache_read_tokens), sum(cost IS NULL), sum(status = 'error')
+_KEEP_SUMS = f"""INSERT INTO pruned (c, day, model, {", ".join(FROM_ENTRIES)})
+    SELECT c, day, model, {", ".join(f"sum({added})" for added in FROM_ENTRIES.values())}
     FROM entries WHERE seq IN (SELECT seq FROM going) GROUP BY c, day, model
-    ON CONFLICT (c, day, model) DO UPDATE SET calls = calls + excluded.calls, cost = cost + excluded.cost,
-    input_tokens = input_tokens + excluded.input_tokens, output_tokens = output_tokens + excluded.output_tokens,
-    cache_read_tokens = cache_read_tokens + excluded.cache_read_tokens, unpriced = unpriced + excluded.unpriced,
-    errors = errors + excluded.errors"""  # noqa: S608  # a constant
+    ON CONFLICT (c, day, model) DO UPDATE
+    SET {", ".join(f"{name} = {name} + excluded.{name}" for name in FROM_ENTRIES)}"""  # noqa: S608  # a constant
 
 
 def put(
@@ -37,16 +33,17 @@ def put(
         return Put(revision, False)
     revision = secrets.token_hex(8)
     db.execute(
-        """INSERT INTO customers (customer, revision, params, name, search, first_seen, last_seen)
-            VALUES (:customer, :revision, :params, :name, :search, :now, :now)
+        """INSERT INTO customers (customer, revision, params, name, search, blocked, first_seen, last_seen)
+            VALUES (:customer, :revision, :params, :name, :search, :blocked, :now, :now)
             ON CONFLICT (customer) DO UPDATE
-            SET revision = :revision, params = :params, name = :name, search = :search""",
+            SET revision = :revision, params = :params, name = :name, search = :search, blocked = :blocked""",
         {
             "customer": customer,
             "revision": revision,
             "params": params_text(after),
             "name": str(after.get("name") or ""),
             "search": search_text(customer, after),
+            "blocked": bool(after.get("blocked")),
             "now": now,
         },
     )
@@ -61,8 +58,9 @@ def delete(db: sqlite3.Connection, epoch: str, customer: str, actor: str, now: i
         return False
     c, label = row[0], f"deleted-{secrets.token_hex(8)}"
     db.execute(
-        "UPDATE customers SET customer = ?, revision = '', params = NULL, name = '', search = ? WHERE c = ?",
-        (label, label, c),
+        "UPDATE customers SET customer = :label, search = :label, revision = '', params = NULL, name = '', blocked = 0 "
+        "WHERE c = :c",
+        {"label": label, "c": c},
     )
     db.execute("INSERT INTO tombs (hash, c, deleted_ms) VALUES (?, ?, ?)", (hash_of(epoch, customer), c, now))
     for table in ("rates", "holds", "ended"):
@@ -82,9 +80,11 @@ def delete(db: sqlite3.Connection, epoch: str, customer: str, actor: str, now: i
 def add_refusals(db: sqlite3.Connection, rows: Sequence[RefusalRow]) -> None:
     """Add counts; the same customer, reason and minute are summed."""
     db.executemany(
-        """INSERT INTO refusals (minute, customer, reason, count) VALUES (?, ?, ?, ?)
-            ON CONFLICT (minute, customer, reason) DO UPDATE SET count = count + excluded.count""",
+        adding("refusals", "minute, customer, reason", "count"),
         [(row.minute, row.customer, row.reason, row.count) for row in rows],
+    )
+    db.executemany(
+        adding("refusal_hours", "hour, reason", "count"), [(row.minute // 60, row.reason, row.count) for row in rows]
     )
 
 
@@ -99,6 +99,19 @@ def add_audit(db: sqlite3.Connection, row: AuditRow) -> None:
 def set_cursor(db: sqlite3.Connection, name: str, seq: int) -> None:
     """Say how far a reader has read the log."""
     db.execute("INSERT OR REPLACE INTO cursors (name, seq) VALUES (?, ?)", (name, seq))
+
+
+def set_fact(db: sqlite3.Connection, space: str, key: str, value: str | None, expected: Expected) -> bool:
+    """Compare and set; see `Backend.set_fact`."""
+    if expected is not ANY:
+        row = db.execute("SELECT value FROM facts WHERE space = ? AND key = ?", (space, key)).fetchone()
+        if (None if row is None else row[0]) != expected:
+            return False
+    if value is None:
+        db.execute("DELETE FROM facts WHERE space = ? AND key = ?", (space, key))
+    else:
+        db.execute("INSERT OR REPLACE INTO facts (space, key, value) VALUES (?, ?, ?)", (space, key, value))
+    return True
 
 
 def prune(db: sqlite3.Connection, before_day: int, limit: int) -> int:

@@ -6,13 +6,13 @@ import os
 import sqlite3
 from pathlib import Path
 
-from respan_guard.backends.base import Discrepancy, StoreInfo
+from respan_guard.backends.base import AMOUNTS, Discrepancy, StoreInfo
 from respan_guard.backends.sqlite.location import Location
+from respan_guard.backends.sqlite.rows import FROM_ENTRIES
 
 __all__ = ["info", "verify"]
 
-_SUMS = ("calls", "cost", "input_tokens", "output_tokens", "cache_read_tokens", "unpriced", "errors")
-_ZEROS = ", ".join(["0"] * len(_SUMS))
+_SUMS = tuple(FROM_ENTRIES)
 _WHO = "coalesce((SELECT customer FROM customers WHERE customers.c = found.c), 'row ' || found.c)"
 _RECOMPUTED = f"""
 SELECT {_WHO}, model, day, {", ".join(f"sum(stored_{name}), sum(right_{name})" for name in _SUMS)} FROM (
@@ -20,8 +20,7 @@ SELECT {_WHO}, model, day, {", ".join(f"sum(stored_{name}), sum(right_{name})" f
     UNION ALL
     SELECT c, day, model, {", ".join(f"0, {name}" for name in _SUMS)} FROM pruned
     UNION ALL
-    SELECT c, day, model, 0, kind <> 'adjustment', 0, coalesce(cost, 0), 0, input_tokens, 0, output_tokens,
-        0, cache_read_tokens, 0, cost IS NULL, 0, status = 'error' FROM entries
+    SELECT c, day, model, {", ".join(f"0, {added}" for added in FROM_ENTRIES.values())} FROM entries
 ) AS found GROUP BY c, day, model
 HAVING {" OR ".join(f"sum(stored_{name}) <> sum(right_{name})" for name in _SUMS)}"""  # noqa: S608  # constants
 _TOTALS = ("requests", *_SUMS, "active_days")
@@ -32,7 +31,21 @@ FROM customers LEFT JOIN (
     FROM rollups GROUP BY c
 ) AS days USING (c)
 WHERE {" OR ".join(f"customers.{name} <> coalesce(days.{name}, 0)" for name in _TOTALS)}"""  # noqa: S608
+_EVERYBODY = f"""
+SELECT model, day, {", ".join(f"sum(stored_{name}), sum(right_{name})" for name in AMOUNTS)} FROM (
+    SELECT day, model, {", ".join(f"{name} AS stored_{name}, 0 AS right_{name}" for name in AMOUNTS)} FROM days
+    UNION ALL
+    SELECT day, model, {", ".join(f"0, {name}" for name in AMOUNTS)} FROM rollups
+) GROUP BY day, model
+HAVING {" OR ".join(f"sum(stored_{name}) <> sum(right_{name})" for name in AMOUNTS)}"""  # noqa: S608
 _ROWS = (  # what, and a query of (where, stored, right)
+    (
+        "customers",
+        """SELECT 'day ' || day, sum(stored), sum(right) FROM (
+                SELECT day, customers AS stored, 0 AS right FROM active
+                UNION ALL SELECT day, 0, count(DISTINCT c) FROM rollups GROUP BY day
+            ) GROUP BY day HAVING sum(stored) <> sum(right)""",
+    ),
     ("hold below 0", "SELECT c || ' ' || id, min(cost, tokens), 0 FROM holds WHERE cost < 0 OR tokens < 0"),
     (
         "hold long expired",
@@ -85,6 +98,8 @@ def verify(db: sqlite3.Connection) -> list[Discrepancy]:
             found += _differing(_SUMS, where, row[3:])
         for row in db.execute(_TOTALS_OF):
             found += _differing(tuple(f"total {name}" for name in _TOTALS), row[0], row[1:])
+        for row in db.execute(_EVERYBODY):
+            found += _differing(AMOUNTS, f"all {row[0]} {row[1]}", row[2:])
         for what, query in _ROWS:
             found += [Discrepancy(what, str(where), stored, right) for where, stored, right in db.execute(query)]
     finally:

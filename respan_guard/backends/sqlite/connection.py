@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 import aiosqlite
 
-__all__ = ["Link", "immediate", "patiently"]
+__all__ = ["Link", "immediate", "only_read", "patiently", "prepare"]
 
 T = TypeVar("T")
 _PAUSE = (0.0002, 0.002)  # seconds between two tries for the lock: short, since the others' batches are
@@ -146,3 +146,24 @@ def immediate(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T], t
             db.execute("ROLLBACK")
         raise
     return found
+
+
+def prepare(db: sqlite3.Connection, synchronous: str) -> None:
+    """Set a connection up for writing."""
+    for pragma in (
+        f"synchronous = {synchronous}",
+        "secure_delete = ON",
+        "wal_autocheckpoint = 0",
+        "journal_size_limit = 16777216",
+        "mmap_size = 0",
+        "temp_store = MEMORY",
+        "trusted_schema = OFF",
+        "journal_mode = WAL",
+    ):
+        db.execute(f"PRAGMA {pragma}")
+
+
+def only_read(db: sqlite3.Connection) -> None:
+    """Set a connection up for reading."""
+    db.execute("PRAGMA query_only = ON")
+    db.execute("PRAGMA mmap_size = 0")

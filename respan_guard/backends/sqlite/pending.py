@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
+from collections.abc import Callable
+from operator import attrgetter
 
-from respan_guard.backends.base import Amounts, StoredEntry, Window
+from respan_guard.backends.base import AMOUNTS, HOUR_MS, Amounts, StoredEntry, Window
 from respan_guard.backends.cells import Cell, Hold
-from respan_guard.backends.sqlite.rows import AMOUNTS, answer_text, search_text, usage_text
+from respan_guard.backends.sqlite.rows import adding, answer_text, search_text, usage_text
 
 __all__ = ["Pending", "SQLiteCell"]
 
@@ -15,18 +17,16 @@ _INSERT_CUSTOMER = "INSERT INTO customers (c, customer, search, first_seen, last
 # Two, since an UPDATE moves the index of every column that it names, changed or not.
 _ADD_REQUESTS = """UPDATE customers SET last_seen = max(last_seen, ?), active_days = active_days + ?,
     requests = requests + ? WHERE c = ?"""
-_ADD_ENTRIES = """UPDATE customers SET last_seen = max(last_seen, ?), active_days = active_days + ?,
-    calls = calls + ?, cost = cost + ?, input_tokens = input_tokens + ?, output_tokens = output_tokens + ?,
-    cache_read_tokens = cache_read_tokens + ?, unpriced = unpriced + ?, errors = errors + ? WHERE c = ?"""
-_UPSERT_ROLLUP = f"""INSERT INTO rollups (c, day, model, {AMOUNTS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-    ON CONFLICT (c, day, model) DO UPDATE SET requests = requests + excluded.requests, calls = calls + excluded.calls,
-    cost = cost + excluded.cost, input_tokens = input_tokens + excluded.input_tokens,
-    output_tokens = output_tokens + excluded.output_tokens,
-    cache_read_tokens = cache_read_tokens + excluded.cache_read_tokens,
-    unpriced = unpriced + excluded.unpriced, errors = errors + excluded.errors"""  # noqa: S608  # a constant
+_ADD_ENTRIES = f"""UPDATE customers SET last_seen = max(last_seen, ?), active_days = active_days + ?,
+    {", ".join(f"{name} = {name} + ?" for name in AMOUNTS[1:])} WHERE c = ?"""  # noqa: S608  # constants
+_ADD_ROLLUP = adding("rollups", "c, day, model")
+_ADD_DAY = adding("days", "day, model")
+_ADD_HOUR = adding("hours", "hour, model")
+_ADD_ACTIVE = adding("active", "day", "customers")
 _INSERT_ENTRY = """INSERT INTO entries (seq, c, id, rev, day, at_ms, latest_ms, cost, input_tokens, output_tokens,
-    cache_read_tokens, late, model, admission, kind, source, provider, status, trace_id, body)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+    cache_read_tokens, late, model, admission, kind, source, provider, status, trace_id, body, latency_ms, ttft_ms)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+_columns: Callable[[Amounts], tuple[int, ...]] = attrgetter(*AMOUNTS)
 _INSERT_HOLD = """INSERT OR REPLACE INTO holds (c, id, day, model, cost, tokens, expires_ms, ended_ms, answer)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 _INSERT_RATE = "INSERT OR REPLACE INTO rates (c, window_ms, start_ms, previous, current) VALUES (?, ?, ?, ?, ?)"
@@ -50,7 +50,9 @@ class Pending:
     def __init__(self) -> None:
         self.new_customers: list[tuple[int, str, str, int, int]] = []
         self.new_days: Counter[int] = Counter()  # of customers
+        self.active: Counter[int] = Counter()  # customers that are new on a day
         self.rollups: dict[tuple[int, int, str], Amounts] = {}
+        self.everybody: dict[tuple[int, int, str], Amounts] = {}  # by hour, day and model
         self.holds: dict[tuple[int, str], tuple[SQLiteCell, Hold]] = {}
         self.rates: dict[tuple[int, int], Window] = {}
         self.entries: dict[tuple[int, str], tuple[StoredEntry, int]] = {}  # with `latest_ms`
@@ -59,13 +61,23 @@ class Pending:
         """A customer gets its row."""
         self.new_customers.append((c, customer, search_text(customer, None), now, now))
 
-    def add(self, c: int, day: int, model: str, amounts: Amounts) -> None:
-        """A customer's sums grow."""
+    def new_day(self, c: int, day: int) -> None:
+        """A customer has its first sum of a day."""
+        self.new_days[c] += 1
+        self.active[day] += 1
+
+    def add(self, c: int, day: int, model: str, amounts: Amounts, at_ms: int) -> None:
+        """A customer's sums grow, and everybody's."""
         key = (c, day, model)
         rollup = self.rollups.get(key)
         if rollup is None:
             rollup = self.rollups[key] = Amounts()
         rollup.add(amounts)
+        everybodys = (at_ms // HOUR_MS, day, model)
+        total = self.everybody.get(everybodys)
+        if total is None:
+            total = self.everybody[everybodys] = Amounts()
+        total.add(amounts)
 
     def write_sums(self, db: sqlite3.Connection, now: int) -> None:
         """Write customers and rollups. May be called before the batch is over, to have sums read from the tables."""
@@ -74,13 +86,18 @@ class Pending:
             self.new_customers = []
         if not self.rollups:
             return
-        db.executemany(_UPSERT_ROLLUP, [(*key, *_columns(amounts)) for key, amounts in self.rollups.items()])
+        db.executemany(_ADD_ROLLUP, [(*key, *_columns(amounts)) for key, amounts in self.rollups.items()])
         customers: dict[int, Amounts] = {}
         for (c, _, _), amounts in self.rollups.items():
             if c in customers:
                 customers[c].add(amounts)
             else:
                 customers[c] = amounts
+        for (hour, day, model), amounts in self.everybody.items():  # few: one for each model, as a rule
+            columns = _columns(amounts)
+            db.execute(_ADD_HOUR, (hour, model, *columns))
+            db.execute(_ADD_DAY, (day, model, *columns))
+        db.executemany(_ADD_ACTIVE, self.active.items())
         requests, entries = [], []
         for c, amounts in customers.items():
             _, *others = columns = _columns(amounts)
@@ -90,7 +107,8 @@ class Pending:
                 entries.append((now, self.new_days.pop(c, 0), *others, c))
         db.executemany(_ADD_REQUESTS, requests)
         db.executemany(_ADD_ENTRIES, entries)
-        self.rollups = {}
+        self.rollups, self.everybody = {}, {}
+        self.active.clear()
 
     def write_holds(self, db: sqlite3.Connection) -> None:
         """Write holds; also called before the batch is over. They stay, so that the caller sees which are over."""
@@ -124,7 +142,8 @@ class Pending:
             rows.append(
                 (stored.seq, c, entry_id, stored.rev, entry.day, entry.at_ms, latest, entry.cost, entry.input_tokens,
                  entry.output_tokens, usage.cache_read_tokens, stored.late, entry.model, entry.admission, entry.kind,
-                 entry.source, usage.provider, usage.status, usage.trace_id, usage_text(usage))
+                 entry.source, usage.provider, usage.status, usage.trace_id, usage_text(usage),
+                 usage.latency_ms, usage.ttft_ms)
             )  # fmt: skip
         if revised:
             db.executemany("DELETE FROM entries WHERE c = ? AND id = ?", revised)
@@ -135,9 +154,3 @@ class Pending:
 def is_over(hold: Hold) -> bool:
     """Whether nothing but the answer is of interest any more. An expired hold shows what it never spent."""
     return hold.ended is not None and not hold.cost and not hold.tokens
-
-
-def _columns(a: Amounts) -> tuple[int, ...]:
-    return (
-        a.requests, a.calls, a.cost, a.input_tokens, a.output_tokens, a.cache_read_tokens, a.unpriced, a.errors
-    )  # fmt: skip

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from typing import Any
 
 from respan_guard.backends.base import (
+    AMOUNTS,
     AuditRow,
     CustomerQuery,
     CustomerRow,
@@ -17,7 +19,6 @@ from respan_guard.backends.base import (
     UsageRow,
 )
 from respan_guard.backends.sqlite.rows import (
-    AMOUNTS,
     CUSTOMER,
     ENTRY,
     amounts_from,
@@ -27,10 +28,23 @@ from respan_guard.backends.sqlite.rows import (
 )
 from respan_guard.errors import InvalidInput
 
-__all__ = ["audit", "cursor", "customers", "entries", "get", "holds", "refusals", "usage"]
+__all__ = [
+    "audit",
+    "count_customers",
+    "cursor",
+    "customers",
+    "entries",
+    "entry",
+    "fact",
+    "facts",
+    "get",
+    "holds",
+    "refusal_sums",
+    "refusals",
+    "usage",
+]
 
 _SORTS = ("customer", "name", "first_seen", "last_seen", "requests", "calls", "cost", "tokens")
-_GROUPS = ("customer", "model", "day")
 
 
 def get(db: sqlite3.Connection, customer: str) -> CustomerRow | None:
@@ -64,40 +78,83 @@ def customers_sql(query: CustomerQuery) -> tuple[str, list[Any]]:
     if query.search:
         where.append("instr(search, ?) > 0")
         values.append(query.search.casefold())
+    where += filters(query.seen_since_ms, query.blocked, values)
     ordered = ", ".join(f"{key} {order}" for key in keys.split(", "))
     condition = f"WHERE {' AND '.join(where)} " if where else ""
     return f"SELECT {CUSTOMER} FROM customers {condition}ORDER BY {ordered} LIMIT ?", [*values, query.limit]  # noqa: S608
 
 
+def filters(seen_since_ms: int | None, blocked: bool | None, values: list[Any]) -> list[str]:
+    """Conditions on customers; their values are added to `values`."""
+    where = []
+    if seen_since_ms is not None:
+        where.append("last_seen >= ?")
+        values.append(seen_since_ms)
+    if blocked is not None:
+        where.append("blocked" if blocked else "NOT blocked")
+    return where
+
+
+def count_customers(db: sqlite3.Connection, seen_since_ms: int | None, blocked: bool | None) -> int:
+    """How many customers pass the filters, counted on an index; those not blocked are all but the blocked ones."""
+    if blocked is False:
+        return count_customers(db, seen_since_ms, None) - count_customers(db, seen_since_ms, True)
+    values: list[Any] = []
+    where = " AND ".join(filters(seen_since_ms, blocked, values)) or "true"
+    return int(db.execute(f"SELECT count(*) FROM customers WHERE {where}", values).fetchone()[0])  # noqa: S608
+
+
 def usage(db: sqlite3.Connection, query: UsageQuery) -> list[UsageRow]:
-    """Sums of the daily rollups."""
+    """Sums of the rollups."""
     sql, values = usage_sql(query)
     count = len(query.by)
     return [
-        UsageRow(amounts_from(row, count), **dict(zip(query.by, row[:count], strict=True)))
+        UsageRow(amounts_from(row, count + 1), customers=row[count], **dict(zip(query.by, row[:count], strict=True)))
         for row in db.execute(sql, values)
     ]
 
 
 def usage_sql(query: UsageQuery) -> tuple[str, list[Any]]:
-    """The statement of a report and its values."""
-    unknown = [name for name in query.by if name not in _GROUPS]
-    if unknown:
-        raise InvalidInput(f"usage is grouped by {', '.join(_GROUPS)}; got {unknown[0]!r}", field="by")
-    where = ["day >= ?", "day < ?"]
-    values: list[Any] = [query.first_day, query.end_day]
+    """The statement of a report and its values.
+
+    It reads customers' own rollups only if it has to; what counts all customers together is kept beside them.
+    """
+    query.check()
+    when, first, end = "day", query.first_day, query.end_day
+    distinct, table = "NULL", "days"
+    if "hour" in query.by:
+        when, first, end, table = "hour", query.first_hour, query.end_hour, "hours"
+    elif "customer" in query.by or query.customer is not None:
+        table = "rollups"
+    if query.distinct:
+        if table == "days" and query.by == ("day",) and query.model is None:
+            distinct = "(SELECT customers FROM active WHERE active.day = days.day)"
+        else:
+            distinct, table = "count(DISTINCT rollups.c)", "rollups"
+    where = [f"{when} >= ?", f"{when} < ?"]
+    values: list[Any] = [first, end]
     if query.customer is not None:
         where.append("c = (SELECT c FROM customers WHERE customer = ?)")
         values.append(query.customer)
     if query.model is not None:
         where.append("model = ?")
         values.append(query.model)
-    sums = ", ".join(f"sum(rollups.{name})" for name in AMOUNTS.split(", "))
+    sums = ", ".join(f"sum({table}.{name})" for name in AMOUNTS)
     names = ", ".join(query.by)
-    table = "rollups JOIN customers USING (c)" if "customer" in query.by else "rollups"
-    grouped = f"GROUP BY {names} ORDER BY {names}" if names else "HAVING count(*) > 0"
-    chosen = f"{names}, {sums}" if names else sums
-    return f"SELECT {chosen} FROM {table} WHERE {' AND '.join(where)} {grouped} LIMIT ?", [*values, query.limit]  # noqa: S608
+    grouped = f"GROUP BY {names}" if names else "HAVING count(*) > 0"
+    order = [] if query.top is None else [f"{_sum_of(table, query.top)} DESC"]
+    order += query.by
+    ordered = f" ORDER BY {', '.join(order)}" if names else ""
+    chosen = ", ".join((*query.by, distinct, sums))
+    source = "rollups JOIN customers USING (c)" if "customer" in query.by else table
+    return (
+        f"SELECT {chosen} FROM {source} WHERE {' AND '.join(where)} {grouped}{ordered} LIMIT ?",  # noqa: S608
+        [*values, query.limit],
+    )
+
+
+def _sum_of(table: str, name: str) -> str:
+    return f"sum({table}.input_tokens + {table}.output_tokens)" if name == "tokens" else f"sum({table}.{name})"
 
 
 def entries(db: sqlite3.Connection, query: RecordQuery) -> list[StoredEntry]:
@@ -123,6 +180,8 @@ def entries_sql(db: sqlite3.Connection, query: RecordQuery) -> tuple[str, list[A
         also("seq > ?", first)
     if query.after is not None and query.descending:
         also("seq < ?", query.after)
+    if query.stop is not None:
+        also("seq >= ?" if query.descending else "seq <= ?", query.stop)
     if query.customer is not None:
         also("entries.c = (SELECT c FROM customers WHERE customer = ?)", query.customer)
     for column in ("model", "provider", "kind", "source", "status", "trace_id"):
@@ -139,6 +198,15 @@ def entries_sql(db: sqlite3.Connection, query: RecordQuery) -> tuple[str, list[A
         f"SELECT {ENTRY} FROM entries CROSS JOIN customers USING (c) {condition}ORDER BY seq {order} LIMIT ?",  # noqa: S608
         [*values, query.limit],
     )
+
+
+def entry(db: sqlite3.Connection, customer: str, entry_id: str) -> StoredEntry | None:
+    """One entry."""
+    row = db.execute(
+        f"SELECT {ENTRY} FROM customers CROSS JOIN entries USING (c) WHERE customer = ? AND entries.id = ?",  # noqa: S608
+        (customer, entry_id),
+    ).fetchone()
+    return None if row is None else entry_from(row)
 
 
 def _first_since(db: sqlite3.Connection, since_ms: int) -> int:
@@ -196,6 +264,41 @@ def refusals(
     return [RefusalRow(*row) for row in rows]
 
 
+def refusal_sums(db: sqlite3.Connection, customer: str | None, since_minute: int, until_minute: int) -> dict[str, int]:
+    """Refusals by reason: of one customer by its minutes; of all by whole hours, and minutes at both ends."""
+    if customer is not None:
+        return dict(
+            db.execute(
+                "SELECT reason, sum(count) FROM refusals WHERE customer = ? AND minute >= ? AND minute < ? "
+                "GROUP BY reason",
+                (customer, since_minute, until_minute),
+            )
+        )
+    first_hour, end_hour = -(-since_minute // 60), until_minute // 60
+    if first_hour > end_hour:  # within one hour
+        first_hour = end_hour = 0
+        minutes = [(since_minute, until_minute)]
+    else:
+        minutes = [(since_minute, first_hour * 60), (end_hour * 60, until_minute)]
+    found: Counter[str] = Counter(
+        dict(
+            db.execute(
+                "SELECT reason, sum(count) FROM refusal_hours WHERE hour >= ? AND hour < ? GROUP BY reason",
+                (first_hour, end_hour),
+            )
+        )
+    )
+    for bounds in minutes:
+        found.update(
+            dict(
+                db.execute(
+                    "SELECT reason, sum(count) FROM refusals WHERE minute >= ? AND minute < ? GROUP BY reason", bounds
+                )
+            )
+        )
+    return dict(found)
+
+
 def audit(db: sqlite3.Connection, customer: str | None, before: int | None, limit: int) -> list[AuditRow]:
     """The audit, newest first."""
     where = ["seq < ?"]
@@ -218,3 +321,17 @@ def cursor(db: sqlite3.Connection, name: str) -> int | None:
     """How far a reader has read the log."""
     row = db.execute("SELECT seq FROM cursors WHERE name = ?", (name,)).fetchone()
     return None if row is None else int(row[0])
+
+
+def fact(db: sqlite3.Connection, space: str, key: str) -> str | None:
+    """One fact."""
+    row = db.execute("SELECT value FROM facts WHERE space = ? AND key = ?", (space, key)).fetchone()
+    return None if row is None else str(row[0])
+
+
+def facts(db: sqlite3.Connection, space: str, after: str, limit: int) -> list[tuple[str, str]]:
+    """A page of facts, by key."""
+    rows = db.execute(
+        "SELECT key, value FROM facts WHERE space = ? AND key > ? ORDER BY key LIMIT ?", (space, after, max(limit, 0))
+    )
+    return rows.fetchall()

@@ -6,13 +6,15 @@ import hashlib
 import json
 from typing import Any
 
-from respan_guard.backends.base import Allowed, Amounts, CustomerRow, Entry, Params, StoredEntry
+from respan_guard.backends.base import AMOUNTS, Allowed, Amounts, CustomerRow, Entry, Params, StoredEntry
 from respan_guard.usage import Usage
 
 __all__ = [
-    "AMOUNTS",
+    "COLUMNS",
     "CUSTOMER",
     "ENTRY",
+    "FROM_ENTRIES",
+    "adding",
     "amounts_from",
     "answer_from",
     "answer_text",
@@ -25,9 +27,23 @@ __all__ = [
     "usage_text",
 ]
 
-AMOUNTS = "requests, calls, cost, input_tokens, output_tokens, cache_read_tokens, unpriced, errors"
+COLUMNS = ", ".join(AMOUNTS)
 """Columns of `Amounts`, in the order of its fields."""
-CUSTOMER = f"customer, revision, params, first_seen, last_seen, active_days, {AMOUNTS}"
+FROM_ENTRIES = {
+    "calls": "kind <> 'adjustment'",
+    "cost": "coalesce(cost, 0)",
+    "input_tokens": "input_tokens",
+    "output_tokens": "output_tokens",
+    "cache_read_tokens": "cache_read_tokens",
+    "unpriced": "cost IS NULL",
+    "errors": "status = 'error'",
+    "latency_ms": "coalesce(latency_ms, 0)",
+    "timed": "latency_ms IS NOT NULL",
+    "ttft_ms": "coalesce(ttft_ms, 0)",
+    "ttft_calls": "ttft_ms IS NOT NULL",
+}
+"""What an entry adds to each of them but `requests`."""
+CUSTOMER = f"customer, revision, params, first_seen, last_seen, active_days, {COLUMNS}"
 ENTRY = (
     "entries.seq, entries.rev, entries.id, customers.customer, entries.day, entries.at_ms, entries.cost, "
     "entries.input_tokens, entries.output_tokens, entries.model, entries.admission, entries.kind, entries.source, "
@@ -38,7 +54,14 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circ
 
 def amounts_from(row: tuple[Any, ...], start: int = 0) -> Amounts:
     """`Amounts` from columns that begin at `start`."""
-    return Amounts(*row[start : start + 8])
+    return Amounts(*row[start : start + len(AMOUNTS)])
+
+
+def adding(table: str, key: str, columns: str = COLUMNS) -> str:
+    """The statement that adds sums to a table's row, or makes it: of the columns of `key`, then `columns`."""
+    places = ", ".join(["?"] * len(f"{key}, {columns}".split(", ")))
+    sums = ", ".join(f"{name} = {name} + excluded.{name}" for name in columns.split(", "))
+    return f"INSERT INTO {table} ({key}, {columns}) VALUES ({places}) ON CONFLICT ({key}) DO UPDATE SET {sums}"  # noqa: S608
 
 
 def answer_text(outcome: Allowed) -> str:

@@ -12,7 +12,7 @@ from respan_guard.errors import ConfigurationError, SchemaMismatch, StorageCorru
 
 __all__ = ["MIGRATIONS", "migrate"]
 
-MIGRATIONS = ("0001_first.sql",)
+MIGRATIONS = ("0001_first.sql", "0002_facts.sql", "0003_reads.sql")
 _APPLICATION = 0x52475244  # "RGRD"; tells our files from those of others
 
 
@@ -57,7 +57,8 @@ def _application(db: sqlite3.Connection) -> int:
 def _step(db: sqlite3.Connection, path: Path, number: int, name: str) -> None:
     if _version(db) >= number:  # another process was faster
         return
-    if number == 1 and db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+    made = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if made if number == 1 else _application(db) != _APPLICATION:  # never write into what is not ours
         raise StorageCorrupt(f"{path} is the database of something else; choose another path")
     script = (files(__package__) / "migrations" / name).read_text(encoding="utf-8")
     for statement in _statements(script):

@@ -11,7 +11,19 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import islice
 
-from respan_guard.backends.base import REPLAY_MS, Admit, Allowed, Amounts, Entry, Op, Outcome, StoredEntry, Window
+from respan_guard.backends.base import (
+    HOUR_MS,
+    HOURS_KEPT,
+    REPLAY_MS,
+    Admit,
+    Allowed,
+    Amounts,
+    Entry,
+    Op,
+    Outcome,
+    StoredEntry,
+    Window,
+)
 from respan_guard.backends.cells import EVER, Hold
 from respan_guard.backends.ledger import Ledger
 from respan_guard.backends.sqlite.pending import Pending, SQLiteCell, is_over
@@ -151,6 +163,7 @@ class Writer(Ledger[SQLiteCell]):
         if self.now - self._swept_at >= _SWEEP_ALL_MS:
             self._swept_at = self.now
             db.execute("DELETE FROM holds WHERE expires_ms < ?", (self.now - _KEEP_EXPIRED_MS,))
+            db.execute("DELETE FROM hours WHERE hour < ?", (self.now // HOUR_MS - HOURS_KEPT,))
         old: list[tuple[int, str, int]] = []
         while self._ended and self._ended[0][0] + REPLAY_MS <= self.now and len(old) < _SWEEP:
             _, c, hold_id = self._ended.popleft()
@@ -247,7 +260,7 @@ class Writer(Ledger[SQLiteCell]):
 
     # -- what the ledger tells ---------------------------------------------------------------------
 
-    def add(self, cell: SQLiteCell, model: str, day: int, amounts: Amounts, now: int) -> None:
+    def add(self, cell: SQLiteCell, model: str, day: int, amounts: Amounts, now: int, at_ms: int) -> None:
         """Add to the sums of a customer, model and day."""
         c = self._row(cell)
         if day not in cell.days:
@@ -255,9 +268,9 @@ class Writer(Ledger[SQLiteCell]):
                 cell.days.clear()
                 self._pending.write_sums(self.db, now)  # so that days of this batch are seen, too
             if not self._row_of.execute(_HAS_DAY, (c, day)).fetchone()[0]:
-                self._pending.new_days[c] += 1
+                self._pending.new_day(c, day)
             cell.days.add(day)
-        self._pending.add(c, day, model, amounts)
+        self._pending.add(c, day, model, amounts, at_ms)
         for span in self._sums:
             only, metric, first, end = span
             if first <= day < end and (only is None or only == model):

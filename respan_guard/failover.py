@@ -1,0 +1,232 @@
+"""What happens to an admission that storage gave no answer to: the failure mode of each limit that applies.
+
+"closed" refuses with 503, "open" lets in as if there were no such limit, "local" goes by a share of the limit that
+belongs to this process alone: of a rate, `local_share` of its amount; of a budget, `local_share` of what was left of
+it when storage last said so. Shares are never merged with the store or with other processes': R processes together
+let in at most R shares. What is spent meanwhile is recorded as ever, and booked once storage is back.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
+
+from respan_guard.admission import Admission
+from respan_guard.backends.base import Admit, Allowed, Record, Refused, Release
+from respan_guard.backends.memory import MemoryBackend
+from respan_guard.decision import BLOCKED, Decision
+from respan_guard.errors import BackendError, CustomerBlocked, RateLimitExceeded, StorageUnavailable
+
+if TYPE_CHECKING:
+    from respan_guard.backends.base import Backend, Entry, Limit, Op, Outcome, Recorded
+    from respan_guard.estimates import Ask
+    from respan_guard.guard import Guard
+    from respan_guard.lanes import Lane
+    from respan_guard.policies import KnownPolicy
+    from respan_guard.policy import Terms
+
+__all__ = ["Failover", "LocalLane", "unavailable"]
+
+T = TypeVar("T")
+_PARTS = 1_000_000
+_NOBODY = Allowed(now=0)
+
+
+def unavailable(error: BackendError) -> StorageUnavailable:
+    """What a request is told, whatever is wrong with storage."""
+    return error if isinstance(error, StorageUnavailable) else StorageUnavailable(str(error))
+
+
+class Failover:
+    """Decides without storage.
+
+    Attributes:
+        remember: Takes each decision that storage made and what it holds, nano-USD; None where nobody asks for them.
+        closed: Whether any kind of limit is closed.
+    """
+
+    def __init__(self, guard: Guard) -> None:
+        settings = guard.settings
+        self._guard = guard
+        self._shadow = settings.mode == "shadow"
+        self._budgets = settings.budget_failure
+        self._rates = settings.rate_limit_failure
+        self._parts = round(settings.local_share * _PARTS)
+        self._size = settings.max_cached_customers
+        self._lock = threading.Lock()
+        self._accounts: dict[str, _Account] = {}
+        self._windows = MemoryBackend(max_customers=self._size)
+        self.closed = "closed" in (self._budgets, self._rates)
+        self.remember: Callable[[Decision, int], None] | None = None
+        if self._budgets == "local":
+            self.remember = self._remember
+
+    def admit(
+        self,
+        error: BackendError,
+        lane: Lane,
+        op_id: str,
+        customer: str,
+        known: KnownPolicy,
+        terms: Terms,
+        ask: Ask,
+        requests: int,
+    ) -> Admission:
+        """Let the customer in, or raise, by the failure modes.
+
+        Raises:
+            StorageUnavailable: A limit applies, or may apply, that fails closed; or its local share is used up.
+            RateLimitExceeded: The local share of a rate is used up.
+            CustomerBlocked: The customer was blocked when storage was last heard.
+        """
+        guard = self._guard
+        decision = Decision(customer, (), (), _NOBODY, requests)
+        if not self._shadow:
+            # A customer that this process hasn't met may have limits of its own, where any have.
+            stranger = not known.revision and guard.policies.any_own and customer not in self._accounts
+            if stranger and self._budgets != "open":
+                raise unavailable(error) from error
+            rates: list[Limit] = []
+            budgets: list[Limit] = []
+            for limit in terms.limits:
+                if limit.name == BLOCKED:
+                    refused = Refused(guard.now_ms(), ("exhausted",), (0,), (0,))
+                    raise CustomerBlocked(Decision(customer, (limit,), (None,), refused, requests))
+                kind, mode = (rates, self._rates) if limit.kind == "rate" else (budgets, self._budgets)
+                if mode == "closed":
+                    raise unavailable(error) from error
+                if mode == "local":
+                    kind.append(limit)
+            if rates and requests:
+                decision = self._by_rates(op_id, customer, terms, tuple(rates), requests)
+            if budgets:
+                account = self._by_budgets(error, customer, budgets, ask)
+                lane = LocalLane(guard.lane, lane, account, ask.cost)
+        local = isinstance(lane, LocalLane)
+        # It has no hold in the store; but a call whose usage stays unknown is presumed to have cost what it asked for.
+        return Admission(guard, lane, op_id, decision, day=terms.day, held=ask.cost, stored=False, local=local)
+
+    def _by_rates(self, op_id: str, customer: str, terms: Terms, rates: tuple[Limit, ...], requests: int) -> Decision:
+        """The rates' shares, in a store of this process."""
+        local = tuple(replace(rate, amount=self._share(rate.amount)) for rate in rates)
+        ask = Admit(
+            op_id, customer, "", terms.day, terms.day_from_ms, terms.day_to_ms, local, requests=requests, ttl_ms=1000
+        )
+        outcome = self._windows.apply_now((ask, Release(customer, op_id)), self._guard.now_ms())[0]
+        if not isinstance(outcome, (Allowed, Refused)):  # midnight passed just now
+            return Decision(customer, (), (), _NOBODY, requests)
+        decision = Decision(customer, local, (None,) * len(local), outcome, requests)
+        if not decision.allowed:
+            self._guard.refusals.add(decision)
+            raise RateLimitExceeded(decision)
+        return decision
+
+    def _share(self, amount: int) -> int:
+        return max(1, amount * self._parts // _PARTS) if amount else 0
+
+    def _by_budgets(self, error: BackendError, customer: str, budgets: list[Limit], ask: Ask) -> _Account:
+        """The budgets' shares, of what was last known to be left."""
+        with self._lock:
+            account = self._accounts.get(customer)
+            for budget in budgets:
+                left = 0 if account is None else account.left(budget)
+                allowance = max(0, left) * self._parts // _PARTS
+                taken = 0 if account is None else account.spent + account.held
+                if taken + ask.cost > allowance or (taken >= allowance and not (ask.free and not ask.cost)):
+                    raise StorageUnavailable(
+                        f"{unavailable(error)}; this process's share of {budget.name} is used up or was never known"
+                    ) from error
+            assert account is not None
+            account.held += ask.cost
+            return account
+
+    def _remember(self, decision: Decision, hold: int) -> None:
+        customer = decision.customer_identifier
+        account = self._accounts.get(customer)
+        if account is None:
+            with self._lock:
+                if len(self._accounts) >= self._size:
+                    self._accounts.pop(next(iter(self._accounts)), None)
+                account = self._accounts.setdefault(customer, _Account())
+        account.decision, account.hold, account.spent = decision, hold, 0
+
+
+class _Account:
+    """What storage last said of a customer, and what this process took without it since.
+
+    Attributes:
+        decision: The last one of the store.
+        hold: What it held itself, nano-USD.
+        spent: Recorded under local admissions since then, nano-USD.
+        held: What local admissions in force hold, nano-USD.
+    """
+
+    __slots__ = ("decision", "held", "hold", "spent")
+
+    def __init__(self) -> None:
+        self.decision: Decision | None = None
+        self.hold = self.spent = self.held = 0
+
+    def left(self, budget: Limit) -> int:
+        """What was left of a budget; nothing if it was of another period."""
+        decision = self.decision
+        if decision is not None:
+            outcome = decision.outcome
+            for limit, used, held in zip(decision.compiled, outcome.used, outcome.held, strict=True):
+                if limit.name == budget.name and limit.key == budget.key:
+                    return budget.amount - used - held - (self.hold if decision.allowed else 0)
+        return 0
+
+
+class LocalLane:
+    """The lane of an admission that draws from a local allowance: what is recorded under it is counted here, too."""
+
+    def __init__(self, usual: Callable[[], Lane], lane: Lane, account: _Account, hold: int) -> None:
+        self._usual = usual
+        self._lane = lane
+        self._account = account
+        self._left = hold
+
+    async def submit(self, op: Op) -> Outcome:
+        """Apply `op` and return its outcome."""
+        return await self._lane.submit(op)
+
+    async def record(self, entry: Entry) -> Recorded | None:
+        """Book `entry`, by the lane of whoever waits."""
+        self._note(Record(entry))
+        return await self._usual().record(entry)
+
+    def post(self, *ops: Op) -> None:
+        """Apply `ops` some time soon. Storage knows nothing of the admission; only its records go there."""
+        for op in ops:
+            self._note(op)
+        records = [op for op in ops if isinstance(op, Record)]
+        if records:
+            self._lane.post(*records)
+
+    def _note(self, op: Op) -> None:
+        account = self._account
+        if isinstance(op, Record):
+            cost = op.entry.cost or 0
+            drawn = min(self._left, cost)
+            account.spent += cost
+        elif isinstance(op, Release):
+            drawn = self._left
+        else:
+            return
+        self._left -= drawn
+        account.held -= drawn
+
+    async def call(self, work: Callable[[Backend], Awaitable[T]], timeout: float | None = 10.0) -> T:  # noqa: ASYNC109
+        """Run a read or a change of customers."""
+        return await self._lane.call(work, timeout)
+
+    def post_call(self, work: Callable[[Backend], Awaitable[object]], delay: float = 0.0) -> None:
+        """Run `work` some time soon."""
+        self._lane.post_call(work, delay)
+
+    async def flush(self) -> None:
+        """Return when everything that was sent before is stored."""
+        await self._lane.flush()
