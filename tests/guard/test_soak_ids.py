@@ -22,8 +22,8 @@ IDS = 1_200_000
 async def test_random_ids_do_not_grow_memory_without_bound() -> None:
     """1,200,000 random ids, 30 a second of the guard's clock, every tenth refused, one customer known by name.
 
-    Once the store is full of idle customers (`max_customers`), the number of blocks that Python has allocated stays where it is; and
-    the one that spent keeps its sums.
+    Once the store is full of idle customers (`max_customers`), the number of blocks that Python has allocated stays
+    where it is; and the one that spent keeps its sums.
     """
     clock = FakeClock()
     guard = Guard("memory://", default_limits={"rate_limit": 1, "total_budget": 10}, clock=clock)
