@@ -7,7 +7,7 @@ import secrets
 
 import pytest
 
-from respan_guard.backends.base import Admit, Allowed, Backend, Op, Record, Recorded, RecordQuery, Release, UsageQuery
+from respan_guard.backends.base import Allowed, Backend, Op, Recorded, RecordQuery, Release, UsageQuery
 from respan_guard.backends.redis import RedisBackend
 from respan_guard.errors import ConfigurationError, CounterOverflow, StorageUnavailable
 from respan_guard.testing import BackendContract

@@ -81,6 +81,7 @@ class Link:
             "socket_timeout": at.timeout,
             "socket_connect_timeout": at.timeout,
             "decode_responses": True,
+            "driver_info": None,  # two commands fewer for each new connection
             "protocol": 2,  # replies of scripts are the same in 3, which costs a round trip more to begin with
         }
         if not at.nodes:
