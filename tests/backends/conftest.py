@@ -10,9 +10,9 @@ import pytest
 
 from respan_guard.backends.base import Backend
 from respan_guard.backends.registry import backend_factory
-from tests.backends import redis_server
+from tests.backends import postgres_server, redis_server
 
-BACKENDS = ["memory", "sqlite", "redis"]
+BACKENDS = ["memory", "sqlite", "redis", "postgresql"]
 
 
 def new_store(name: str, directory: Path) -> Callable[[], Backend]:
@@ -21,9 +21,11 @@ def new_store(name: str, directory: Path) -> Callable[[], Backend]:
 
 
 def storage_url(name: str, directory: Path) -> str:
-    """The URL of a store of that kind; on a server, tests tell their stores apart by namespaces."""
+    """The URL of a store of that kind; on a Redis, tests tell their stores apart by namespaces."""
     if name == "redis":
         return redis_server.shared_url()
+    if name == "postgresql":
+        return postgres_server.new_store(postgres_server.given_or_started())
     return "memory://" if name == "memory" else f"sqlite:///{directory / 'guard.db'}?synchronous=normal"
 
 
