@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import re
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from respan_guard.backends.base import Admit, Allowed, RecordQuery, UsageQuery
 from respan_guard.backends.redis import RedisBackend
 from respan_guard.backends.redis import backend as backend_module
+from respan_guard.cli.app import app
 from respan_guard.errors import (
     BackendError,
     ConfigurationError,
@@ -247,6 +252,30 @@ async def test_settings_that_forget_are_told(
     assert (problem is not None) == ("do not hold" in caplog.text)
     if not problem and not warning:
         assert info.warnings == ()
+
+
+def test_the_check_fails_for_a_store_that_forgets(server: RedisServer) -> None:
+    """`respan-guard check` ends with 1 and says what to set; for a store that is safe it ends with 0."""
+    runner = CliRunner()
+    found = runner.invoke(app, ["check", "--json", "--storage", server.url])
+    assert found.exit_code == 1
+    assert "no budget can rest on this storage: appendonly is off" in json.loads(found.stdout)["error"]
+    server.command("CONFIG", "SET", "appendonly", "yes")
+    found = runner.invoke(app, ["check", "--json", "--storage", server.url])
+    assert found.exit_code == 0
+    assert json.loads(found.stdout)["storage"]["facts"]["appendonly"] == "yes"
+
+
+async def test_the_example_s_server_forgets_nothing() -> None:
+    """The options in examples/compose.yaml make a store that nothing is to be said about."""
+    text = (Path(__file__).parents[2] / "examples" / "compose.yaml").read_text()
+    command = re.search(r"command: redis-server (.*)", text)
+    assert command is not None
+    server = RedisServer(*[option.strip() for option in command[1].split("--") if option])
+    async with opened(server.url) as backend:
+        info = await backend.info()
+    assert (info.durable, info.warnings) == (True, ())
+    server.stop()
 
 
 async def test_a_server_that_does_not_tell_its_settings(server: RedisServer) -> None:

@@ -112,6 +112,7 @@ class Link:
                 await client.aclose()
             except FAILURES as error:
                 logger.debug("closing a connection to %s failed: %s", self.at.url, error)
+            await asyncio.sleep(0)  # a transport that was closed without waiting ends with the loop's next pass
 
     def abandon(self) -> None:
         """Let go of the connections without a word: their loop, or the process that made them, is gone.
