@@ -26,6 +26,7 @@ from respan_guard.errors import (
 )
 from respan_guard.estimates import Ask
 from respan_guard.failover import unavailable
+from respan_guard.rated import RatedAsk
 from respan_guard.usage import Usage
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Admissions:
         self._known_only = settings.unknown_customers == "refuse"
         self._trusted = settings.trust_customer_params
         self._remember = guard.failover.remember
+        self._rated = settings.rate_limit_storage is not None
 
     async def ask(self, customer: str, ask: Ask, *, requests: int = 1) -> Admission:
         """Ask storage, and let the customer in or raise; see `Guard.admit` for the errors."""
@@ -67,28 +69,32 @@ class Admissions:
             known = await self._look_up(lane, customer)
         op_id = guard.ids()
         now = guard.now_ms()
+        rated = RatedAsk(guard, lane, customer, requests) if self._rated else None
         for _ in range(_TRIES):
             terms = known.policy.at(now)
             if ask.unpriced is not None and terms.money and not self._shadow:
                 raise UnpricedModel(ask.unpriced)
             try:
-                outcome = await lane.submit(
-                    Admit(
-                        op_id,
-                        customer,
-                        known.revision,
-                        terms.day,
-                        terms.day_from_ms,
-                        terms.day_to_ms,
-                        terms.limits,
-                        ask.model,
-                        requests,
-                        ask.cost,
-                        ask.tokens,
-                        self._ttl_ms,
-                        ask.free,
-                    )
+                op = Admit(
+                    op_id,
+                    customer,
+                    known.revision,
+                    terms.day,
+                    terms.day_from_ms,
+                    terms.day_to_ms,
+                    terms.limits,
+                    ask.model,
+                    requests,
+                    ask.cost,
+                    ask.tokens,
+                    self._ttl_ms,
+                    ask.free,
                 )
+                if rated is None:
+                    limits, resets = terms.limits, terms.resets
+                    outcome = await lane.submit(op)
+                else:
+                    limits, resets, outcome = await rated.submit(op, terms)
             except BackendError as error:
                 return guard.failover.admit(error, lane, op_id, customer, known, terms, ask, requests)
             if isinstance(outcome, Stale):
@@ -99,7 +105,7 @@ class Admissions:
                     raise _unknown(customer)  # it was deleted
                 continue
             assert isinstance(outcome, (Allowed, Refused))
-            decision = Decision(customer, terms.limits, terms.resets, outcome, requests)
+            decision = Decision(customer, limits, resets, outcome, requests)
             if self._remember is not None:
                 self._remember(decision, ask.cost)
             if outcome.__class__ is Allowed:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from respan_guard.admission import Admission, Refusal, Renewer
 from respan_guard.admitting import Admissions, Admitting, entered
 from respan_guard.backends.base import Entry, Record
-from respan_guard.backends.registry import backend_factory
+from respan_guard.bookings import Bookings
 from respan_guard.context import Slot, current_slot
 from respan_guard.customer import Customer, normalise_identifier
 from respan_guard.customers import Customers
@@ -21,8 +21,7 @@ from respan_guard.decision import Status
 from respan_guard.errors import GuardError, LimitExceeded
 from respan_guard.estimates import Estimator
 from respan_guard.failover import Failover
-from respan_guard.homes import Homes
-from respan_guard.journal import Journal
+from respan_guard.homes import make_homes
 from respan_guard.policies import Policies
 from respan_guard.pricing import PriceBook
 from respan_guard.recorder import Ids, Recorder
@@ -65,20 +64,14 @@ class Guard:
         self.recorder = Recorder(self.prices, self.ids)
         self._off = settings.mode == "off"
         self._offset = 0
-        self._homes = Homes(
-            backend_factory(settings.storage, namespace=settings.namespace),
-            self.clock,
-            Journal(settings.journal_dir, f"{settings.storage}#{settings.namespace}"),
-            settings.storage_timeout,
-            self._on_open,
-            self._on_fork,
-        )
+        self._homes = make_homes(settings, self._on_open, self._on_fork)
         self.storage_timeout = settings.storage_timeout or self._homes.backend_class.default_timeout
         self.fork_mark = ""  # tells what this process numbers from what its parent does, if it was forked
         self.refusals = RefusalLog(self.clock, self._homes.lane)
         self.failover = Failover(self)
         self.admissions = Admissions(self)
         self.customers = Customers(self)
+        self.bookings = Bookings(self)
         self._reports = Reports(self)
 
     async def __aenter__(self) -> Self:
@@ -156,9 +149,7 @@ class Guard:
     def current(self) -> Admission | None:
         """The admission in force here, or None."""
         slot = current_slot.get()
-        if slot is None or slot.customer is not None:
-            return None
-        return slot.in_force
+        return None if slot is None or slot.customer is not None else slot.in_force
 
     @contextmanager
     def on_behalf_of(self, customer_identifier: str | int) -> Generator[None]:
@@ -243,8 +234,7 @@ class Guard:
 
     def make_entry(self, usage: Usage, customer: str, **how: Any) -> Entry:
         """The ledger's entry of a call; see `Recorder.entry`."""
-        policy = self.policies.get(customer).policy
-        return self.recorder.entry(usage, customer, policy, self.now_ms(), **how)
+        return self.recorder.entry(usage, customer, self.policies.get(customer).policy, self.now_ms(), **how)
 
     async def put_customer(self, customer: Customer, *, actor: str = "") -> Customer:
         """Store a customer's limits and profile. They hold from the next admission on, in every process."""

@@ -13,11 +13,23 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TypeVar
 
-from respan_guard.backends.base import Admit, Backend, Entry, Op, Outcome, Record, Recorded, Release
+from respan_guard.backends.base import (
+    Admit,
+    Backend,
+    Entry,
+    Limit,
+    Op,
+    Outcome,
+    Record,
+    Recorded,
+    Release,
+    TooLate,
+)
 from respan_guard.clock import Clock
 from respan_guard.drain import BATCH, Drain, Item, Unstorable
 from respan_guard.errors import BackendError, CounterOverflow, GuardError, StorageUnavailable
 from respan_guard.journal import Journal, JournalFile
+from respan_guard.rate_storage import Counted, HomeRates, RateStorage
 
 __all__ = ["Home"]
 
@@ -36,6 +48,7 @@ class Home(Drain):
         inherit: Takes over, from any thread, what is posted to a home that is closed or whose loop is gone.
         timeout: Seconds that storage may take.
         server_clock: Whether the store's own clock counts.
+        rates: Where rates are kept that the store shall not keep.
     """
 
     def __init__(
@@ -47,6 +60,7 @@ class Home(Drain):
         *,
         timeout: float,
         server_clock: bool = False,
+        rates: RateStorage | None = None,
     ) -> None:
         super().__init__(backend, clock, journal, timeout=timeout, server_clock=server_clock)
         self._inherit = inherit
@@ -55,6 +69,7 @@ class Home(Drain):
         self._thread = threading.get_ident()
         self._opening = asyncio.Lock()
         self._closed = False
+        self._rates = rates.open(timeout) if rates is not None else None
 
     # -- what callers do ---------------------------------------------------------------------------
 
@@ -87,7 +102,7 @@ class Home(Drain):
         finally:
             timer.cancel()
 
-    async def record(self, entry: Entry) -> Recorded | None:
+    async def record(self, entry: Entry) -> Recorded | TooLate | None:
         """Book `entry`. Once this returns the record is safe: stored, or (None) in the journal on disk.
 
         Raises:
@@ -103,7 +118,7 @@ class Home(Drain):
             except OSError as disk:
                 raise StorageUnavailable(f"{error}; the journal can't be written either: {disk}") from error
             return None
-        return outcome if isinstance(outcome, Recorded) else None
+        return outcome if isinstance(outcome, (Recorded, TooLate)) else None
 
     def post(self, *ops: Op) -> None:
         """Apply `ops` in this order, some time soon. A plain append: from any thread, never blocks."""
@@ -137,6 +152,25 @@ class Home(Drain):
             raise
         except Exception as error:  # of the driver, untranslated: not the app's to know
             raise StorageUnavailable(f"the storage backend failed: {error!r}") from error
+
+    @property
+    def rates(self) -> HomeRates:
+        """The rates that are kept apart from the store.
+
+        Raises:
+            RuntimeError: There are none.
+        """
+        if self._rates is None:
+            raise RuntimeError("rate_limit_storage is not set")
+        return self._rates
+
+    async def count_rates(self, customer: str, rates: Sequence[Limit], requests: int) -> list[Counted]:
+        """Count requests in the storage of rates; see `HomeRates.count`."""
+        return await self.rates.count(customer, rates, requests)
+
+    async def look_at_rates(self, customer: str, rates: Sequence[Limit]) -> list[Counted]:
+        """Where rates stand; see `HomeRates.look`."""
+        return await self.rates.look(customer, rates)
 
     def post_call(self, work: Callable[[Backend], Awaitable[object]], delay: float = 0.0) -> None:
         """Run `work` after `delay` seconds, from any thread; its failure is logged, not raised."""
@@ -190,6 +224,8 @@ class Home(Drain):
                     await asyncio.wait(tasks, timeout=self.timeout)
             finally:
                 self._leave()
+        if self._rates is not None:
+            await self._rates.close()
         if self._opened:
             self._opened = False
             await self.backend.close()

@@ -13,13 +13,25 @@ import concurrent.futures
 import contextlib
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
-from respan_guard.backends.base import Admit, Backend, Entry, Op, Outcome, Record, Recorded, Release
+from respan_guard.backends.base import (
+    Admit,
+    Backend,
+    Entry,
+    Limit,
+    Op,
+    Outcome,
+    Record,
+    Recorded,
+    Release,
+    TooLate,
+)
 from respan_guard.clock import Clock
 from respan_guard.errors import BackendError, GuardError, StorageUnavailable
 from respan_guard.home import Home
+from respan_guard.rate_storage import Counted
 
 __all__ = ["GuardThread", "Lane", "RemoteLane", "SharedLane", "run_inline"]
 
@@ -46,7 +58,7 @@ class Lane(Protocol):
         """Apply `op` and return its outcome."""
         ...
 
-    async def record(self, entry: Entry) -> Recorded | None:
+    async def record(self, entry: Entry) -> Recorded | TooLate | None:
         """Book `entry`; it is safe once this returns."""
         ...
 
@@ -60,6 +72,14 @@ class Lane(Protocol):
 
     def post_call(self, work: Callable[[Backend], Awaitable[object]], delay: float = 0.0) -> None:
         """Run `work` some time soon; from any thread."""
+        ...
+
+    async def count_rates(self, customer: str, rates: Sequence[Limit], requests: int) -> list[Counted]:
+        """Count requests in the storage of rates, where that is another one."""
+        ...
+
+    async def look_at_rates(self, customer: str, rates: Sequence[Limit]) -> list[Counted]:
+        """Where rates stand that are kept in another storage."""
         ...
 
     async def flush(self) -> None:
@@ -79,14 +99,14 @@ class SharedLane:
         """Apply `op` and return its outcome."""
         return self._apply((op,), self._now())[0]
 
-    async def record(self, entry: Entry) -> Recorded | None:
+    async def record(self, entry: Entry) -> Recorded | TooLate | None:
         """Book `entry`."""
         try:
             outcome = self._apply((Record(entry),), self._now())[0]
         except BackendError as error:
             _lost(entry, error)
             return None
-        return outcome if isinstance(outcome, Recorded) else None
+        return outcome if isinstance(outcome, (Recorded, TooLate)) else None
 
     def post(self, *ops: Op) -> None:
         """Apply `ops` in this order. What the store can't count is logged: nobody waits who could be told."""
@@ -114,6 +134,14 @@ class SharedLane:
                 logger.warning("background work on storage failed: %s", error)
 
         run_inline(run())
+
+    async def count_rates(self, customer: str, rates: Sequence[Limit], requests: int) -> list[Counted]:
+        """Never asked: where rates are kept apart, this store is used through a home."""
+        raise RuntimeError("rate_limit_storage is not set")
+
+    async def look_at_rates(self, customer: str, rates: Sequence[Limit]) -> list[Counted]:
+        """As `count_rates`."""
+        raise RuntimeError("rate_limit_storage is not set")
 
     async def flush(self) -> None:
         """Nothing waits here."""
@@ -240,13 +268,21 @@ class RemoteLane:
                 self.post(Release(op.customer, op.id))  # the answer may have been on its way between the threads
             raise
 
-    async def record(self, entry: Entry) -> Recorded | None:
+    async def record(self, entry: Entry) -> Recorded | TooLate | None:
         """Book `entry`; it is safe once this returns."""
         return await self._on_thread(self.home.record(entry))
 
     async def call(self, work: Callable[[Backend], Awaitable[T]], timeout: float | None = 10.0) -> T:  # noqa: ASYNC109
         """Run a read or a change of customers."""
         return await self._on_thread(self.home.call(work, timeout))
+
+    async def count_rates(self, customer: str, rates: Sequence[Limit], requests: int) -> list[Counted]:
+        """Count requests in the storage of rates."""
+        return await self._on_thread(self.home.count_rates(customer, rates, requests))
+
+    async def look_at_rates(self, customer: str, rates: Sequence[Limit]) -> list[Counted]:
+        """Where rates stand."""
+        return await self._on_thread(self.home.look_at_rates(customer, rates))
 
     async def flush(self) -> None:
         """Return when everything that was sent before is stored."""
