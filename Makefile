@@ -65,7 +65,7 @@ $(VENV)/.python:
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
-	@$(PIP) --editable '.[cli]'
+	@$(PIP) --editable '.[cli,console]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo

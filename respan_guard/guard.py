@@ -65,14 +65,10 @@ class Guard:
         self.recorder = Recorder(self.prices, self.ids)
         self._off = settings.mode == "off"
         self._offset = 0
-        self._homes = Homes(
-            backend_factory(settings.storage, namespace=settings.namespace),
-            self.clock,
-            Journal(settings.journal_dir, f"{settings.storage}#{settings.namespace}"),
-            settings.storage_timeout,
-            self._on_open,
-            self._on_fork,
-        )
+        self.journal = Journal(settings.journal_dir, f"{settings.storage}#{settings.namespace}")
+        make_backend = backend_factory(settings.storage, namespace=settings.namespace)
+        callbacks = (self._on_open, self._on_fork)
+        self._homes = Homes(make_backend, self.clock, self.journal, settings.storage_timeout, *callbacks)
         self.storage_timeout = settings.storage_timeout or self._homes.backend_class.default_timeout
         self.fork_mark = ""  # tells what this process numbers from what its parent does, if it was forked
         self.refusals = RefusalLog(self.clock, self._homes.lane)
