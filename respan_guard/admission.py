@@ -170,6 +170,11 @@ class Admission:
         return entry
 
     @property
+    def stored(self) -> bool:
+        """Whether storage let it in; else it has no hold there."""
+        return self._stored
+
+    @property
     def unspent(self) -> int:
         """What the hold still has, nano-USD, as far as this process knows."""
         return max(0, self.held - self._spent)
@@ -237,6 +242,11 @@ class Renewer:
     def unwatch(self, admission: Admission) -> None:
         """Forget an admission that ended."""
         self._live.pop(admission.id, None)
+
+    @property
+    def live(self) -> list[Admission]:
+        """Those in force."""
+        return list(self._live.values())
 
     def forget(self) -> None:
         """Forget all, after a fork: they are the parent's."""

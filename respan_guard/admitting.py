@@ -26,6 +26,9 @@ from respan_guard.errors import (
 )
 from respan_guard.estimates import Ask
 from respan_guard.failover import unavailable
+from respan_guard.observing import observed
+from respan_guard.rated import RatedAsk
+from respan_guard.telemetry import telemetry
 from respan_guard.usage import Usage
 
 if TYPE_CHECKING:
@@ -49,46 +52,58 @@ class Admissions:
     def __init__(self, guard: Guard) -> None:
         settings = guard.settings
         self._guard = guard
-        self._off = settings.mode == "off"
-        self._shadow = settings.mode == "shadow"
+        self._switch = guard.switch
         self._ttl_ms = int(settings.hold_ttl * 1000)
         self._known_only = settings.unknown_customers == "refuse"
         self._trusted = settings.trust_customer_params
         self._remember = guard.failover.remember
+        self._rated = settings.rate_limit_storage is not None
 
-    async def ask(self, customer: str, ask: Ask, *, requests: int = 1) -> Admission:
+    def ask(self, customer: str, ask: Ask, *, requests: int = 1) -> Coroutine[Any, Any, Admission]:
         """Ask storage, and let the customer in or raise; see `Guard.admit` for the errors."""
+        asking = self._ask(customer, ask, requests)
+        return observed(asking, self._guard.clock) if telemetry.on else asking
+
+    async def _ask(self, customer: str, ask: Ask, requests: int) -> Admission:
         guard = self._guard
-        if self._off:
+        switch = self._switch
+        if not switch.off:
+            lane = guard.lane()
+            if lane.asleep:
+                await switch.wake(lane)
+        if switch.off:
             return Admission(guard, None, "", Decision(customer, (), (), _NO_LIMITS))
-        lane = guard.lane()
         known = guard.policies.get(customer)
         if self._known_only and not known.revision:
             known = await self._look_up(lane, customer)
         op_id = guard.ids()
         now = guard.now_ms()
+        rated = RatedAsk(guard, lane, customer, requests) if self._rated else None
         for _ in range(_TRIES):
             terms = known.policy.at(now)
-            if ask.unpriced is not None and terms.money and not self._shadow:
+            if ask.unpriced is not None and terms.money and not switch.shadow:
                 raise UnpricedModel(ask.unpriced)
             try:
-                outcome = await lane.submit(
-                    Admit(
-                        op_id,
-                        customer,
-                        known.revision,
-                        terms.day,
-                        terms.day_from_ms,
-                        terms.day_to_ms,
-                        terms.limits,
-                        ask.model,
-                        requests,
-                        ask.cost,
-                        ask.tokens,
-                        self._ttl_ms,
-                        ask.free,
-                    )
+                op = Admit(
+                    op_id,
+                    customer,
+                    known.revision,
+                    terms.day,
+                    terms.day_from_ms,
+                    terms.day_to_ms,
+                    terms.limits,
+                    ask.model,
+                    requests,
+                    ask.cost,
+                    ask.tokens,
+                    self._ttl_ms,
+                    ask.free,
                 )
+                if rated is None:
+                    limits, resets = terms.limits, terms.resets
+                    outcome = await lane.submit(op)
+                else:
+                    limits, resets, outcome = await rated.submit(op, terms)
             except BackendError as error:
                 return guard.failover.admit(error, lane, op_id, customer, known, terms, ask, requests)
             if isinstance(outcome, Stale):
@@ -99,13 +114,13 @@ class Admissions:
                     raise _unknown(customer)  # it was deleted
                 continue
             assert isinstance(outcome, (Allowed, Refused))
-            decision = Decision(customer, terms.limits, terms.resets, outcome, requests)
+            decision = Decision(customer, limits, resets, outcome, requests)
             if self._remember is not None:
                 self._remember(decision, ask.cost)
             if outcome.__class__ is Allowed:
                 return Admission(guard, lane, op_id, decision, day=terms.day, held=ask.cost)
             guard.refusals.add(decision)
-            if self._shadow:
+            if switch.shadow:
                 decision.shadow = decision.allowed = True
                 return Admission(guard, lane, op_id, decision, day=terms.day, stored=False)
             raise _ERRORS.get(decision.reason or "", BudgetExceeded)(decision)
@@ -144,7 +159,7 @@ class Admissions:
 
     async def _merge(self, identifier: str, params: Mapping[str, Any], *, trusted: bool) -> None:
         """Merge what came with a request; a client's word neither makes a customer known nor decides on an outage."""
-        if self._off:
+        if self._switch.off:
             return
         guard = self._guard
         if self._known_only and not trusted and not guard.policies.get(identifier).revision:
@@ -175,7 +190,7 @@ class Admissions:
                 if admission is charged and not slot.recorded:
                     if usage is not None:
                         last.append(admission.entry(usage, "response"))
-                    elif sent and call is not None and not self._off:
+                    elif sent and call is not None and not self._switch.off:
                         last.append(self.presume(admission, call))
             except Exception:  # a fault of ours must neither reach the app nor leak the hold
                 logger.exception("the usage of a response could not be recorded")

@@ -9,7 +9,7 @@ let in at most R shares. What is spent meanwhile is recorded as ever, and booked
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,12 +20,14 @@ from respan_guard.decision import BLOCKED, Decision
 from respan_guard.errors import BackendError, CustomerBlocked, RateLimitExceeded, StorageUnavailable
 
 if TYPE_CHECKING:
-    from respan_guard.backends.base import Backend, Entry, Limit, Op, Outcome, Recorded
+    from respan_guard.backends.base import Backend, Entry, Limit, Op, Outcome, Recorded, TooLate
     from respan_guard.estimates import Ask
     from respan_guard.guard import Guard
+    from respan_guard.home import Home
     from respan_guard.lanes import Lane
     from respan_guard.policies import KnownPolicy
     from respan_guard.policy import Terms
+    from respan_guard.rate_storage import Counted
 
 __all__ = ["Failover", "LocalLane", "unavailable"]
 
@@ -39,6 +41,10 @@ def unavailable(error: BackendError) -> StorageUnavailable:
     return error if isinstance(error, StorageUnavailable) else StorageUnavailable(str(error))
 
 
+class RatesUnavailable(StorageUnavailable):
+    """The storage of rates gave no answer, and rates fail closed, whatever budgets do."""
+
+
 class Failover:
     """Decides without storage.
 
@@ -50,10 +56,10 @@ class Failover:
     def __init__(self, guard: Guard) -> None:
         settings = guard.settings
         self._guard = guard
-        self._shadow = settings.mode == "shadow"
         self._budgets = settings.budget_failure
         self._rates = settings.rate_limit_failure
         self._parts = round(settings.local_share * _PARTS)
+        self._rated = settings.rate_limit_storage is not None
         self._size = settings.max_cached_customers
         self._lock = threading.Lock()
         self._accounts: dict[str, _Account] = {}
@@ -81,9 +87,11 @@ class Failover:
             RateLimitExceeded: The local share of a rate is used up.
             CustomerBlocked: The customer was blocked when storage was last heard.
         """
+        if isinstance(error, RatesUnavailable):
+            raise error
         guard = self._guard
         decision = Decision(customer, (), (), _NOBODY, requests)
-        if not self._shadow:
+        if not guard.switch.shadow:
             # A customer that this process hasn't met may have limits of its own, where any have.
             stranger = not known.revision and guard.policies.any_own and customer not in self._accounts
             if stranger and self._budgets != "open":
@@ -94,6 +102,8 @@ class Failover:
                 if limit.name == BLOCKED:
                     refused = Refused(guard.now_ms(), ("exhausted",), (0,), (0,))
                     raise CustomerBlocked(Decision(customer, (limit,), (None,), refused, requests))
+                if self._rated and limit.kind == "rate":
+                    continue  # asked elsewhere, and before
                 kind, mode = (rates, self._rates) if limit.kind == "rate" else (budgets, self._budgets)
                 if mode == "closed":
                     raise unavailable(error) from error
@@ -107,6 +117,16 @@ class Failover:
         local = isinstance(lane, LocalLane)
         # It has no hold in the store; but a call whose usage stays unknown is presumed to have cost what it asked for.
         return Admission(guard, lane, op_id, decision, day=terms.day, held=ask.cost, stored=False, local=local)
+
+    def without_rates(
+        self, error: StorageUnavailable, op: Admit, terms: Terms, rates: tuple[Limit, ...], requests: int
+    ) -> None:
+        """Go on although the storage of rates, which is another one, gave no answer; or raise as `admit` does."""
+        if self._guard.switch.shadow or self._rates == "open":
+            return
+        if self._rates == "closed":
+            raise RatesUnavailable(str(error)) from error
+        self._by_rates(op.id, op.customer, terms, rates, requests)
 
     def _by_rates(self, op_id: str, customer: str, terms: Terms, rates: tuple[Limit, ...], requests: int) -> Decision:
         """The rates' shares, in a store of this process."""
@@ -189,11 +209,21 @@ class LocalLane:
         self._account = account
         self._left = hold
 
+    @property
+    def home(self) -> Home | None:
+        """Where it leads to."""
+        return self._lane.home
+
+    @property
+    def asleep(self) -> bool:
+        """Whether nobody looks at the kill switch there."""
+        return self._lane.asleep
+
     async def submit(self, op: Op) -> Outcome:
         """Apply `op` and return its outcome."""
         return await self._lane.submit(op)
 
-    async def record(self, entry: Entry) -> Recorded | None:
+    async def record(self, entry: Entry) -> Recorded | TooLate | None:
         """Book `entry`, by the lane of whoever waits."""
         self._note(Record(entry))
         return await self._usual().record(entry)
@@ -226,6 +256,14 @@ class LocalLane:
     def post_call(self, work: Callable[[Backend], Awaitable[object]], delay: float = 0.0) -> None:
         """Run `work` some time soon."""
         self._lane.post_call(work, delay)
+
+    async def count_rates(self, customer: str, rates: Sequence[Limit], requests: int) -> list[Counted]:
+        """Count requests in the storage of rates."""
+        return await self._lane.count_rates(customer, rates, requests)
+
+    async def look_at_rates(self, customer: str, rates: Sequence[Limit]) -> list[Counted]:
+        """Where rates stand."""
+        return await self._lane.look_at_rates(customer, rates)
 
     async def flush(self) -> None:
         """Return when everything that was sent before is stored."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from respan_guard.admission import Admission, Refusal, Renewer
 from respan_guard.admitting import Admissions, Admitting, entered
 from respan_guard.backends.base import Entry, Record
-from respan_guard.backends.registry import backend_factory
+from respan_guard.bookings import Bookings
 from respan_guard.context import Slot, current_slot
 from respan_guard.customer import Customer, normalise_identifier
 from respan_guard.customers import Customers
@@ -21,13 +21,15 @@ from respan_guard.decision import Status
 from respan_guard.errors import GuardError, LimitExceeded
 from respan_guard.estimates import Estimator
 from respan_guard.failover import Failover
-from respan_guard.homes import Homes
-from respan_guard.journal import Journal
+from respan_guard.homes import make_homes
+from respan_guard.observing import Gauges
 from respan_guard.policies import Policies
 from respan_guard.pricing import PriceBook
 from respan_guard.recorder import Ids, Recorder
 from respan_guard.reports import CustomerReport, RefusalLog, Reports, UsageReport
 from respan_guard.settings import GuardOptions, Settings, mask_url
+from respan_guard.switch import Switch
+from respan_guard.telemetry import telemetry
 from respan_guard.usage import Usage, UsageRecord
 
 if TYPE_CHECKING:
@@ -64,17 +66,19 @@ class Guard:
         self.estimator = Estimator(settings, self.prices)
         self.recorder = Recorder(self.prices, self.ids)
         self._off = settings.mode == "off"
+        self.switch = Switch(self)
         self._offset = 0
-        self.journal = Journal(settings.journal_dir, f"{settings.storage}#{settings.namespace}")
-        make_backend = backend_factory(settings.storage, namespace=settings.namespace)
-        callbacks = (self._on_open, self._on_fork)
-        self._homes = Homes(make_backend, self.clock, self.journal, settings.storage_timeout, *callbacks)
+        self._homes = make_homes(settings, self._on_open, self._on_fork)
+        self.journal = self._homes.journal
         self.storage_timeout = settings.storage_timeout or self._homes.backend_class.default_timeout
         self.fork_mark = ""  # tells what this process numbers from what its parent does, if it was forked
         self.refusals = RefusalLog(self.clock, self._homes.lane)
         self.failover = Failover(self)
         self.admissions = Admissions(self)
+        self._gauges = Gauges(self._homes, self.renewer)
+        telemetry.look()
         self.customers = Customers(self)
+        self.bookings = Bookings(self)
         self._reports = Reports(self)
 
     async def __aenter__(self) -> Self:
@@ -93,6 +97,7 @@ class Guard:
         """
         if not self._off:
             await self._homes.open()
+            await self.switch.wake(self.lane())
             await asyncio.to_thread(self.prices.load)  # a fifth of a second that no request should wait for
 
     async def aclose(self) -> None:
@@ -152,9 +157,7 @@ class Guard:
     def current(self) -> Admission | None:
         """The admission in force here, or None."""
         slot = current_slot.get()
-        if slot is None or slot.customer is not None:
-            return None
-        return slot.in_force
+        return None if slot is None or slot.customer is not None else slot.in_force
 
     @contextmanager
     def on_behalf_of(self, customer_identifier: str | int) -> Generator[None]:
@@ -208,7 +211,7 @@ class Guard:
         Raises:
             StorageUnavailable: Neither storage nor the journal took it at once; it is still tried.
         """
-        if self._off:
+        if self.switch.off:
             return
         entry, _ = self._entry_here(usage, customer_identifier, entry_id)
         await self._homes.lane().record(entry)
@@ -217,7 +220,7 @@ class Guard:
         self, usage: Usage, customer_identifier: str | int | None = None, *, entry_id: str | None = None
     ) -> None:
         """What `record` does, without waiting: from any thread, never blocks. `flush` tells when it is stored."""
-        if not self._off:
+        if not self.switch.off:
             entry, admission = self._entry_here(usage, customer_identifier, entry_id)
             if admission is not None:
                 admission.book(entry)  # in its own inbox, where its release follows; this may be another thread
@@ -239,8 +242,7 @@ class Guard:
 
     def make_entry(self, usage: Usage, customer: str, **how: Any) -> Entry:
         """The ledger's entry of a call; see `Recorder.entry`."""
-        policy = self.policies.get(customer).policy
-        return self.recorder.entry(usage, customer, policy, self.now_ms(), **how)
+        return self.recorder.entry(usage, customer, self.policies.get(customer).policy, self.now_ms(), **how)
 
     async def put_customer(self, customer: Customer, *, actor: str = "") -> Customer:
         """Store a customer's limits and profile. They hold from the next admission on, in every process."""

@@ -13,11 +13,24 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TypeVar
 
-from respan_guard.backends.base import Admit, Backend, Entry, Op, Outcome, Record, Recorded, Release
+from respan_guard.backends.base import (
+    Admit,
+    Backend,
+    Entry,
+    Limit,
+    Op,
+    Outcome,
+    Record,
+    Recorded,
+    Release,
+    TooLate,
+)
 from respan_guard.clock import Clock
 from respan_guard.drain import BATCH, Drain, Item, Unstorable
 from respan_guard.errors import BackendError, CounterOverflow, GuardError, StorageUnavailable
 from respan_guard.journal import Journal, JournalFile
+from respan_guard.rate_storage import Counted, HomeRates, RateStorage
+from respan_guard.telemetry import telemetry
 
 __all__ = ["Home"]
 
@@ -36,6 +49,7 @@ class Home(Drain):
         inherit: Takes over, from any thread, what is posted to a home that is closed or whose loop is gone.
         timeout: Seconds that storage may take.
         server_clock: Whether the store's own clock counts.
+        rates: Where rates are kept that the store shall not keep.
     """
 
     def __init__(
@@ -47,6 +61,7 @@ class Home(Drain):
         *,
         timeout: float,
         server_clock: bool = False,
+        rates: RateStorage | None = None,
     ) -> None:
         super().__init__(backend, clock, journal, timeout=timeout, server_clock=server_clock)
         self._inherit = inherit
@@ -55,6 +70,10 @@ class Home(Drain):
         self._thread = threading.get_ident()
         self._opening = asyncio.Lock()
         self._closed = False
+        self.own_rates = rates.open(timeout) if rates is not None else None
+        self._looked_at = (0.0, 0)
+        self.asleep = True
+        """Whether nobody looks at the kill switch here."""
 
     # -- what callers do ---------------------------------------------------------------------------
 
@@ -87,7 +106,7 @@ class Home(Drain):
         finally:
             timer.cancel()
 
-    async def record(self, entry: Entry) -> Recorded | None:
+    async def record(self, entry: Entry) -> Recorded | TooLate | None:
         """Book `entry`. Once this returns the record is safe: stored, or (None) in the journal on disk.
 
         Raises:
@@ -103,7 +122,7 @@ class Home(Drain):
             except OSError as disk:
                 raise StorageUnavailable(f"{error}; the journal can't be written either: {disk}") from error
             return None
-        return outcome if isinstance(outcome, Recorded) else None
+        return outcome if isinstance(outcome, (Recorded, TooLate)) else None
 
     def post(self, *ops: Op) -> None:
         """Apply `ops` in this order, some time soon. A plain append: from any thread, never blocks."""
@@ -127,16 +146,73 @@ class Home(Drain):
         """
         if self.breaker.is_open:
             raise StorageUnavailable(f"storage is down: {self.breaker.cause}")
+        fault: Exception | None = None
+        began = self.loop.time()
         try:
             async with asyncio.timeout(timeout):
                 await self.open()
                 return await work(self.backend)
-        except TimeoutError:
+        except TimeoutError as error:
+            fault = error
             raise StorageUnavailable(f"storage gave no answer within {timeout:g} s") from None
-        except GuardError:
+        except GuardError as error:
+            fault = error if isinstance(error, BackendError) else None
             raise
         except Exception as error:  # of the driver, untranslated: not the app's to know
+            fault = error
             raise StorageUnavailable(f"the storage backend failed: {error!r}") from error
+        finally:
+            if telemetry.on:
+                telemetry.stored("call", self.loop.time() - began, fault)
+
+    @property
+    def home(self) -> Home:
+        """This one; a lane tells its home."""
+        return self
+
+    @property
+    def waiting(self) -> int:
+        """How many operations wait here."""
+        return len(self._inbox) + len(self._batch)
+
+    def repeat(self, every: float, work: Callable[[], Awaitable[bool]]) -> None:
+        """Do `work` every so many seconds until it says False or the home closes; from any thread."""
+
+        # A timer, not a task that sleeps: a loop that is closed under us has nothing to complain about.
+        def due() -> None:
+            if not self._closed and not self._gone:
+                self._keep(once())
+
+        async def once() -> None:
+            if await work():
+                self.loop.call_later(every, due)
+
+        self._call_threadsafe(lambda: self.loop.call_later(every, due))
+
+    def idle(self, looks: int) -> bool:
+        """Whether nothing was sent since the last so many times that this was asked."""
+        sent_at, count = self._looked_at
+        self._looked_at = (self._sent_at, count + 1 if sent_at == self._sent_at else 0)
+        return self._looked_at[1] >= looks
+
+    @property
+    def rates(self) -> HomeRates:
+        """The rates that are kept apart from the store.
+
+        Raises:
+            RuntimeError: There are none.
+        """
+        if self.own_rates is None:
+            raise RuntimeError("rate_limit_storage is not set")
+        return self.own_rates
+
+    async def count_rates(self, customer: str, rates: Sequence[Limit], requests: int) -> list[Counted]:
+        """Count requests in the storage of rates; see `HomeRates.count`."""
+        return await self.rates.count(customer, rates, requests)
+
+    async def look_at_rates(self, customer: str, rates: Sequence[Limit]) -> list[Counted]:
+        """Where rates stand; see `HomeRates.look`."""
+        return await self.rates.look(customer, rates)
 
     def post_call(self, work: Callable[[Backend], Awaitable[object]], delay: float = 0.0) -> None:
         """Run `work` after `delay` seconds, from any thread; its failure is logged, not raised."""
@@ -190,6 +266,8 @@ class Home(Drain):
                     await asyncio.wait(tasks, timeout=self.timeout)
             finally:
                 self._leave()
+        if self.own_rates is not None:
+            await self.own_rates.close()
         if self._opened:
             self._opened = False
             await self.backend.close()

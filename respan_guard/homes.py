@@ -13,13 +13,16 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from respan_guard.backends.base import Backend, Op, Record
+from respan_guard.backends.registry import backend_factory
 from respan_guard.clock import Clock, SystemClock
 from respan_guard.errors import ConfigurationError
 from respan_guard.home import Home
 from respan_guard.journal import Journal
 from respan_guard.lanes import GuardThread, Lane, RemoteLane, SharedLane, run_inline
+from respan_guard.rate_storage import RateStorage, rate_storage
+from respan_guard.settings import Settings
 
-__all__ = ["Homes"]
+__all__ = ["Homes", "make_homes"]
 
 T = TypeVar("T")
 _CLOSE_TIMEOUT = 15.0
@@ -36,6 +39,7 @@ class Homes:
         timeout: Seconds that storage may take; None for the backend's own default.
         on_open: Called with each new home, on its loop, once it may be used.
         on_fork: Called in a forked child.
+        rates: Where rates are kept that the store shall not keep.
     """
 
     def __init__(
@@ -46,13 +50,15 @@ class Homes:
         timeout: float | None,
         on_open: Callable[[Lane], None],
         on_fork: Callable[[], None],
+        rates: RateStorage | None = None,
     ) -> None:
         self._factory = factory
         self._clock = clock
-        self._journal = journal
+        self._journal = self.journal = journal
         self._timeout = timeout
         self._on_open = on_open
         self._on_fork = on_fork
+        self._rates = rates
         self._lock = threading.Lock()
         self._app: Home | None = None
         self._opens = 0
@@ -61,7 +67,7 @@ class Homes:
         self.shared: SharedLane | None = None
         backend = factory()
         self.backend_class = type(backend)
-        if backend.shared:
+        if backend.shared and rates is None:  # connections to rates need homes
             self.shared = SharedLane(backend, clock)
         _all.add(self)
 
@@ -128,6 +134,15 @@ class Homes:
             await asyncio.to_thread(thread.stop)
         self._journal.close()
 
+    def open_homes(self) -> list[Home]:
+        """Those there are at the moment."""
+        return [home for home in (self._app, self._remote.home if self._remote else None) if home is not None]
+
+    @property
+    def journalled(self) -> int:
+        """Records of this process that lie in the journal."""
+        return self._journal.pending
+
     def check_waiting(self, instead: str) -> None:
         """Refuse to block the very loop that has to do the work that is waited for.
 
@@ -187,6 +202,7 @@ class Homes:
             self._inherit,
             timeout=backend.default_timeout if self._timeout is None else self._timeout,
             server_clock=backend.server_clock and isinstance(self._clock, SystemClock),
+            rates=self._rates,
         )
 
     def _start_thread(self) -> RemoteLane:
@@ -232,6 +248,23 @@ class Homes:
                 self._journal.write(entries)
             except OSError as disk:
                 logger.error("%d usage records are lost, the journal can't be written: %s", len(entries), disk)
+
+
+def make_homes(settings: Settings, on_open: Callable[[Lane], None], on_fork: Callable[[], None]) -> Homes:
+    """The homes that the settings ask for.
+
+    Raises:
+        ConfigurationError: A storage can't work as configured.
+    """
+    return Homes(
+        backend_factory(settings.storage, namespace=settings.namespace),
+        settings.clock,
+        Journal(settings.journal_dir, f"{settings.storage}#{settings.namespace}"),
+        settings.storage_timeout,
+        on_open,
+        on_fork,
+        rate_storage(settings),
+    )
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

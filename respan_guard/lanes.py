@@ -13,13 +13,27 @@ import concurrent.futures
 import contextlib
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
-from respan_guard.backends.base import Admit, Backend, Entry, Op, Outcome, Record, Recorded, Release
+from respan_guard.backends.base import (
+    Admit,
+    Backend,
+    Entry,
+    Limit,
+    Op,
+    Outcome,
+    Record,
+    Recorded,
+    Release,
+    TooLate,
+)
 from respan_guard.clock import Clock
 from respan_guard.errors import BackendError, GuardError, StorageUnavailable
 from respan_guard.home import Home
+from respan_guard.observing import observe_entry
+from respan_guard.rate_storage import Counted
+from respan_guard.telemetry import telemetry
 
 __all__ = ["GuardThread", "Lane", "RemoteLane", "SharedLane", "run_inline"]
 
@@ -40,13 +54,28 @@ def run_inline(work: Coroutine[Any, Any, T]) -> T:
 
 
 class Lane(Protocol):
-    """A way to storage. `Home` is one, for code on its loop."""
+    """A way to storage. `Home` is one, for code on its loop.
+
+    Attributes:
+        home: Where it leads to, if to a home.
+        asleep: Whether nobody looks at the kill switch there.
+    """
+
+    @property
+    def home(self) -> Home | None:
+        """Where it leads to, if to a home."""
+        ...
+
+    @property
+    def asleep(self) -> bool:
+        """Whether nobody looks at the kill switch there."""
+        ...
 
     async def submit(self, op: Op) -> Outcome:
         """Apply `op` and return its outcome."""
         ...
 
-    async def record(self, entry: Entry) -> Recorded | None:
+    async def record(self, entry: Entry) -> Recorded | TooLate | None:
         """Book `entry`; it is safe once this returns."""
         ...
 
@@ -62,13 +91,24 @@ class Lane(Protocol):
         """Run `work` some time soon; from any thread."""
         ...
 
+    async def count_rates(self, customer: str, rates: Sequence[Limit], requests: int) -> list[Counted]:
+        """Count requests in the storage of rates, where that is another one."""
+        ...
+
+    async def look_at_rates(self, customer: str, rates: Sequence[Limit]) -> list[Counted]:
+        """Where rates stand that are kept in another storage."""
+        ...
+
     async def flush(self) -> None:
         """Return when everything that was sent before is stored."""
         ...
 
 
 class SharedLane:
-    """Straight to a locked store that any thread may use."""
+    """Straight to a locked store that any thread may use. Nobody else can switch it, so nobody looks."""
+
+    home = None
+    asleep = False
 
     def __init__(self, backend: Backend, clock: Clock) -> None:
         self.backend = backend
@@ -79,19 +119,25 @@ class SharedLane:
         """Apply `op` and return its outcome."""
         return self._apply((op,), self._now())[0]
 
-    async def record(self, entry: Entry) -> Recorded | None:
+    async def record(self, entry: Entry) -> Recorded | TooLate | None:
         """Book `entry`."""
         try:
             outcome = self._apply((Record(entry),), self._now())[0]
         except BackendError as error:
             _lost(entry, error)
             return None
-        return outcome if isinstance(outcome, Recorded) else None
+        if telemetry.on:
+            observe_entry(entry, outcome)
+        return outcome if isinstance(outcome, (Recorded, TooLate)) else None
 
     def post(self, *ops: Op) -> None:
         """Apply `ops` in this order. What the store can't count is logged: nobody waits who could be told."""
         try:
-            self._apply(ops, self._now())
+            outcomes = self._apply(ops, self._now())
+            if telemetry.on:
+                for op, outcome in zip(ops, outcomes, strict=True):
+                    if isinstance(op, Record):
+                        observe_entry(op.entry, outcome)
         except BackendError:
             for op in ops:  # one of them is it; the others, a release above all, must get through
                 try:
@@ -114,6 +160,14 @@ class SharedLane:
                 logger.warning("background work on storage failed: %s", error)
 
         run_inline(run())
+
+    async def count_rates(self, customer: str, rates: Sequence[Limit], requests: int) -> list[Counted]:
+        """Never asked: where rates are kept apart, this store is used through a home."""
+        raise RuntimeError("rate_limit_storage is not set")
+
+    async def look_at_rates(self, customer: str, rates: Sequence[Limit]) -> list[Counted]:
+        """As `count_rates`."""
+        raise RuntimeError("rate_limit_storage is not set")
 
     async def flush(self) -> None:
         """Nothing waits here."""
@@ -215,6 +269,11 @@ class RemoteLane:
         self.post = self.home.post
         self.post_call = self.home.post_call
 
+    @property
+    def asleep(self) -> bool:
+        """Whether nobody looks at the kill switch there."""
+        return self.home.asleep
+
     async def _on_thread(self, work: Coroutine[Any, Any, T]) -> T:
         if self.thread.is_current:
             return await work
@@ -240,13 +299,21 @@ class RemoteLane:
                 self.post(Release(op.customer, op.id))  # the answer may have been on its way between the threads
             raise
 
-    async def record(self, entry: Entry) -> Recorded | None:
+    async def record(self, entry: Entry) -> Recorded | TooLate | None:
         """Book `entry`; it is safe once this returns."""
         return await self._on_thread(self.home.record(entry))
 
     async def call(self, work: Callable[[Backend], Awaitable[T]], timeout: float | None = 10.0) -> T:  # noqa: ASYNC109
         """Run a read or a change of customers."""
         return await self._on_thread(self.home.call(work, timeout))
+
+    async def count_rates(self, customer: str, rates: Sequence[Limit], requests: int) -> list[Counted]:
+        """Count requests in the storage of rates."""
+        return await self._on_thread(self.home.count_rates(customer, rates, requests))
+
+    async def look_at_rates(self, customer: str, rates: Sequence[Limit]) -> list[Counted]:
+        """Where rates stand."""
+        return await self._on_thread(self.home.look_at_rates(customer, rates))
 
     async def flush(self) -> None:
         """Return when everything that was sent before is stored."""

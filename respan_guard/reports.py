@@ -25,10 +25,12 @@ from respan_guard.customer import Customer, normalise_identifier
 from respan_guard.decision import Decision, Status, as_datetime, limit_statuses
 from respan_guard.errors import InvalidInput
 from respan_guard.money import from_nano
+from respan_guard.rated import with_rates
 from respan_guard.recorder import record_from_entry
 from respan_guard.usage import UsageRecord
 
 if TYPE_CHECKING:
+    from respan_guard.backends.base import Allowed, Limit, Refused
     from respan_guard.guard import Guard
     from respan_guard.lanes import Lane
 
@@ -121,7 +123,14 @@ class Reports:
             known = guard.policies.learn(identifier, row.revision, row.params)
         now = guard.now_ms()
         terms = known.policy.at(now)
-        standing = await lane.call(lambda backend: backend.standing(identifier, terms.limits, now=now))
+        rates: list[Limit] = []
+        if guard.settings.rate_limit_storage is not None:
+            rates = [limit for limit in terms.limits if limit.kind == "rate"]
+        stored = [limit for limit in terms.limits if limit not in rates]
+        standing: Allowed | Refused = await lane.call(lambda backend: backend.standing(identifier, stored, now=now))
+        if rates:
+            counted = await lane.look_at_rates(identifier, rates)
+            standing = with_rates(terms.limits, standing, counted, 0)
         period_spend = next(
             (
                 from_nano(used)

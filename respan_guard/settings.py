@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self, TypeAlias, TypedDict
+from typing import Annotated, Any, Final, Literal, Self
 from zoneinfo import ZoneInfo
 
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
@@ -25,6 +25,7 @@ from respan_guard.clock import Clock, SystemClock
 from respan_guard.customer import Customer
 from respan_guard.errors import ConfigurationError
 from respan_guard.money import to_nano
+from respan_guard.options import FailureMode, GuardOptions, Mode, RateLimitStrategy
 
 __all__ = ["CONFIG_FILE", "CONFIG_VARIABLE", "DEFAULT_LIMIT_FIELDS", "GuardOptions", "Settings", "mask_url", "nearest"]
 
@@ -52,38 +53,6 @@ _KEYWORD_ONLY = frozenset({"clock"})  # objects that no text can name
 # where the URL is not a proper one (a lost slash, no scheme): that is when it ends up in an error message.
 _PASSWORD = re.compile(r"^([a-z][a-z0-9+.-]*:/+[^:@/]*|[^:@/]*(?!:/)):.*@", re.DOTALL | re.IGNORECASE)
 _SECRET_PARAMETER = re.compile(r"([?&][^=&]*(?:pass|secret|token|key)[^=&]*=)[^&]*", re.IGNORECASE)
-
-Mode: TypeAlias = Literal["enforce", "shadow", "off"]
-FailureMode: TypeAlias = Literal["closed", "open", "local"]
-Money: TypeAlias = Decimal | int | float | str
-
-
-class GuardOptions(TypedDict, total=False):
-    """The keywords of `Guard`, beside `storage`. See `Settings` for what each means."""
-
-    mode: Mode
-    default_limits: Mapping[str, Any] | None
-    hold: Literal["upper_bound", "none"] | Money
-    default_hold: Money
-    default_max_output_tokens: int
-    prices: Mapping[str, Any]
-    unknown_price: Literal["reject", "flag"]
-    time_zone: str
-    namespace: str
-    retention: int | str | None
-    storage_timeout: float | None
-    budget_failure: FailureMode
-    rate_limit_failure: FailureMode
-    local_share: float
-    hold_ttl: float
-    budget_status_code: int
-    show_amounts: bool
-    unknown_customers: Literal["admit", "refuse"]
-    trust_customer_params: bool
-    missing_usage: Literal["hold", "estimate", "flag"]
-    journal_dir: str | Path | None
-    max_cached_customers: int
-    clock: Clock
 
 
 def mask_url(url: str) -> str:
@@ -126,6 +95,10 @@ def _storage(value: object) -> object:
     if not isinstance(value, str) or not re.match(r"\s*[a-z][a-z0-9+.-]*://", value) or "\0" in value:
         raise ValueError("that is no URL")
     return value.strip()  # a secret read from a file often ends with a newline
+
+
+def _rate_storage(value: object) -> object:
+    return None if value is None else _storage(value)
 
 
 def _zone(value: object) -> object:
@@ -173,12 +146,15 @@ class Settings(BaseSettings):
             "open" lets them in, "local" up to a share of what was last known to be left.
         rate_limit_failure: The same for rate limits; "local" is a share of the rate.
         local_share: The share of a limit that "local" gives to each process, from above 0 to 1.
+        rate_limit_storage: A storage URL of `limits` that keeps the rates; None for in `storage`, with the rest.
+        rate_limit_strategy: How they are counted there.
         hold_ttl: Seconds after which a hold that nobody ended no longer counts.
         budget_status_code: The answer to a spent budget.
         show_amounts: Whether refusals and headers say amounts of money.
         unknown_customers: Whether customers that were never put are admitted.
         trust_customer_params: Whether limits in a request's `customer_params` are obeyed.
         missing_usage: What a call whose reply has no usage is booked as: its "hold", an "estimate", or none ("flag").
+        store_content: Whether the text of calls that are reported to the API is kept.
         journal_dir: Where records wait that storage can't take; None for beside the store.
         max_cached_customers: How many customers' limits are kept in memory.
         clock: Where time comes from.
@@ -224,12 +200,19 @@ class Settings(BaseSettings):
     budget_failure: FailureMode = Field("closed", description='"closed", "open" or "local"')
     rate_limit_failure: FailureMode = Field("local", description='"closed", "open" or "local"')
     local_share: _Seconds = Field(0.1, gt=0, le=1, description="a share above 0, at most 1")
+    rate_limit_storage: Annotated[str | None, BeforeValidator(_rate_storage)] = Field(
+        None, description='a storage URL of limits like "redis://localhost:6379" or "memcached://localhost:11211"'
+    )
+    rate_limit_strategy: RateLimitStrategy = Field(
+        "sliding-window-counter", description='"sliding-window-counter", "moving-window" or "fixed-window"'
+    )
     hold_ttl: _Seconds = Field(600.0, ge=1, le=86_400, description="a number of seconds from 1 to 86400")
     budget_status_code: _Count = Field(402, ge=400, le=499, description="a status from 400 to 499, like 402 or 429")
     show_amounts: bool = Field(False, description="true or false")
     unknown_customers: Literal["admit", "refuse"] = Field("admit", description='"admit" or "refuse"')
     trust_customer_params: bool = Field(False, description="true or false")
     missing_usage: Literal["hold", "estimate", "flag"] = Field("hold", description='"hold", "estimate" or "flag"')
+    store_content: bool = Field(False, description="true or false")
     journal_dir: Path | None = Field(None, description="the path of a directory")
     max_cached_customers: _Count = Field(10_000, ge=1, le=100_000_000, description="a number from 1")
     clock: Clock = Field(default_factory=SystemClock, description="an object with now_ms() and monotonic()")
@@ -332,7 +315,7 @@ class Settings(BaseSettings):
 
 
 def _masked(name: str, value: Any) -> Any:
-    return mask_url(value) if name == "storage" and isinstance(value, str) else value
+    return mask_url(value) if name.endswith("storage") and isinstance(value, str) else value
 
 
 def _expected(name: str) -> str:

@@ -200,6 +200,8 @@ class _Connection:
         proxy = self._proxy
         duplicated = self._rng.random() < proxy.faults.duplicate
         await proxy.passing()
+        if self._ended:  # cut while it was held back
+            return
         try:
             from_server, to_server = await asyncio.open_connection(*server, limit=_CHUNK)
             self._writers.append(to_server)
@@ -269,6 +271,7 @@ class _Connection:
         """Close all ends and return when they are."""
         self.end()
         for writer in self._writers:
+            writer.close()
             with contextlib.suppress(OSError, TimeoutError):
                 await asyncio.wait_for(writer.wait_closed(), 1.0)
             writer.transport.abort()  # whoever doesn't read can't keep it open

@@ -256,10 +256,16 @@ class Discrepancy:
 
 @dataclass(frozen=True, slots=True)
 class StoreInfo:
-    """What `respan-guard check` says about a store."""
+    """What `respan-guard check` says about a store.
+
+    Attributes:
+        durable: What is acknowledged survives a power cut.
+        problems: Why no budget can rest on the store; with one, the check fails. They are among the warnings, too.
+    """
 
     url: str
     schema: str
     durable: bool
     facts: Mapping[str, str]
     warnings: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()

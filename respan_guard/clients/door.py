@@ -48,8 +48,12 @@ class Door:
         self.guard = guard
         self.customer = customer
         self.include_usage = include_usage
-        self.off = guard.settings.mode == "off"
         self._warned = False
+
+    @property
+    def off(self) -> bool:
+        """Whether calls pass as if we weren't there."""
+        return self.guard.switch.off
 
     async def open(self, call: Call) -> Exchange:
         """Let a call through.

@@ -92,7 +92,7 @@ class Exchange:
         """
         self._status = status
         if 200 <= status < 300:
-            self._reader = reader_for(content_type, encoding)
+            self._reader = reader_for(content_type, encoding, self._guard.clock.monotonic)
         return None if self._reader is None else self._reader.feed
 
     def failed(self, error: BaseException, *, sent: bool) -> None:
@@ -146,7 +146,6 @@ class Exchange:
             self.finish()
 
     def _usage(self) -> Usage | None:
-        usage = None if self._reader is None else usage_of_call(self._reader, self._call)
-        if usage is not None:
-            usage.latency_ms = round((self._guard.clock.monotonic() - self._started) * 1000)
-        return usage
+        if self._reader is None:
+            return None
+        return usage_of_call(self._reader, self._call, self._started, self._guard.clock.monotonic())

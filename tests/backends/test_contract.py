@@ -7,17 +7,16 @@ from pathlib import Path
 import pytest
 
 from respan_guard.backends.base import Backend
-from respan_guard.backends.registry import backend_factory
 from respan_guard.testing import BackendContract
-from tests.backends.conftest import BACKENDS, storage_url
+from tests.backends.conftest import BACKENDS, new_store
 
 
 class TestContract(BackendContract):
     @pytest.fixture(autouse=True, params=BACKENDS)
     def store(self, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-        self.url = storage_url(request.param, tmp_path)
+        self.make = new_store(request.param, tmp_path)
 
     async def open_backend(self) -> Backend:
-        backend = backend_factory(self.url)()
+        backend = self.make()
         await backend.open()
         return backend

@@ -37,8 +37,7 @@ from respan_guard.backends.base import (
     StoredEntry,
     UsageQuery,
 )
-from respan_guard.backends.registry import backend_factory
-from tests.backends.conftest import BACKENDS, storage_url
+from tests.backends.conftest import BACKENDS, new_store
 from tests.backends.strategies import (
     DAY_MS,
     FIRST_DAY,
@@ -76,8 +75,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.directory = Path(tempfile.mkdtemp())
         self.runner = asyncio.Runner()
-        factory = backend_factory(storage_url(self.backend_name, self.directory))
-        self.backend: Backend = factory()
+        self.backend: Backend = new_store(self.backend_name, self.directory)()
         self.wait(self.backend.open())
         self.oracle = Oracle()
         self.now = START
@@ -306,7 +304,7 @@ def test_a_backend_answers_as_the_oracle_does(backend_name: str) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=200 if backend_name == "memory" else 80,
+            max_examples={"memory": 200, "sqlite": 80, "redis": 30, "postgresql": 25}[backend_name],
             stateful_step_count=35,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -1,0 +1,104 @@
+"""Usage that comes in: one log, or up to 500."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from respan_guard.api.log import Log, Told, read_log, spread
+from respan_guard.api.operation import Call, validated
+from respan_guard.api.rows import log_row
+from respan_guard.api.wire import JSON
+from respan_guard.bookings import Booked
+from respan_guard.errors import BackendError, GuardError, InvalidInput
+
+__all__ = ["LogBatch", "bulk", "create"]
+
+MAX_ROWS: Final = 500
+
+
+class LogBatch(BaseModel):
+    """Up to 500 logs."""
+
+    logs: list[Log] = Field(min_length=1, max_length=MAX_ROWS)
+
+
+async def create(call: Call) -> Response:
+    """Book one call."""
+    told = _read(call, call.body)
+    booked = await _book(call, told)
+    return JSON(_created(call, booked), 201)
+
+
+async def bulk(call: Call) -> Response:
+    """Book up to 500 calls; each is taken or refused by itself."""
+    body = call.body
+    logs = body.get("logs") if isinstance(body, dict) else None
+    if not isinstance(logs, list) or not logs:
+        raise InvalidInput('logs must be a list of logs: {"logs": [{...}, ...]}', field="logs")
+    if len(logs) > MAX_ROWS:
+        raise InvalidInput(f"logs must hold at most {MAX_ROWS} rows, got {len(logs):,}", field="logs")
+    errors: dict[int, str] = {}
+    told: dict[int, Told] = {}
+    for index, log in enumerate(logs):
+        try:
+            told[index] = row = _read(call, log)
+            await _introduce(call, row)
+        except GuardError as error:
+            told.pop(index, None)
+            errors[index] = _public(error)
+    # All at once, so that storage takes them together; in order, since the first of two with one id counts.
+    outcomes = await asyncio.gather(*(_record(call, row) for row in told.values()), return_exceptions=True)
+    for index, outcome in zip(told, outcomes, strict=True):
+        if isinstance(outcome, GuardError):
+            errors[index] = _public(outcome)
+        elif isinstance(outcome, BaseException):
+            raise outcome
+    failed = [{"index": index, "error": errors[index]} for index in sorted(errors)]
+    answer = {"success_count": len(logs) - len(failed), "error_count": len(failed), "errors": failed}
+    return JSON(answer, 201 if len(failed) < len(logs) else 400)
+
+
+def _read(call: Call, body: Any) -> Told:
+    if not isinstance(body, dict):
+        raise InvalidInput("a log must be a JSON object")
+    return read_log(validated(Log, spread(body)), store_content=call.guard.settings.store_content)
+
+
+async def _introduce(call: Call, told: Told) -> None:
+    """What the log says about its customer: the name of one that has none; limits where the guard trusts them."""
+    if told.customer and told.params:
+        trusted = call.guard.settings.trust_customer_params
+        await call.guard.customers.merge(told.customer, told.params, trusted=trusted)
+
+
+async def _record(call: Call, told: Told) -> Booked:
+    return await call.guard.bookings.book(told.usage, told.customer, entry_id=told.entry_id, unpriced=told.unpriced)
+
+
+async def _book(call: Call, told: Told) -> Booked:
+    await _introduce(call, told)
+    return await _record(call, told)
+
+
+def _public(error: GuardError) -> str:
+    if isinstance(error, BackendError):  # its text may name hosts and files
+        return "storage is unavailable; send this row again"
+    return str(error)
+
+
+def _created(call: Call, booked: Booked) -> dict[str, Any]:
+    row = log_row(booked.record, call.guard.settings.namespace)
+    names = (
+        "id", "unique_id", "organization_id", "customer_identifier", "status", "cost", "timestamp", "environment",
+        "latency", "time_to_first_token", "prompt_tokens", "completion_tokens", "prompt_cache_creation_tokens",
+        "prompt_cache_hit_tokens", "model", "warnings",
+    )  # fmt: skip
+    found = {name: row[name] for name in names}
+    if booked.conflict:
+        again = "logged before with other amounts; the first stands"
+        found |= {"status": "warning", "warnings": "; ".join(filter(None, (found["warnings"], again)))}
+    return found

@@ -1,0 +1,204 @@
+"""Pages that stay where they are while rows come in: `next` carries the place it goes on from.
+
+The official client asks for page 2, 3, ... by number alone. So the places at which pages ended are
+remembered for a while; where one is not, another process served the page before and what lies before
+is read again, up to a bound.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Final, Generic, TypeVar
+
+from starlette.requests import Request
+
+from respan_guard.api.wire import parse, to_json
+from respan_guard.errors import InvalidInput
+
+__all__ = ["MAX_PAGE_SIZE", "Page", "Pages", "Slice", "as_filters", "checked", "sorted_slice"]
+
+MAX_PAGE_SIZE: Final = 1000
+_REMEMBERED = 10_000
+_MAX_TOKEN = 4_000
+
+R = TypeVar("R")
+Place = list[Any]
+"""Where a page begins: behind the row of these values. What they are is the list's own affair."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page that is asked for.
+
+    Attributes:
+        start: The place it begins behind; None for the first, or if that is not known (`skip` then says more).
+        skip: How many rows to pass over first, because nobody remembers where the page begins.
+    """
+
+    number: int
+    size: int
+    start: Place | None
+    skip: int
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class Slice(Generic[R]):
+    """What is on a page.
+
+    Attributes:
+        end: The place of its last row; None if it is empty.
+        more: Whether another page may follow.
+    """
+
+    rows: list[R]
+    end: Place | None
+    more: bool
+
+
+class Pages:
+    """The places of one API's pages."""
+
+    def __init__(self) -> None:
+        self._places: OrderedDict[tuple[str, int], Place] = OrderedDict()
+
+    def asked(self, request: Request, query: Any, filters: object) -> Page:
+        """Which page a request asks for: by `cursor`, else by `page`.
+
+        Args:
+            request: Its path and key are part of what is asked.
+            query: With `page`, `page_size`, `cursor`.
+            filters: What else picks rows.
+
+        Raises:
+            InvalidInput: The cursor is none of ours.
+        """
+        identity = self._identity(request, query, filters)
+        if query.cursor is not None:
+            number, place = _read_token(query.cursor)
+            return Page(number, query.page_size, place, 0, identity)
+        number = query.page
+        known = self._places.get((identity, number))
+        skip = 0 if number == 1 or known is not None else (number - 1) * query.page_size
+        return Page(number, query.page_size, None if number == 1 else known, skip, identity)
+
+    def answer(self, request: Request, page: Page, rows: list[Any], part: Slice[Any]) -> dict[str, Any]:
+        """The body of a page.
+
+        Args:
+            request: What was asked.
+            page: Which page it is.
+            rows: What is on it, as it is shown.
+            part: Where it ends, and whether another may follow.
+        """
+        if part.end is not None:
+            self._places[page.identity, page.number + 1] = part.end
+            self._places.move_to_end((page.identity, page.number + 1))
+            while len(self._places) > _REMEMBERED:
+                self._places.popitem(last=False)
+        before = self._places.get((page.identity, page.number - 1))
+        return {
+            "count": len(rows),
+            "next": _link(request, page.number + 1, part.end) if part.more and part.end is not None else None,
+            "previous": _link(request, page.number - 1, before) if page.number > 1 else None,
+            "results": rows,
+        }
+
+    def _identity(self, request: Request, query: Any, filters: object) -> str:
+        asked = query.model_dump(exclude={"page", "cursor"})
+        key = request.headers.get("authorization", "")
+        text = to_json([request.url.path, key, {n: str(v) for n, v in sorted(asked.items())}, filters])
+        return hashlib.sha256(text).hexdigest()
+
+
+def _link(request: Request, number: int, place: Place | None) -> str:
+    changes: dict[str, Any] = {"page": number}
+    if place is not None and number > 1:
+        changes["cursor"] = base64.urlsafe_b64encode(to_json([number, place])).decode().rstrip("=")
+    try:
+        return str(request.url.remove_query_params("cursor").include_query_params(**changes))
+    except ValueError:  # a Host that makes no URL
+        raise InvalidInput("the request's Host header is no host", field="host") from None
+
+
+def _read_token(text: str) -> tuple[int, Place]:
+    wrong = InvalidInput("cursor is none that this API gave; begin at page 1", field="cursor")
+    if len(text) > _MAX_TOKEN or not text.isascii():
+        raise wrong
+    try:
+        value = parse(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    except (ValueError, InvalidInput):
+        raise wrong from None
+    if not isinstance(value, list) or len(value) != 2:
+        raise wrong
+    number, place = value
+    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= 1 << 40:
+        raise wrong
+    if not isinstance(place, list):
+        raise wrong
+    return number, place
+
+
+def checked(place: Place | None, *kinds: type | tuple[type, ...]) -> Place | None:
+    """A place, if its values are of these types.
+
+    Raises:
+        InvalidInput: A cursor that was made for another list, or made up.
+    """
+    if place is None:
+        return None
+    if len(place) == len(kinds) and all(
+        isinstance(value, kind) and not isinstance(value, bool) for value, kind in zip(place, kinds, strict=True)
+    ):
+        return place
+    raise _foreign()
+
+
+def sorted_slice(rows: list[R], key: Callable[[R], tuple[Any, str]], page: Page, *, descending: bool) -> Slice[R]:
+    """A page of rows that are all here, in order of a value and a name that no other row has.
+
+    What has no value comes before all that have one.
+    """
+
+    def order(row: R) -> tuple[int, Any, str]:
+        value, name = key(row)
+        return int(value is not None), int(value) if isinstance(value, bool) else value or 0, name
+
+    ordered = sorted(rows, key=order, reverse=descending)
+    place = checked(page.start, int, (int, str, Decimal), str)
+    if place is not None:
+        behind = (place[0], place[1], place[2])
+        try:
+            ordered = [row for row in ordered if (order(row) < behind if descending else order(row) > behind)]
+        except TypeError:
+            raise _foreign() from None
+    ordered = ordered[page.skip :]
+    shown = ordered[: page.size]
+    return Slice(shown, list(order(shown[-1])) if shown else None, more=len(ordered) > page.size)
+
+
+def as_filters(body: Any, text: str | None = None) -> dict[str, Any]:
+    """The filters of a body, else those that a query has as JSON; none if there are none.
+
+    Raises:
+        InvalidInput: They are no object.
+    """
+    if body is not None and not isinstance(body, Mapping):
+        raise InvalidInput("the body must be a JSON object")
+    filters = (body or {}).get("filters")
+    if filters is None and text is not None:
+        filters = parse(text)
+    if filters is None:
+        return {}
+    if not isinstance(filters, Mapping):
+        raise InvalidInput("filters must be a JSON object", field="filters")
+    return dict(filters)
+
+
+def _foreign() -> InvalidInput:
+    return InvalidInput("cursor belongs to another list; begin at page 1", field="cursor")

@@ -1,0 +1,93 @@
+"""Ranges of time as days, on which everything is booked."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta, tzinfo
+from typing import TYPE_CHECKING, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from respan_guard.api.fields import Day, Identifier, Instant
+from respan_guard.errors import InvalidInput
+from respan_guard.periods import load_zone, local_day, start_of_day
+
+if TYPE_CHECKING:
+    from respan_guard.guard import Guard
+
+__all__ = ["EVER", "TimeRange", "days_of", "whole_days"]
+
+EVER: Final = (0, 1 << 40)
+
+Preset = Literal["daily", "weekly", "monthly", "quarterly", "yearly", "last_24h", "all"]
+
+
+class TimeRange(BaseModel):
+    """A preset, or from one time to another; the current month if neither is given."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    summary_type: Preset | None = Field(None, description="The day, week, ... that `date` is in.")
+    date: Day = Field(None, description="With `summary_type`; today if absent.")
+    start_time: Instant = Field(None, description="The days from the one it is in.")
+    end_time: Instant = Field(None, description="The days before it, with the one it is in.")
+    time_tick: Literal["minute", "hour", "day"] | None = Field(None, description="How long a bucket is; day if absent.")
+    timezone_offset: float | None = Field(
+        None, ge=-14, le=14, description="Hours from UTC, to know what day today is; the guard's zone if absent."
+    )
+    environment: Identifier = Field(None, description='All here is "prod".')
+
+
+def whole_days(start: datetime | None, end: datetime | None, guard: Guard) -> tuple[int, int] | None:
+    """The days from one time to another, if both are midnights, in the guard's zone or UTC; else None."""
+    for zone in (load_zone(guard.settings.time_zone), UTC):
+        first = EVER[0] if start is None else _midnight(start, zone)
+        after = EVER[1] if end is None else _midnight(end, zone)
+        if first is not None and after is not None:
+            return first, after
+    return None
+
+
+def _midnight(moment: datetime, zone: tzinfo) -> int | None:
+    ms = _ms(moment)
+    day = local_day(ms, zone)
+    return day if start_of_day(day, zone) == ms else None
+
+
+def _ms(moment: datetime) -> int:
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+
+
+def days_of(query: TimeRange, guard: Guard) -> tuple[int, int]:
+    """The days that a range is about.
+
+    Raises:
+        InvalidInput: It ends before it begins.
+    """
+    zone = load_zone(guard.settings.time_zone)
+    today = local_day(guard.now_ms(), zone)
+    if query.timezone_offset is not None:
+        shifted = guard.now_ms() + int(query.timezone_offset * 3_600_000)
+        today = local_day(shifted, UTC)
+    if query.start_time is not None or query.end_time is not None:
+        after = today + 1 if query.end_time is None else local_day(_ms(query.end_time) - 1, zone) + 1
+        first = after - 30 if query.start_time is None else local_day(_ms(query.start_time), zone)
+        if first >= after:
+            raise InvalidInput("end_time must be after start_time", field="end_time")
+        return first, after
+    if query.summary_type == "all":
+        return EVER
+    if query.summary_type == "last_24h":
+        return today - 1, today + 1
+    return _preset(query.summary_type or "monthly", query.date or date.fromordinal(today))
+
+
+def _preset(name: str, day: date) -> tuple[int, int]:
+    if name == "daily":
+        return day.toordinal(), day.toordinal() + 1
+    if name == "weekly":
+        monday = day.toordinal() - day.weekday()
+        return monday, monday + 7
+    months = {"monthly": 1, "quarterly": 3, "yearly": 12}[name]
+    first = date(day.year, (day.month - 1) // months * months + 1, 1)
+    year, month = divmod(first.year * 12 + first.month - 1 + months, 12)
+    return first.toordinal(), date(year, month + 1, 1).toordinal()

@@ -1,0 +1,169 @@
+"""Connections to a server or a cluster, and scripts run over them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError, NoScriptError, RedisClusterException  # noqa: A004 - theirs
+
+from respan_guard.backends.redis.failures import FAILURES, translated
+from respan_guard.backends.redis.location import Location
+from respan_guard.backends.redis.scripts import READS, script
+from respan_guard.errors import ConfigurationError
+
+__all__ = ["Link"]
+
+logger = logging.getLogger("respan_guard")
+
+
+_forgotten: list[Any] = []
+
+
+def _connections(client: Any) -> list[Any]:
+    """All connections of a client."""
+    if isinstance(client, RedisCluster):
+        return [connection for node in client.get_nodes() for connection in getattr(node, "_connections", ())]
+    pool = getattr(client, "connection_pool", None)
+    lists = (getattr(pool, name, ()) for name in ("_available_connections", "_in_use_connections"))
+    return [connection for some in lists for connection in some]
+
+
+def _let_go(transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, *, forked: bool) -> None:
+    if not forked and not loop.is_closed():
+        if _running_loop() is loop:
+            transport.abort()
+        else:
+            loop.call_soon_threadsafe(transport.abort)  # if it ever runs again
+    else:
+        wrapped = getattr(transport.get_extra_info("socket"), "_sock", None)
+        if wrapped is not None:
+            wrapped.close()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+class _Client(Protocol):
+    async def execute_command(self, *args: Any, **options: Any) -> Any: ...
+
+    async def aclose(self) -> None: ...
+
+
+class Link:
+    """Runs scripts on the parts of a store. Nothing is ever sent twice behind the caller's back.
+
+    redis-py's retries are off: after a lost reply it would send a command again on its own. Here the caller does that,
+    with the same ids. A script that a server does not know was not run; it is sent along and run then.
+    """
+
+    def __init__(self, at: Location) -> None:
+        self.at = at
+        self._client: _Client | None = None
+        self.opening = True
+
+    async def connect(self) -> None:
+        """Make the client; connections are made when first needed."""
+        at, self._loop, self._pid = self.at, asyncio.get_running_loop(), os.getpid()
+        given: dict[str, Any] = {
+            "retry": Retry(NoBackoff(), 0),
+            "socket_timeout": at.timeout,
+            "socket_connect_timeout": at.timeout,
+            "decode_responses": True,
+            "protocol": 2,  # replies of scripts are the same in 3, which costs a round trip more to begin with
+        }
+        if not at.nodes:
+            self._client = Redis.from_url(at.address, **given)
+            return
+        parts = urlsplit(at.address)
+        nodes = [ClusterNode(host, port) for host, port in at.nodes]
+        login: dict[str, Any] = {
+            "username": parts.username,
+            "password": parts.password,
+            "ssl": parts.scheme == "rediss",
+        }
+        cluster = RedisCluster(startup_nodes=nodes, **login, **given)
+        try:
+            await cluster.initialize()
+        except FAILURES as error:
+            await cluster.aclose()
+            if isinstance(error, RedisClusterException) and "not enabled" in str(error):
+                raise ConfigurationError(f"{at.url} is a single server; write redis:// for redis+cluster://") from error
+            raise translated(error, at.url, opening=True) from error
+        self._client = cluster
+
+    async def close(self) -> None:
+        """Give the connections back."""
+        client, self._client = self._client, None
+        if client is not None:
+            try:
+                await client.aclose()
+            except FAILURES as error:
+                logger.debug("closing a connection to %s failed: %s", self.at.url, error)
+
+    def abandon(self) -> None:
+        """Let go of the connections without a word: their loop, or the process that made them, is gone.
+
+        Neither redis-py nor asyncio has a way to do that: closing is the loop's work, and after a fork would take the
+        parent's sockets out of the parent's own selector. What knew such a socket is kept from being collected.
+        """
+        client, self._client = self._client, None
+        for connection in _connections(client):
+            writer = getattr(connection, "_writer", None)
+            if writer is not None:
+                connection._writer = connection._reader = None
+                _let_go(writer.transport, self._loop, forked=os.getpid() != self._pid)
+                _forgotten.append(writer)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a client."""
+        return self._client is not None
+
+    async def tell(self, *words: Any) -> dict[str, Any]:
+        """Run a command on every primary, and answer by server."""
+        client = self._client
+        assert client is not None
+        try:
+            if not isinstance(client, RedisCluster):
+                return {self.at.url: await client.execute_command(*words)}
+            found = {}
+            for node in client.get_primaries():
+                found[node.name] = await client.execute_command(*words, target_nodes=node)
+            return found
+        except FAILURES as error:
+            raise translated(error, self.at.url, opening=self.opening) from error
+
+    async def run(self, name: str, shard: int, *arguments: Any) -> Any:
+        """Run a script on a part of the store."""
+        assert self._client is not None
+        execute, wanted, keys = self._client.execute_command, script(name), self.at.keys(shard)
+        try:
+            try:
+                return await execute("EVALSHA", wanted.sha, len(keys), *keys, *arguments)
+            except NoScriptError:
+                return await execute("EVAL", wanted.source, len(keys), *keys, *arguments)  # which loads it, too
+            except ConnectionError:
+                if name not in READS:
+                    raise
+                # The connection had died while nobody used it; to look once more changes nothing.
+                return await execute("EVAL", wanted.source, len(keys), *keys, *arguments)
+        except FAILURES as error:
+            raise translated(error, self.at.url, opening=self.opening) from error
+
+    async def run_all(self, name: str, *arguments: Any) -> list[Any]:
+        """Run a script on every part of the store."""
+        if not self.at.nodes:
+            return [await self.run(name, 0, *arguments)]
+        return list(await asyncio.gather(*[self.run(name, shard, *arguments) for shard in range(self.at.shards)]))

@@ -1,0 +1,315 @@
+"""Pages and sums for people, put together from the parts of a store."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from respan_guard.backends.base import (
+    Amounts,
+    CustomerQuery,
+    CustomerRow,
+    HoldRow,
+    RecordQuery,
+    StoredEntry,
+    UsageQuery,
+    UsageRow,
+)
+from respan_guard.backends.redis.rows import amounts_from, customer_from, entry_from, hold_from
+from respan_guard.backends.redis.shelf import Shelf
+from respan_guard.errors import InvalidInput
+
+__all__ = ["count_customers", "customers", "entries", "entry", "get", "holds", "usage"]
+
+_SORTS = ("customer", "name", "first_seen", "last_seen", "requests", "calls", "cost", "tokens")
+_MANY = 200  # customers that one script looks at
+_PAGE = 500  # rows that one script brings
+_PATIENCE = 200  # times that a page waits for customers to be sorted in
+
+
+async def get(shelf: Shelf, customer: str) -> CustomerRow | None:
+    """One customer."""
+    (row,) = await shelf.run("rows", shelf.parts.of(customer), customer)
+    return None if row is None else customer_from(row)
+
+
+async def _number(shelf: Shelf, customer: str) -> tuple[int, list[int]]:
+    """The part that a customer is in, and its number there, if it is known."""
+    part = shelf.parts.of(customer)
+    (row,) = await shelf.run("rows", part, customer)
+    return part, [] if row is None else [row[7]]
+
+
+# -- customers -------------------------------------------------------------------------------------
+
+
+def _sort_value(row: CustomerRow, sort: str) -> str | int:
+    if sort == "customer":
+        return row.customer
+    if sort == "name":
+        return str((row.params or {}).get("name") or "")
+    if sort == "first_seen":
+        return row.first_seen_ms
+    if sort == "last_seen":
+        return row.last_seen_ms
+    if sort == "tokens":
+        return row.totals.input_tokens + row.totals.output_tokens
+    value: int = getattr(row.totals, sort)
+    return value
+
+
+async def customers(shelf: Shelf, query: CustomerQuery) -> list[CustomerRow]:
+    """A page of customers, read off the sorted set of its key. A search looks at all of them, 500 at a time."""
+    if query.sort not in _SORTS:
+        raise InvalidInput(f"sort must be one of {', '.join(_SORTS)}; got {query.sort!r}", field="sort")
+    pages = await asyncio.gather(*[_customers_of(shelf, part, query) for part in range(shelf.parts.count)])
+    if len(pages) == 1:
+        return pages[0]
+    rows = (row for page in pages for row in page)
+    pick = heapq.nlargest if query.descending else heapq.nsmallest
+    return pick(query.limit, rows, key=lambda row: (_sort_value(row, query.sort), row.customer))
+
+
+async def _customers_of(shelf: Shelf, part: int, query: CustomerQuery) -> list[CustomerRow]:
+    wanted = query.search.casefold()
+    if query.blocked:  # so few that they are not worth an order of their own
+        return await _blocked(shelf, part, query, wanted)
+    found: list[CustomerRow] = []
+    after = query.after
+    length = _PAGE if wanted or query.blocked is not None or query.seen_since_ms is not None else query.limit
+    while len(found) < query.limit:
+        page = await _customers_page(shelf, part, query, after, length)
+        found += [row for row in page if _matches(row, query, wanted)]
+        if len(page) < length:
+            break
+        after = (_sort_value(page[-1], query.sort), page[-1].customer)
+    return found[: query.limit]
+
+
+def _matches(row: CustomerRow, query: CustomerQuery, wanted: str) -> bool:
+    params = row.params or {}
+    if query.seen_since_ms is not None and row.last_seen_ms < query.seen_since_ms:
+        return False
+    if query.blocked is not None and bool(params.get("blocked")) != query.blocked:
+        return False
+    texts = (row.customer, params.get("name"), params.get("email"))
+    return not wanted or any(wanted in str(text).casefold() for text in texts if text)
+
+
+async def _blocked(shelf: Shelf, part: int, query: CustomerQuery, wanted: str) -> list[CustomerRow]:
+    names = sorted(await shelf.members(part, "blocked"))
+    rows: list[CustomerRow] = []
+    for start in range(0, len(names), _MANY):
+        found = await shelf.run("rows", part, *names[start : start + _MANY])
+        rows += [customer_from(row) for row in found if row is not None]
+
+    def place(row: CustomerRow) -> Any:
+        return (_sort_value(row, query.sort), row.customer)
+
+    after: Any = query.after
+    if after is not None:
+        rows = [row for row in rows if (place(row) < after if query.descending else place(row) > after)]
+    rows = [row for row in rows if _matches(row, query, wanted)]
+    return sorted(rows, key=place, reverse=query.descending)[: query.limit]
+
+
+async def count_customers(shelf: Shelf, seen_since_ms: int | None, blocked: bool | None) -> int:
+    """How many customers there are, counted on sorted sets."""
+    given = ("" if seen_since_ms is None else seen_since_ms, "" if blocked is None else "1" if blocked else "0")
+    total = 0
+    for part in range(shelf.parts.count):
+        for _ in range(_PATIENCE):
+            waiting, count = await shelf.run("count", part, *given)
+            if not waiting:
+                break
+        total += count
+    return total
+
+
+async def _customers_page(
+    shelf: Shelf, part: int, query: CustomerQuery, after: tuple[str | int, str] | None, length: int
+) -> list[CustomerRow]:
+    score, member = "", ""
+    if after is not None:
+        value, customer = after
+        score = "0" if query.sort in ("customer", "name") else str(value)
+        member = f"{value}\0{customer}" if query.sort == "name" else customer
+    arguments = (query.sort, "1" if query.descending else "0", score, member, length)
+    rows: list[Any] = []
+    for _ in range(_PATIENCE):
+        waiting, rows = await shelf.run("customers", part, *arguments)
+        if not waiting:
+            break
+    return [customer_from(row) for row in rows if row is not None]
+
+
+# -- sums ------------------------------------------------------------------------------------------
+
+
+async def usage(shelf: Shelf, query: UsageQuery) -> list[UsageRow]:
+    """Sums of the rollups: of one customer, of each that was active on the days, or kept ones of all together."""
+    query.check()
+    days_only = query.by == ("day",) and query.model is None
+    together = query.customer is None and "customer" not in query.by and (days_only or not query.distinct)
+    groups: dict[tuple[Any, ...], Amounts] = {}
+    members: dict[tuple[Any, ...], set[str]] = {}
+    active: Counter[int] = Counter()
+    found = await (_kept(shelf, query, active) if "hour" in query.by or together else _sums(shelf, query))
+    for customer, model, when, amounts in found:
+        if query.model in (None, model):
+            values = {"customer": customer, "model": model, "day": when, "hour": when}
+            key = tuple(values[name] for name in query.by)
+            groups.setdefault(key, Amounts()).add(amounts)
+            members.setdefault(key, set()).add(customer)
+    top = query.top
+    if top is None:
+        keys = sorted(groups)[: query.limit]
+    else:
+        keys = heapq.nsmallest(query.limit, groups, key=lambda key: (-_amount(groups[key], top), key))
+
+    def different(key: tuple[Any, ...]) -> int | None:
+        if not query.distinct:
+            return None
+        return active[key[0]] if together else len(members[key])
+
+    return [UsageRow(groups[key], customers=different(key), **dict(zip(query.by, key, strict=True))) for key in keys]
+
+
+def _amount(amounts: Amounts, name: str) -> int:
+    if name == "tokens":
+        return amounts.input_tokens + amounts.output_tokens
+    value: int = getattr(amounts, name)
+    return value
+
+
+async def _kept(shelf: Shelf, query: UsageQuery, active: Counter[int]) -> list[tuple[str, str, int, Amounts]]:
+    """The sums that are kept of all customers together, by day or hour; and how many were active on a day."""
+    if "hour" in query.by:
+        given = ("hours", "t:", query.first_hour, query.end_hour, "0")
+    else:
+        given = ("days", "g:", query.first_day, query.end_day, "1" if query.distinct else "0")
+    found = []
+    for times in await shelf.run_all("days", *given):
+        for when, rows, customers in times:
+            active[int(when)] += customers
+            found += [("", model, int(when), amounts_from(sums)) for model, sums in rows]
+    return found
+
+
+async def _sums(shelf: Shelf, query: UsageQuery) -> list[tuple[str, str, int, Amounts]]:
+    if query.customer is not None:
+        part, numbers = await _number(shelf, query.customer)
+        return await _sums_of(shelf, part, numbers, query)
+    found = []
+    for part in range(shelf.parts.count):
+        found += await _sums_of(shelf, part, await _active(shelf, part, query), query)
+    return found
+
+
+async def _active(shelf: Shelf, part: int, query: UsageQuery) -> list[int]:
+    """The numbers of the customers that were active on the days."""
+    days = await shelf.ask(part, "ZRANGEBYSCORE", "days", query.first_day, f"({query.end_day}")
+    found: set[str] = set()
+    for day in days:
+        found.update(await shelf.members(part, f"d:{day}"))
+    return sorted(map(int, found))
+
+
+async def _sums_of(
+    shelf: Shelf, part: int, numbers: list[int], query: UsageQuery
+) -> list[tuple[str, str, int, Amounts]]:
+    found = []
+    for start in range(0, len(numbers), _MANY):
+        some = numbers[start : start + _MANY]
+        for customer, rows in await shelf.run("sums", part, query.first_day, query.end_day, *some):
+            found += [(customer, model, day, amounts_from(sums)) for day, model, sums in rows]
+    return found
+
+
+# -- entries ---------------------------------------------------------------------------------------
+
+
+async def entries(shelf: Shelf, query: RecordQuery) -> list[StoredEntry]:
+    """Entries in order of the log. Other filters than the customer's and the time's look at each entry in turn."""
+    parts = await asyncio.gather(*[_entries_of(shelf, part, query) for part in _parts_with(shelf, query.customer)])
+    merged = heapq.merge(*[rows for _, rows in parts], key=lambda row: row.seq, reverse=query.descending)
+    safe = min((horizon for horizon, _ in parts if horizon), default=None)
+    return [row for row in merged if safe is None or row.seq < safe][: query.limit]
+
+
+def _parts_with(shelf: Shelf, customer: str | None) -> Iterable[int]:
+    return range(shelf.parts.count) if customer is None else (shelf.parts.of(customer),)
+
+
+async def _entries_of(shelf: Shelf, part: int, query: RecordQuery) -> tuple[int, list[StoredEntry]]:
+    """Entries of one part, and the place in the whole log from which on it may still get others."""
+    parts, found, horizon = shelf.parts, list[StoredEntry](), 0
+    after: int | str = ""
+    if query.after is not None:
+        after = parts.before(query.after, part) if query.descending else max(0, parts.behind(query.after, part))
+        if query.descending and after <= 0:
+            return 0, []
+    since = "" if query.since_ms is None else str(query.since_ms)
+    length = min(max(query.limit, 100), _PAGE)
+    while len(found) < query.limit:
+        given = (query.customer or "", "0" if query.customer is None else "1", after, "1" if query.descending else "0")
+        open_, rows = await shelf.run("entries", part, *given, length, since, shelf.timed)
+        horizon = horizon or (parts.outer(open_, part) if open_ else 0)
+        for row in rows:
+            stored = entry_from(row, parts.outer(row[0], part))
+            if query.stop is not None and (stored.seq < query.stop if query.descending else stored.seq > query.stop):
+                return horizon, found[: query.limit]
+            if _wanted(stored, query):
+                found.append(stored)
+        if len(rows) < length:
+            break
+        if query.descending and query.since_ms is not None and int(rows[-1][6]) < query.since_ms:
+            break  # none before it ended later
+        after = rows[-1][0]
+    return horizon, found[: query.limit]
+
+
+async def entry(shelf: Shelf, customer: str, entry_id: str) -> StoredEntry | None:
+    """One entry."""
+    part = shelf.parts.of(customer)
+    row = await shelf.run("entry", part, customer, entry_id)
+    return None if row is None else entry_from(row, shelf.parts.outer(row[0], part))
+
+
+def _wanted(stored: StoredEntry, query: RecordQuery) -> bool:
+    entry, told = stored.entry, stored.entry.usage
+    return (
+        query.model in (None, entry.model)
+        and query.provider in (None, told.provider)
+        and query.kind in (None, entry.kind)
+        and query.source in (None, entry.source)
+        and query.status in (None, told.status)
+        and query.trace_id in (None, told.trace_id)
+        and query.unpriced in (None, entry.cost is None)
+        and (query.since_ms is None or entry.at_ms >= query.since_ms)
+        and (query.until_ms is None or entry.at_ms < query.until_ms)
+    )
+
+
+# -- holds -----------------------------------------------------------------------------------------
+
+
+async def holds(shelf: Shelf, customer: str | None, state: str, now: int, limit: int) -> list[HoldRow]:
+    """Holds that are live, or that expired with something unspent. Looks at all customers that were admitted lately."""
+    if state not in ("live", "expired"):
+        raise InvalidInput(f"state must be live or expired, got {state!r}", field="state")
+    found: list[HoldRow] = []
+    for part in _parts_with(shelf, customer):
+        if customer is None:
+            numbers = sorted(map(int, await shelf.members(part, "open")))
+        else:
+            _, numbers = await _number(shelf, customer)
+        for start in range(0, len(numbers), _MANY):
+            for name, rows in await shelf.run("holds", part, *numbers[start : start + _MANY]):
+                made = (hold_from(name, row, now, state) for row in rows)
+                found += [row for row in made if row is not None]
+    found.sort(key=lambda row: (row.expires_ms, row.customer, row.id))
+    return found[:limit]

@@ -1,0 +1,91 @@
+"""Usage that somebody else reports, and single records: booked with an answer, found by id, read in pages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from respan_guard.backends.base import Recorded, StoredEntry, TooLate
+from respan_guard.customer import normalise_identifier
+from respan_guard.errors import InvalidInput
+from respan_guard.recorder import record_from_entry
+from respan_guard.usage import Usage, UsageRecord
+
+if TYPE_CHECKING:
+    from respan_guard.backends.base import Entry
+    from respan_guard.guard import Guard
+
+__all__ = ["Booked", "Bookings"]
+
+
+@dataclass(frozen=True, slots=True)
+class Booked:
+    """What came of reporting usage.
+
+    Attributes:
+        record: What is stored under its id. Its place in the log is not known yet.
+        new: False if that was there before; then it stands as it was.
+        conflict: What was there before has other amounts.
+    """
+
+    record: UsageRecord
+    new: bool = True
+    conflict: bool = False
+
+
+class Bookings:
+    """The ledger, record by record."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    async def book(
+        self, usage: Usage, customer_identifier: str | int, *, entry_id: str | None = None, unpriced: bool = False
+    ) -> Booked:
+        """Record usage that an admission has nothing to do with, and say what is stored. It is safe once this returns.
+
+        Args:
+            usage: What the call consumed; priced if it has no cost, booked on the day that `usage.time` says.
+            customer_identifier: Whose it is; "" for nobody's.
+            entry_id: The record's id, with a prefix of its own; recording it again for the same customer changes
+                nothing. Else the call's own id counts (the provider's, or of its span).
+            unpriced: Keep it as unpriced whatever prices say: nothing is known about its size.
+
+        Raises:
+            InvalidInput: The usage can't be stored, or its day is pruned.
+            StorageUnavailable: Neither storage nor the journal took it at once; it is still tried.
+        """
+        guard = self._guard
+        identifier = normalise_identifier(customer_identifier) if customer_identifier != "" else ""
+        await self._know(identifier)
+        traced = usage.trace_id
+        entry = guard.make_entry(usage, identifier, source="api", entry_id=entry_id)
+        entry.usage.trace_id = traced  # not of the request that reports it
+        if unpriced:
+            entry.cost = None
+        outcome = await guard.lane().record(entry)
+        if isinstance(outcome, TooLate):
+            raise InvalidInput("timestamp is before what is kept: records of that day are pruned", field="timestamp")
+        if isinstance(outcome, Recorded) and not outcome.new:
+            return await self._stored(entry, outcome)
+        return Booked(record_from_entry(StoredEntry(0, 1, entry)))
+
+    async def find(self, customer_identifier: str, record_id: str) -> UsageRecord | None:
+        """A customer's record by its id; None if there is none, or it is pruned."""
+        stored = await self._guard.lane().call(lambda backend: backend.entry(customer_identifier, record_id))
+        return None if stored is None else record_from_entry(stored)
+
+    async def _stored(self, entry: Entry, outcome: Recorded) -> Booked:
+        found = await self.find(entry.customer, entry.id)
+        if found is None:  # pruned or revised meanwhile
+            entry.cost, entry.day = outcome.cost, outcome.day
+            found = record_from_entry(StoredEntry(0, 1, entry))
+        return Booked(found, new=False, conflict=outcome.conflict)
+
+    async def _know(self, identifier: str) -> None:
+        """Learn the customer's zone, which tells on which day its usage falls."""
+        policies = self._guard.policies
+        if identifier and policies.get(identifier) is policies.default:
+            row = await self._guard.lane().call(lambda backend: backend.get(identifier))
+            if row is not None and row.params is not None:
+                policies.learn(identifier, row.revision, row.params)
