@@ -68,7 +68,7 @@ $(VENV)/.python:
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
-	@$(PIP) --editable '.[cli]'
+	@$(PIP) --editable '.[cli,console]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo

@@ -57,7 +57,7 @@ class Homes:
     ) -> None:
         self._factory = factory
         self._clock = clock
-        self._journal = journal
+        self._journal = self.journal = journal
         self._timeout = timeout
         self._on_open = on_open
         self._on_fork = on_fork

@@ -43,6 +43,8 @@ def check(storage: str | None, *, as_json: bool) -> bool:
             return await guard.info()
 
         info = opened(ask, storage, create=True)
+        if info.problems:
+            error = f"no budget can rest on this storage: {info.problems[0]}"
     except GuardError as problem:
         error = str(problem)
     if as_json:
