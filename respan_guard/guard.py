@@ -77,8 +77,7 @@ class Guard:
         self.admissions = Admissions(self)
         self._gauges = Gauges(self._homes, self.renewer)
         telemetry.look()
-        self.customers = Customers(self)
-        self.bookings = Bookings(self)
+        self.customers, self.bookings = Customers(self), Bookings(self)
         self._reports = Reports(self)
 
     async def __aenter__(self) -> Self:
