@@ -112,6 +112,7 @@ class Guard:
             StorageUnavailable: Storage did not take it in time; it is kept and tried again.
         """
         if not self._off:
+            self.recorder.hand_on()
             await self.refusals.flush()
             await self._homes.flush()
 
