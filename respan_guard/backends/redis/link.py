@@ -17,11 +17,12 @@ from redis.exceptions import ConnectionError, NoScriptError, RedisClusterExcepti
 from respan_guard.backends.redis.failures import FAILURES, translated
 from respan_guard.backends.redis.line import Line
 from respan_guard.backends.redis.location import Location
-from respan_guard.backends.redis.scripts import READS, script
+from respan_guard.backends.redis.scripts import AGAIN, script
 from respan_guard.errors import ConfigurationError
 
 __all__ = ["Link"]
 
+_TRIES = 4
 logger = logging.getLogger("respan_guard")
 
 
@@ -163,18 +164,18 @@ class Link:
         execute, wanted, keys = self._client.execute_command, script(name), self.at.keys(shard)
         if name == "apply" and self._line is not None:
             execute = self._line.execute
-        try:
+        again = _TRIES if name in AGAIN else 1
+        command, what = "EVALSHA", wanted.sha
+        while True:
             try:
-                return await execute("EVALSHA", wanted.sha, len(keys), *keys, *arguments)
+                return await execute(command, what, len(keys), *keys, *arguments)
             except NoScriptError:
-                return await execute("EVAL", wanted.source, len(keys), *keys, *arguments)  # which loads it, too
-            except ConnectionError:
-                if name not in READS:
-                    raise
-                # The connection had died while nobody used it; to look once more changes nothing.
-                return await execute("EVAL", wanted.source, len(keys), *keys, *arguments)
-        except FAILURES as error:
-            raise translated(error, self.at.url, opening=self.opening) from error
+                command, what = "EVAL", wanted.source  # which loads it, too
+            except FAILURES as error:
+                again -= 1
+                # A connection may have died while nobody used it, on a cluster several of them.
+                if not (again and isinstance(error, ConnectionError)):
+                    raise translated(error, self.at.url, opening=self.opening) from error
 
     async def run_all(self, name: str, *arguments: Any) -> list[Any]:
         """Run a script on every part of the store."""
