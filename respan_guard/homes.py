@@ -134,6 +134,15 @@ class Homes:
             await asyncio.to_thread(thread.stop)
         self._journal.close()
 
+    def open_homes(self) -> list[Home]:
+        """Those there are at the moment."""
+        return [home for home in (self._app, self._remote.home if self._remote else None) if home is not None]
+
+    @property
+    def journalled(self) -> int:
+        """Records of this process that lie in the journal."""
+        return self._journal.pending
+
     def check_waiting(self, instead: str) -> None:
         """Refuse to block the very loop that has to do the work that is waited for.
 

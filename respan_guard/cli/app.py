@@ -91,6 +91,19 @@ def prices(
 
 
 @app.command()
+def switch(
+    mode: Annotated[
+        str | None, typer.Argument(metavar="[off|shadow|enforce|configured]", help="Nothing shows where it stands.")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why; for the log and the audit.")] = "",
+    storage: Storage = None,
+    as_json: JSON = False,
+) -> None:
+    """The kill switch: put every process of the store into a mode within a second; `configured` takes that back."""
+    store.switch(storage, mode, reason, as_json=as_json)
+
+
+@app.command()
 def verify(storage: Storage = None, as_json: JSON = False) -> None:
     """Recompute every sum from the records and compare. Exit code 1 if one differs."""
     if not store.verify(storage, as_json=as_json):

@@ -22,7 +22,7 @@ def new_store(name: str, directory: Path) -> Callable[[], Backend]:
 
 
 def storage_url(name: str, directory: Path) -> str:
-    """The URL of a store of that kind; on a Redis, tests tell their stores apart by namespaces."""
+    """The URL of an empty store of that kind; a Redis tells them apart by namespaces, of PostgreSQL there is one."""
     if name == "redis":
         return redis_server.shared_url()
     if name == "postgresql":
