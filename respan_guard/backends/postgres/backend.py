@@ -46,7 +46,6 @@ from respan_guard.errors import StorageUnavailable
 __all__ = ["PostgresBackend"]
 
 T = TypeVar("T")
-_ARGUMENTS = 52
 _SWEEP_EVERY = 64  # batches
 _SWEEP_ALL_MS = 3_600_000
 _READ_TIMEOUT = 30.0  # seconds that a page or report may take
@@ -80,8 +79,7 @@ class PostgresBackend(Backend):
             f"SET LOCAL statement_timeout = {milliseconds}; SET LOCAL lock_timeout = {milliseconds};"
             " SET TRANSACTION ISOLATION LEVEL READ COMMITTED; "
         )
-        places = ", ".join(["%s"] * _ARGUMENTS)
-        self._apply = in_schema(f"{before}SELECT {{schema}}.apply({places})", self._at.schema)
+        self._apply = in_schema(f"{before}SELECT {{schema}}.apply(%s, %s, %s, %s)", self._at.schema)
         self._reads = Reads(self._at.schema)
         self._changes = Changes(self._at.schema)
         self._epoch: str | None = None
@@ -175,7 +173,7 @@ class PostgresBackend(Backend):
 
     def _statement(self, batch: Batch, now: int | None) -> tuple[bytes, tuple[object, ...]]:
         """What is sent for a batch, and its values."""
-        return self._apply, (self._epoch, now, self._latest, *batch.arguments)
+        return self._apply, (self._epoch, now, self._latest, batch.argument)
 
     def _sweep_sometimes(self) -> None:
         """Beside the batches: what ended long ago goes, little by little."""
