@@ -148,6 +148,22 @@ async def test_sums_are_exact_over_a_network_that_fails_for_long(url: str) -> No
     await lose_replies(url, Faults(drop_reply=0.2, spare=2), 1000)
 
 
+async def test_a_batch_is_one_message(url: str) -> None:
+    """One decision or many, known customers or new ones: one message there, one back."""
+    async with opened(url):
+        pass
+    with FaultyProxy(port_of(url)) as proxy:
+        async with opened(through(url, proxy.port)) as backend:
+            for number in range(5):
+                before = proxy.counts["requests"]
+                names = [f"{number}-{place}" for place in range(number * 5 + 1)]
+                asks: list[Op] = [admit(name, f"c{name}", limits=(), cost=5) for name in names]
+                spent: list[Op] = [record(name, f"c{name}", cost=5, metadata={"k": "'\\\""}) for name in names]
+                await backend.apply([*asks, *spent, *[Release(f"c{name}", name) for name in names]])
+                assert proxy.counts["requests"] == before + 1
+            assert await backend.verify() == []
+
+
 async def test_a_black_hole_ends(url: str) -> None:
     """A server that takes bytes and says nothing is given up in time; once it answers, everything goes on."""
     async with opened(url):

@@ -108,7 +108,7 @@ DECLARE
     missing integer; made integer;
     i integer; j integer; s integer; r integer; w integer; b integer; h integer; e integer; p integer; x integer;
     spot integer; last_s integer;
-    fits boolean; late boolean; conflict boolean; lives boolean;
+    fits boolean; late boolean; conflict boolean;
     used bigint; held bigint; asked bigint; amount bigint; width bigint; start bigint; previous bigint; cur bigint;
     cost bigint; tokens bigint; cut bigint;
     d_requests bigint; d_cost bigint; d_tokens bigint; d_held_cost bigint; d_held_tokens bigint;
