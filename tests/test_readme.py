@@ -85,6 +85,7 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
     with provider.serve() as url:
         monkeypatch.setenv("OPENAI_API_KEY", "x")
         monkeypatch.setenv("OPENAI_BASE_URL", f"{url}/v1")
+        monkeypatch.setenv("CONSOLE_PASSWORD", "a reader's own")
         yield {
             "ApiKeys": ApiKeys,
             "AuthenticationMiddleware": AuthenticationMiddleware,
