@@ -30,6 +30,7 @@ from respan_guard.backends.base import (
     RefusalRow,
     StoredEntry,
     StoreInfo,
+    Told,
     UsageQuery,
     UsageRow,
 )
@@ -107,19 +108,22 @@ class MemoryBackend(Backend):
             store.tidy()
         return outcomes
 
-    def post_now(self, ops: Sequence[Op], now: int) -> None:
+    def post_now(self, ops: Sequence[Op], now: int, told: Told | None = None) -> None:
         """See `Backend.post_now`."""
-        self._turns.post(ops, now)
+        self._turns.post(ops, now, told)
 
-    def _run_posted(self, ops: Sequence[Op], now: int) -> None:
+    def _run_posted(self, ops: Sequence[Op], now: int, told: Told | None) -> None:
         try:
-            self._run(ops, now)
-        except CounterOverflow:
-            for op in ops:  # one of them is it; the others, a release above all, must get through
-                try:
-                    self._run((op,), now)
-                except CounterOverflow as error:
-                    logger.error("a usage record can't be stored, this is it: %r: %s", op, error)
+            outcomes = self._run(ops, now)
+        except CounterOverflow as error:
+            if len(ops) == 1:
+                logger.error("a usage record can't be stored, this is it: %r: %s", ops[0], error)
+            else:
+                for op in ops:  # one of them is it; the others, a release above all, must get through
+                    self._run_posted((op,), now, told)
+        else:
+            if told is not None:
+                told(ops, outcomes)
 
     async def apply(self, ops: Sequence[Op], now: int | None = None) -> list[Outcome]:
         """See `Backend.apply`."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TypeVar
 
-from respan_guard.backends.base import Op
+from respan_guard.backends.base import Op, Told
 from respan_guard.errors import StorageUnavailable
 
 __all__ = ["Turns"]
@@ -34,7 +34,7 @@ class Turns:
 
     __slots__ = ("_apply", "_busy", "_lock", "_posted")
 
-    def __init__(self, apply: Callable[[Sequence[Op], int], None]) -> None:
+    def __init__(self, apply: Callable[[Sequence[Op], int, Told | None], None]) -> None:
         self._apply = apply
         self.forget()
 
@@ -42,11 +42,11 @@ class Turns:
         """After a fork: another thread's turn would never end in the child, and what was posted is the parent's."""
         self._lock = threading.RLock()
         self._busy = False
-        self._posted: deque[tuple[Sequence[Op], int]] = deque()
+        self._posted: deque[tuple[Sequence[Op], int, Told | None]] = deque()
 
-    def post(self, ops: Sequence[Op], now: int) -> None:
+    def post(self, ops: Sequence[Op], now: int, told: Told | None = None) -> None:
         """Have operations applied, in the order in which they are posted. Never waits, from anywhere."""
-        self._posted.append((ops, now))
+        self._posted.append((ops, now, told))
         self._catch_up()
 
     def take(self, work: Callable[[Sequence[Op], int], T], ops: Sequence[Op], now: int) -> T:

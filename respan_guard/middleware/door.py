@@ -25,6 +25,7 @@ from respan_guard.middleware.passage import Gone, Passage, RefusedHere
 from respan_guard.middleware.paths import GuardedPaths
 from respan_guard.refusal import render
 from respan_guard.settings import mask_url
+from respan_guard.tracing import refused
 
 __all__ = ["GuardMiddleware"]
 
@@ -106,18 +107,18 @@ class GuardMiddleware:
             self._gate = Gate(
                 guard, self._faults, identify, anonymous=unidentified == "anonymous", max_body=max_body_bytes
             )
-        self._off = guard.settings.mode == "off"
+        self._switch = guard.switch
         self._fields = RateLimitFields(show_amounts=guard.settings.show_amounts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         kind = scope["type"]
         if kind == "http":
-            if self._off or not self._paths.guards(scope) or is_preflight(scope):
+            if self._switch.off or not self._paths.guards(scope) or is_preflight(scope):
                 await self.app(scope, receive, send)
             else:
                 await self._http(scope, receive, send)
-        elif kind == "websocket" and not self._off and self._paths.guards(scope):
+        elif kind == "websocket" and not self._switch.off and self._paths.guards(scope):
             await self._websocket(scope, receive, send)
         elif kind == "lifespan":
             await run_lifespan(self.app, self.guard, self._announce, scope, receive, send)
@@ -143,9 +144,12 @@ class GuardMiddleware:
             nonlocal started, feed, discarded
             if started:
                 # Only messages of the body have one: files sent by path or descriptor are left unread.
-                if feed is not None and (chunk := message.get("body")):
+                if feed is not None:
                     try:
-                        feed(chunk)
+                        if chunk := message.get("body"):
+                            feed(chunk)
+                        if not message.get("more_body") and passage.capture is not None:
+                            passage.capture.complete()
                     except Exception:
                         feed = None
                         passage.give_up()
@@ -174,8 +178,8 @@ class GuardMiddleware:
                 await answer(discarded)
         except Gone:
             pass
-        except RefusedHere as refused:
-            await answer(refused.error)
+        except RefusedHere as here:
+            await answer(here.error)
         except Exception as error:
             failure = error
             refusal = refusal_in(error)
@@ -237,15 +241,16 @@ class GuardMiddleware:
                 receive = await self._gate.admit(passage, scope, receive)
             except Gone:
                 return
-            except RefusedHere as refused:
+            except RefusedHere as here:
                 # Answered here: on its way out it could meet a handler that makes a 500 of it.
-                await self._refuse(refused.error, passage, scope, receive, send)
+                await self._refuse(here.error, passage, scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
     async def _refuse(self, error: GuardError, passage: Passage, scope: Scope, receive: Receive, send: Send) -> None:
         if isinstance(error, LimitExceeded):
             passage.refused = error.decision
+            refused(passage.slot.span, error.decision)
         if self._refusal is not None and can_respond(scope):
             if passage.body is not None:
                 receive = passage.body.replay()
@@ -286,7 +291,7 @@ class GuardMiddleware:
         logger.info(
             "respan_guard: storage=%s mode=%s guarded=%s identify=%s default_limits=%s",
             mask_url(settings.storage),
-            settings.mode,
+            self._switch.mode,
             ", ".join(self._paths.patterns),
             "by the app" if self._identify is None else describe(self._identify),
             settings.default_limits or "none",

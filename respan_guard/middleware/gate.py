@@ -46,7 +46,6 @@ class Gate:
         self._faults = faults
         self._sources = sources(identify)
         self._anonymous = anonymous
-        self._shadow = guard.settings.mode == "shadow"
         self._max_body = max_body
         self._single = single_names(name for source in self._sources for name in source.names)
 
@@ -85,13 +84,13 @@ class Gate:
         except ConfigurationError:
             raise
         except GuardError as error:
-            if not self._shadow:
+            if not self._guard.switch.shadow:
                 raise RefusedHere(error) from error
             logger.info("shadow mode: a request would be refused: %s", type(error).__name__)
         else:
             if call is not None:
                 passage.call = call
-                passage.capture = Capture(call, self._faults)
+                passage.capture = Capture(call, self._faults, self._guard.clock.monotonic)
         passage.admitted = True
         return receive if passage.body is None else passage.body.replay()
 

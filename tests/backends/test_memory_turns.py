@@ -137,7 +137,7 @@ async def test_what_is_posted_while_another_thread_works_is_applied_behind_it() 
 def test_many_threads_post_and_ask() -> None:
     """Nothing that is posted gets stuck in the inbox, whichever thread has the turn."""
     applied: list[int] = []
-    turns = Turns(lambda ops, now: applied.append(now))
+    turns = Turns(lambda ops, now, told: applied.append(now))
 
     def work(worker: int) -> None:
         for number in range(2000):

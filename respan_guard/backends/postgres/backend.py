@@ -40,6 +40,7 @@ from respan_guard.backends.postgres.connection import Connection, Link
 from respan_guard.backends.postgres.location import locate
 from respan_guard.backends.postgres.reads import Reads
 from respan_guard.backends.postgres.schema import in_schema, migrate
+from respan_guard.backends.postgres.standing import standing
 from respan_guard.errors import StorageUnavailable
 
 __all__ = ["PostgresBackend"]
@@ -77,7 +78,7 @@ class PostgresBackend(Backend):
         # All that a transaction needs is said in it, as the next one may run in another session.
         before = (
             f"SET LOCAL statement_timeout = {milliseconds}; SET LOCAL lock_timeout = {milliseconds};"
-            " SET TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE; "
+            " SET TRANSACTION ISOLATION LEVEL READ COMMITTED; "
         )
         places = ", ".join(["%s"] * _ARGUMENTS)
         self._apply = in_schema(f"{before}SELECT {{schema}}.apply({places})", self._at.schema)
@@ -153,7 +154,7 @@ class PostgresBackend(Backend):
             cursor = psycopg.AsyncClientCursor(db)
             for _ in range(len(ops) + 1):
                 try:
-                    await cursor.execute(self._apply, (self._epoch, now, self._latest, *batch.arguments))
+                    await cursor.execute(*self._statement(batch, now))
                 except psycopg.Error as error:
                     if error.sqlstate != _DELETED:
                         raise
@@ -171,6 +172,10 @@ class PostgresBackend(Backend):
         self._latest = max(self._latest, at)
         self._sweep_sometimes()
         return outcomes
+
+    def _statement(self, batch: Batch, now: int | None) -> tuple[bytes, tuple[object, ...]]:
+        """What is sent for a batch, and its values."""
+        return self._apply, (self._epoch, now, self._latest, *batch.arguments)
 
     def _sweep_sometimes(self) -> None:
         """Beside the batches: what ended long ago goes, little by little."""
@@ -215,11 +220,16 @@ class PostgresBackend(Backend):
         """See `Backend.customers`."""
         return await self._look(lambda db: self._reads.customers(db, query))
 
+    async def count_customers(self, *, seen_since_ms: int | None = None, blocked: bool | None = None) -> int:
+        """See `Backend.count_customers`."""
+        return await self._look(lambda db: self._reads.count_customers(db, seen_since_ms, blocked))
+
     async def standing(
         self, customer: str, limits: Sequence[Limit], model: str = "", now: int | None = None
     ) -> Allowed:
         """See `Backend.standing`."""
-        return await self._look(lambda db: self._reads.standing(db, customer, limits, model, now, self._latest))
+        schema = self._at.schema
+        return await self._look(lambda db: standing(db, schema, customer, limits, model, now, self._latest))
 
     async def usage(self, query: UsageQuery) -> list[UsageRow]:
         """See `Backend.usage`."""
@@ -248,6 +258,12 @@ class PostgresBackend(Backend):
     ) -> list[RefusalRow]:
         """See `Backend.refusals`."""
         return await self._look(lambda db: self._reads.refusals(db, customer, since_minute, until_minute, limit))
+
+    async def refusal_sums(
+        self, *, customer: str | None = None, since_minute: int = 0, until_minute: int = 1 << 40
+    ) -> dict[str, int]:
+        """See `Backend.refusal_sums`."""
+        return await self._look(lambda db: self._reads.refusal_sums(db, customer, since_minute, until_minute))
 
     async def add_audit(self, row: AuditRow) -> None:
         """See `Backend.add_audit`."""

@@ -97,7 +97,7 @@ class Batch:
         return (
             2, who, booked, hold, own, presumed, entry.day, entry.model, entry.cost, entry.input_tokens,
             entry.output_tokens, *_NO_ADMIT, 0, *_NO_LIMITS, entry.at_ms, usage.cache_read_tokens, usage.latency_ms,
-            getattr(usage, "ttft_ms", None), entry.kind, entry.source, usage.provider, usage.status, usage.trace_id,
+            usage.ttft_ms, entry.kind, entry.source, usage.provider, usage.status, usage.trace_id,
             usage_text(usage),
         )  # fmt: skip
 
