@@ -150,7 +150,7 @@ def family_of(scope: str | None, attributes: Mapping[str, Any] | None = None) ->
 
 
 def _within(scope: str, name: str) -> bool:
-    return scope == name or scope.startswith((f"{name}.", f"{name}_", f"{name}["))
+    return scope == name or scope.startswith(f"{name}.")
 
 
 # -- which spans are calls -----------------------------------------------------------------------------
@@ -187,10 +187,11 @@ def is_call(attributes: Mapping[str, Any]) -> bool:
     call: spans of agents carry the sums of their children.
     """
     operation = attributes.get("gen_ai.operation.name")
-    if operation in _CALLS:
-        return True
-    if operation in _NO_CALLS or (isinstance(operation, str) and operation.endswith("_memory")):
-        return False
+    if isinstance(operation, str):
+        if operation in _CALLS:
+            return True
+        if operation in _NO_CALLS or operation.endswith("_memory"):
+            return False
     for name, kinds in _KINDS.items():
         kind = attributes.get(name)
         if isinstance(kind, str):
