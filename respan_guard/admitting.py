@@ -185,13 +185,12 @@ class Admissions:
         slot.ended = True
         charged = slot.admission or slot.bound  # the app may have ended the one that was bound last
         witness = self._guard.recorder.witness
-        owed: list[Entry] = []
-        if witness is not None and charged is not None and not self._switch.off:
-            owed = witness.settle(charged)
+        if witness is not None:
+            witness.hand_on()  # what spans told is known before it is decided whether the response counts
         for admission in slot.admissions:
             if admission.ended and admission is not charged:
                 continue
-            last: list[Entry] = owed if admission is charged else []
+            last: list[Entry] = []
             try:
                 if admission is charged and not slot.recorded:
                     if usage is not None:

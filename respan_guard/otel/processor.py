@@ -9,6 +9,7 @@ import atexit
 import logging
 import os
 import sys
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -169,6 +170,7 @@ class GuardSpanProcessor(SpanProcessor):
             except StorageUnavailable:
                 if clock.monotonic() >= until:
                     return False
+                time.sleep(0.05)
             except (GuardError, RuntimeError) as error:
                 logger.debug("records of spans can't be waited for here: %s", error)
                 return False
@@ -190,7 +192,7 @@ class GuardSpanProcessor(SpanProcessor):
 
     def hand_on(self) -> None:
         """Book what has ended; calls that lack usage or customer still wait for a sighting that has them."""
-        self._inbox.do(lambda: None)
+        self._inbox.do(lambda: None, most=_HELP)
 
     def settle(self, admission: Admission) -> list[Entry]:
         """An admission ends: book what spans under it told, before its hold is released.
@@ -218,7 +220,7 @@ class GuardSpanProcessor(SpanProcessor):
         if len(self._scopes) > _MOST_SCOPES:
             self._scopes, self._met = {}, []
         self._met.append(scope)  # while it is here nobody else has its id
-        name = "" if scope is None else scope.name
+        name = "" if scope is None else str(scope.name)
         found = self._scopes[id(scope)] = None if family_of(name) is UNKNOWN else name
         warn_of_sampling()
         return found
