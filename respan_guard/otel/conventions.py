@@ -69,7 +69,7 @@ FAMILIES = (
         lacks=("cache_write_tokens", "reasoning_tokens"),
     ),
     Family("Traceloop: openai-agents", ("opentelemetry.instrumentation.openai_agents",), "framework"),
-    Family("Traceloop: LiteLLM", ("opentelemetry.instrumentation.litellm",), "framework", lacks=_CACHE, stops="yes"),
+    Family("Traceloop: LiteLLM", ("opentelemetry.instrumentation.litellm",), "framework", lacks=_CACHE),
     Family("Traceloop: OpenAI", ("opentelemetry.instrumentation.openai",), stops="yes"),
     Family("Traceloop: Anthropic", ("opentelemetry.instrumentation.anthropic",), extra_output=1, stops="yes"),
     Family(
@@ -89,7 +89,7 @@ FAMILIES = (
             "opentelemetry.instrumentation.together",
         ),
     ),
-    Family("OpenInference: LiteLLM", ("openinference.instrumentation.litellm",), "framework", stops="yes"),
+    Family("OpenInference: LiteLLM", ("openinference.instrumentation.litellm",), "framework"),
     Family("OpenInference: openai-agents", ("openinference.instrumentation.openai_agents",), "framework", lacks=_CACHE),
     Family(
         "OpenInference: frameworks",
@@ -113,7 +113,7 @@ FAMILIES = (
     Family("pydantic-ai", ("pydantic-ai",), "framework", stops="yes"),
     Family("Logfire", ("logfire.openai", "logfire.anthropic"), ends_in_log=True),
     Family("LiteLLM's callback", ("litellm",), "callback", invents_ids=True, stops="late"),
-    Family("Langfuse", ("langfuse-sdk",), stops="yes"),
+    Family("Langfuse", ("langfuse-sdk",)),
     Family(
         "Respan: Anthropic",
         ("respan_instrumentation_anthropic", "respan-instrumentation-anthropic"),
