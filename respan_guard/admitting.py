@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Coroutine, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import Token
@@ -26,7 +27,10 @@ from respan_guard.errors import (
 )
 from respan_guard.estimates import Ask
 from respan_guard.failover import unavailable
+from respan_guard.observing import observed
 from respan_guard.rated import RatedAsk
+from respan_guard.telemetry import telemetry
+from respan_guard.tracing import ended, name_customer
 from respan_guard.usage import Usage
 
 if TYPE_CHECKING:
@@ -50,20 +54,27 @@ class Admissions:
     def __init__(self, guard: Guard) -> None:
         settings = guard.settings
         self._guard = guard
-        self._off = settings.mode == "off"
-        self._shadow = settings.mode == "shadow"
+        self._switch = guard.switch
         self._ttl_ms = int(settings.hold_ttl * 1000)
         self._known_only = settings.unknown_customers == "refuse"
         self._trusted = settings.trust_customer_params
         self._remember = guard.failover.remember
         self._rated = settings.rate_limit_storage is not None
 
-    async def ask(self, customer: str, ask: Ask, *, requests: int = 1) -> Admission:
+    def ask(self, customer: str, ask: Ask, *, requests: int = 1) -> Coroutine[Any, Any, Admission]:
         """Ask storage, and let the customer in or raise; see `Guard.admit` for the errors."""
+        asking = self._ask(customer, ask, requests)
+        return observed(asking, self._guard.clock) if telemetry.on else asking
+
+    async def _ask(self, customer: str, ask: Ask, requests: int) -> Admission:
         guard = self._guard
-        if self._off:
+        switch = self._switch
+        if not switch.off:
+            lane = guard.lane()
+            if lane.asleep:
+                await switch.wake(lane)
+        if switch.off:
             return Admission(guard, None, "", Decision(customer, (), (), _NO_LIMITS))
-        lane = guard.lane()
         known = guard.policies.get(customer)
         if self._known_only and not known.revision:
             known = await self._look_up(lane, customer)
@@ -72,7 +83,7 @@ class Admissions:
         rated = RatedAsk(guard, lane, customer, requests) if self._rated else None
         for _ in range(_TRIES):
             terms = known.policy.at(now)
-            if ask.unpriced is not None and terms.money and not self._shadow:
+            if ask.unpriced is not None and terms.money and not switch.shadow:
                 raise UnpricedModel(ask.unpriced)
             try:
                 op = Admit(
@@ -111,7 +122,7 @@ class Admissions:
             if outcome.__class__ is Allowed:
                 return Admission(guard, lane, op_id, decision, day=terms.day, held=ask.cost)
             guard.refusals.add(decision)
-            if self._shadow:
+            if switch.shadow:
                 decision.shadow = decision.allowed = True
                 return Admission(guard, lane, op_id, decision, day=terms.day, stored=False)
             raise _ERRORS.get(decision.reason or "", BudgetExceeded)(decision)
@@ -150,7 +161,7 @@ class Admissions:
 
     async def _merge(self, identifier: str, params: Mapping[str, Any], *, trusted: bool) -> None:
         """Merge what came with a request; a client's word neither makes a customer known nor decides on an outage."""
-        if self._off:
+        if self._switch.off:
             return
         guard = self._guard
         if self._known_only and not trusted and not guard.policies.get(identifier).revision:
@@ -173,22 +184,35 @@ class Admissions:
         """
         slot.ended = True
         charged = slot.admission or slot.bound  # the app may have ended the one that was bound last
+        witness = self._guard.recorder.witness
+        owed: list[Entry] = []
+        if witness is not None and charged is not None and not self._switch.off:
+            try:
+                owed = witness.settle(charged)
+            except Exception:  # a fault of ours must neither reach the app nor leak the hold
+                logger.exception("what spans owe a request could not be settled")
         for admission in slot.admissions:
             if admission.ended and admission is not charged:
                 continue
-            last: list[Entry] = []
+            last: list[Entry] = owed if admission is charged else []
             try:
                 if admission is charged and not slot.recorded:
                     if usage is not None:
                         last.append(admission.entry(usage, "response"))
-                    elif sent and call is not None and not self._off:
+                    elif sent and call is not None and not self._switch.off:
                         last.append(self.presume(admission, call))
+                        if witness is not None:
+                            witness.saw(last[-1])
             except Exception:  # a fault of ours must neither reach the app nor leak the hold
                 logger.exception("the usage of a response could not be recorded")
             if not admission.ended:
                 admission.end(*last)
             elif last:
                 admission.book(*last)
+            if slot.costs is not None:
+                slot.costs.extend(entry.cost for entry in last if entry.kind == "presumed" and entry.cost)
+        if slot.span is not None or slot.undo:
+            ended(slot)
 
     def unattributed(self) -> Admission:
         """What a call is recorded under that is nobody's: it holds nothing, and no limit applies."""
@@ -221,6 +245,8 @@ class Admissions:
         admission.slot = slot
         slot.admissions.append(admission)
         slot.bound = admission
+        if slot.span is not None or "respan_tracing" in sys.modules:
+            name_customer(slot, admission.decision)
         if slot.ended:  # the request is over: nobody else would end it
             admission.end()
         elif admission.id:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from respan_guard.decision import Decision, Status
     from respan_guard.guard import Guard
     from respan_guard.homes import Homes
+    from respan_guard.options import Mode
     from respan_guard.reports import CustomerReport, UsageReport
     from respan_guard.usage import Usage, UsageRecord
 
@@ -160,6 +161,10 @@ class BlockingGuard:
     def adjust(self, customer_identifier: str | int, amount: Decimal, reason: str, *, actor: str = "") -> None:
         """See `Guard.adjust`."""
         self._homes.run(self._guard.adjust(customer_identifier, amount, reason, actor=actor))
+
+    def switch(self, mode: Mode | None, *, reason: str = "", actor: str = "") -> None:
+        """The kill switch; see `Switch.set`."""
+        self._homes.run(self._guard.switch.set(mode, reason=reason, actor=actor))
 
     def status(self, customer_identifier: str | int) -> Status:
         """See `Guard.status`."""

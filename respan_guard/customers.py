@@ -151,6 +151,7 @@ class Customers:
             now = guard.now_ms()
             params = change(stored or {}, date.fromordinal(known.policy.day_of(now)))
             customer = Customer.from_params(identifier, params)
+            await guard.switch.announce_limits(params, patience)
             written = await self._write(identifier, params, revision, actor, now, patience)
             if not isinstance(written, Conflict):
                 guard.policies.learn(identifier, written.revision, params)

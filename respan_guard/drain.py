@@ -19,6 +19,8 @@ from respan_guard.breaker import Breaker
 from respan_guard.clock import Clock
 from respan_guard.errors import BackendError, CounterOverflow, StorageUnavailable
 from respan_guard.journal import Journal
+from respan_guard.observing import observe_entry
+from respan_guard.telemetry import telemetry
 
 __all__ = ["BATCH", "Drain", "Item", "Unstorable"]
 
@@ -162,6 +164,7 @@ class Drain(ABC):
 
     async def _try(self, batch: list[Item], patience: float) -> None:
         self._sent_at = self.loop.time()
+        fault: Exception | None = None
         try:
             if not self._opened:
                 async with asyncio.timeout(_OPENING):
@@ -169,14 +172,18 @@ class Drain(ABC):
             async with asyncio.timeout(patience):
                 await self._send(batch)
         except BackendError as error:
+            fault = error
             await self._failed(error)
         except Exception as error:  # a fault of ours or of the driver must not end the drain
+            fault = error
             await self._failed(StorageUnavailable(f"the storage backend failed: {error!r}"), error)
         else:
             self._batch = []
             if self.breaker.worked():
                 logger.warning("storage is available again")
             self._works()
+        if telemetry.on:
+            telemetry.stored("apply", self.loop.time() - self._sent_at, fault)
 
     async def _send(self, batch: list[Item]) -> None:
         ops = [item.op for item in batch if item.op is not None]
@@ -197,6 +204,8 @@ class Drain(ABC):
     def _answer(self, item: Item, outcome: Outcome | None) -> None:
         if isinstance(outcome, TooLate) and isinstance(item.op, Record):
             self._bury(item.op.entry, "its day is pruned")
+        elif telemetry.on and isinstance(item.op, Record):
+            observe_entry(item.op.entry, outcome)
         if item.future is not None and not item.future.done():
             item.future.set_result(outcome)  # type: ignore[arg-type]  # a marker's result is not read
 
@@ -216,6 +225,7 @@ class Drain(ABC):
 
     async def _failed(self, error: BackendError, fault: Exception | None = None) -> None:
         """Answer those who wait, and keep what must not be lost."""
+        was_open = self.breaker.is_open
         self.breaker.failed(str(error))
         now = self._clock.monotonic()
         if now - self._logged_at >= _LOG_EVERY:
@@ -223,6 +233,8 @@ class Drain(ABC):
             logger.warning("storage is unavailable: %s", error, exc_info=fault)
         kept: list[Item] = []
         batch, self._batch = self._batch, []
+        if self.breaker.is_open and not was_open:  # nobody else waits for what is taken for dead
+            batch += [self._inbox.popleft() for _ in range(len(self._inbox))]
         for item in batch:
             if item.op is None:
                 kept.append(item)

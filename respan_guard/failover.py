@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from respan_guard.backends.base import Backend, Entry, Limit, Op, Outcome, Recorded, TooLate
     from respan_guard.estimates import Ask
     from respan_guard.guard import Guard
+    from respan_guard.home import Home
     from respan_guard.lanes import Lane
     from respan_guard.policies import KnownPolicy
     from respan_guard.policy import Terms
@@ -55,7 +56,6 @@ class Failover:
     def __init__(self, guard: Guard) -> None:
         settings = guard.settings
         self._guard = guard
-        self._shadow = settings.mode == "shadow"
         self._budgets = settings.budget_failure
         self._rates = settings.rate_limit_failure
         self._parts = round(settings.local_share * _PARTS)
@@ -91,7 +91,7 @@ class Failover:
             raise error
         guard = self._guard
         decision = Decision(customer, (), (), _NOBODY, requests)
-        if not self._shadow:
+        if not guard.switch.shadow:
             # A customer that this process hasn't met may have limits of its own, where any have.
             stranger = not known.revision and guard.policies.any_own and customer not in self._accounts
             if stranger and self._budgets != "open":
@@ -122,7 +122,7 @@ class Failover:
         self, error: StorageUnavailable, op: Admit, terms: Terms, rates: tuple[Limit, ...], requests: int
     ) -> None:
         """Go on although the storage of rates, which is another one, gave no answer; or raise as `admit` does."""
-        if self._shadow or self._rates == "open":
+        if self._guard.switch.shadow or self._rates == "open":
             return
         if self._rates == "closed":
             raise RatesUnavailable(str(error)) from error
@@ -208,6 +208,16 @@ class LocalLane:
         self._lane = lane
         self._account = account
         self._left = hold
+
+    @property
+    def home(self) -> Home | None:
+        """Where it leads to."""
+        return self._lane.home
+
+    @property
+    def asleep(self) -> bool:
+        """Whether nobody looks at the kill switch there."""
+        return self._lane.asleep
 
     async def submit(self, op: Op) -> Outcome:
         """Apply `op` and return its outcome."""

@@ -22,11 +22,14 @@ from respan_guard.errors import GuardError, LimitExceeded
 from respan_guard.estimates import Estimator
 from respan_guard.failover import Failover
 from respan_guard.homes import make_homes
+from respan_guard.observing import Gauges
 from respan_guard.policies import Policies
 from respan_guard.pricing import PriceBook
 from respan_guard.recorder import Ids, Recorder
 from respan_guard.reports import CustomerReport, RefusalLog, Reports, UsageReport
 from respan_guard.settings import GuardOptions, Settings, mask_url
+from respan_guard.switch import Switch
+from respan_guard.telemetry import telemetry
 from respan_guard.usage import Usage, UsageRecord
 
 if TYPE_CHECKING:
@@ -63,15 +66,18 @@ class Guard:
         self.estimator = Estimator(settings, self.prices)
         self.recorder = Recorder(self.prices, self.ids)
         self._off = settings.mode == "off"
+        self.switch = Switch(self)
         self._offset = 0
         self._homes = make_homes(settings, self._on_open, self._on_fork)
+        self.journal = self._homes.journal
         self.storage_timeout = settings.storage_timeout or self._homes.backend_class.default_timeout
         self.fork_mark = ""  # tells what this process numbers from what its parent does, if it was forked
         self.refusals = RefusalLog(self.clock, self._homes.lane)
         self.failover = Failover(self)
         self.admissions = Admissions(self)
-        self.customers = Customers(self)
-        self.bookings = Bookings(self)
+        self._gauges = Gauges(self._homes, self.renewer)
+        telemetry.look()
+        self.customers, self.bookings = Customers(self), Bookings(self)
         self._reports = Reports(self)
 
     async def __aenter__(self) -> Self:
@@ -90,6 +96,7 @@ class Guard:
         """
         if not self._off:
             await self._homes.open()
+            await self.switch.wake(self.lane())
             await asyncio.to_thread(self.prices.load)  # a fifth of a second that no request should wait for
 
     async def aclose(self) -> None:
@@ -105,6 +112,7 @@ class Guard:
             StorageUnavailable: Storage did not take it in time; it is kept and tried again.
         """
         if not self._off:
+            self.recorder.hand_on()
             await self.refusals.flush()
             await self._homes.flush()
 
@@ -203,7 +211,7 @@ class Guard:
         Raises:
             StorageUnavailable: Neither storage nor the journal took it at once; it is still tried.
         """
-        if self._off:
+        if self.switch.off:
             return
         entry, _ = self._entry_here(usage, customer_identifier, entry_id)
         await self._homes.lane().record(entry)
@@ -212,7 +220,7 @@ class Guard:
         self, usage: Usage, customer_identifier: str | int | None = None, *, entry_id: str | None = None
     ) -> None:
         """What `record` does, without waiting: from any thread, never blocks. `flush` tells when it is stored."""
-        if not self._off:
+        if not self.switch.off:
             entry, admission = self._entry_here(usage, customer_identifier, entry_id)
             if admission is not None:
                 admission.book(entry)  # in its own inbox, where its release follows; this may be another thread
@@ -329,6 +337,7 @@ class Guard:
         self._offset = store_ms - self.clock.now_ms()
 
     def _on_open(self, lane: Lane) -> None:
+        self.switch.attach(lane)
         if self.settings.retention is not None:
             self._reports.keep_pruned(lane, self.settings.retention)
 

@@ -31,7 +31,9 @@ from respan_guard.backends.base import (
 from respan_guard.clock import Clock
 from respan_guard.errors import BackendError, GuardError, StorageUnavailable
 from respan_guard.home import Home
+from respan_guard.observing import observe_entry
 from respan_guard.rate_storage import Counted
+from respan_guard.telemetry import telemetry
 
 __all__ = ["GuardThread", "Lane", "RemoteLane", "SharedLane", "run_inline"]
 
@@ -52,7 +54,22 @@ def run_inline(work: Coroutine[Any, Any, T]) -> T:
 
 
 class Lane(Protocol):
-    """A way to storage. `Home` is one, for code on its loop."""
+    """A way to storage. `Home` is one, for code on its loop.
+
+    Attributes:
+        home: Where it leads to, if to a home.
+        asleep: Whether nobody looks at the kill switch there.
+    """
+
+    @property
+    def home(self) -> Home | None:
+        """Where it leads to, if to a home."""
+        ...
+
+    @property
+    def asleep(self) -> bool:
+        """Whether nobody looks at the kill switch there."""
+        ...
 
     async def submit(self, op: Op) -> Outcome:
         """Apply `op` and return its outcome."""
@@ -88,11 +105,15 @@ class Lane(Protocol):
 
 
 class SharedLane:
-    """Straight to a locked store that any thread may use."""
+    """Straight to a locked store that any thread may use. Nobody else can switch it, so nobody looks."""
+
+    home = None
+    asleep = False
 
     def __init__(self, backend: Backend, clock: Clock) -> None:
         self.backend = backend
         self._apply = backend.apply_now
+        self._post = backend.post_now
         self._now = clock.now_ms
 
     async def submit(self, op: Op) -> Outcome:
@@ -100,25 +121,19 @@ class SharedLane:
         return self._apply((op,), self._now())[0]
 
     async def record(self, entry: Entry) -> Recorded | TooLate | None:
-        """Book `entry`."""
+        """Book `entry`. What the store can't count, and what a finalizer books within its own work, is posted."""
         try:
             outcome = self._apply((Record(entry),), self._now())[0]
-        except BackendError as error:
-            _lost(entry, error)
+        except BackendError:
+            self.post(Record(entry))
             return None
+        if telemetry.on:
+            observe_entry(entry, outcome)
         return outcome if isinstance(outcome, (Recorded, TooLate)) else None
 
     def post(self, *ops: Op) -> None:
         """Apply `ops` in this order. What the store can't count is logged: nobody waits who could be told."""
-        try:
-            self._apply(ops, self._now())
-        except BackendError:
-            for op in ops:  # one of them is it; the others, a release above all, must get through
-                try:
-                    self._apply((op,), self._now())
-                except BackendError as error:
-                    if isinstance(op, Record):
-                        _lost(op.entry, error)
+        self._post(ops, self._now(), _observe if telemetry.on else None)
 
     async def call(self, work: Callable[[Backend], Awaitable[T]], timeout: float | None = 10.0) -> T:  # noqa: ASYNC109
         """Run a read or a change of customers."""
@@ -147,8 +162,10 @@ class SharedLane:
         """Nothing waits here."""
 
 
-def _lost(entry: Entry, error: BackendError) -> None:
-    logger.error("a usage record can't be stored, this is it: %r: %s", entry, error)
+def _observe(ops: Sequence[Op], outcomes: Sequence[Outcome]) -> None:
+    for op, outcome in zip(ops, outcomes, strict=True):
+        if isinstance(op, Record):
+            observe_entry(op.entry, outcome)
 
 
 class GuardThread:
@@ -242,6 +259,11 @@ class RemoteLane:
         self.home = thread.home
         self.post = self.home.post
         self.post_call = self.home.post_call
+
+    @property
+    def asleep(self) -> bool:
+        """Whether nobody looks at the kill switch there."""
+        return self.home.asleep
 
     async def _on_thread(self, work: Coroutine[Any, Any, T]) -> T:
         if self.thread.is_current:

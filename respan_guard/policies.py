@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from respan_guard.customer import Customer
 from respan_guard.policy import Policy, compile_policy
 
-__all__ = ["KnownPolicy", "Policies"]
+__all__ = ["KnownPolicy", "Policies", "has_limits"]
 
 
 class KnownPolicy:
@@ -54,7 +55,7 @@ class Policies:
             self._known.pop(customer, None)
             return self.default
         known = KnownPolicy(revision, params, compile_policy(self.effective(params), time_zone=self._time_zone))
-        self.any_own = self.any_own or any(params.get(name) not in (None, False) for name in _LIMITS)
+        self.any_own = self.any_own or has_limits(params)
         with self._lock:
             if len(self._known) >= self._size and customer not in self._known:
                 self._known.pop(next(iter(self._known)), None)  # the one learned first; it is learned again in one trip
@@ -80,6 +81,16 @@ class Policies:
             if not any(name in params for name in _PERIOD):
                 merged |= {name: defaults[name] for name in _PERIOD if name in defaults}
         return merged | dict(params)
+
+    def markup(self, params: Mapping[str, Any] | None) -> Decimal | None:
+        """What reports add to the costs of a customer with these params, in percent; None for nothing."""
+        found = (params or {}).get("markup_percentage", self._defaults.get("markup_percentage"))
+        return None if found is None else Decimal(found)
+
+
+def has_limits(params: Mapping[str, Any]) -> bool:
+    """Whether params have any limit of a customer's own."""
+    return any(params.get(name) not in (None, False) for name in _LIMITS)
 
 
 _LIMITS = ("rate_limit", "period_budget", "total_budget", "blocked")

@@ -40,7 +40,7 @@ _CONTEXT = ("service_tier", "processing", "speed")
 class Plan:
     """A model of genai-prices; its rates are compiled for each set of prices that is in force at some moment."""
 
-    __slots__ = ("_compiled", "_constraints", "_current", "_known", "_step", "info", "provider", "tiers")
+    __slots__ = ("_compiled", "_constraints", "_current", "_dearest", "_known", "_step", "info", "provider", "tiers")
 
     def __init__(self, provider: Provider, info: ModelInfo) -> None:
         self.provider = provider
@@ -62,6 +62,7 @@ class Plan:
         self._known = {value: value for _, value in self.tiers}
         self._compiled: dict[tuple[tuple[bool, ...], str | None], Rates | None] = {}
         self._current: dict[str | None, tuple[datetime, datetime, Rates | None]] = {}
+        self._dearest: dict[str | None, tuple[datetime, datetime, tuple[Rates | None, ...]]] = {}
 
     def rates(self, at: datetime, tier: str | None) -> Rates | None:
         """The rates at a moment; None if the model isn't charged by tokens or requests."""
@@ -74,6 +75,34 @@ class Plan:
             pass
         return self._switch(at, tier)
 
+    def dearest(self, at: datetime, tier: str | None) -> tuple[Rates | None, ...]:
+        """All rates that a call may meet that is asked for now: now and in an hour, at the tier or without it.
+
+        Args:
+            at: Now.
+            tier: The service tier asked for; None leaves it to the provider, which may choose any.
+        """
+        tier = self._known.get(tier) if tier is not None else _ANY
+        try:
+            start, end, found = self._dearest[tier]
+            if start <= at < end:
+                return found
+        except KeyError:
+            pass
+        tiers: list[str | None] = [None]
+        tiers += [value for name, value in self.tiers if name == "service_tier"] if tier is _ANY else [tier]
+        found = tuple(dict.fromkeys(self.rates(when, one) for one in tiers for when in (at, at + _HOUR)))
+        since, until = self._window(at)
+        self._dearest[tier] = since, max(until - _HOUR, at + _TICK), found
+        return found
+
+    def _window(self, at: datetime) -> tuple[datetime, datetime]:
+        """Between which moments around this one no price changes."""
+        if self._step is None:
+            return _EVER
+        start = at - (at - _EPOCH) % self._step
+        return start, min(start, _EVER[1] - self._step) + self._step
+
     def _switch(self, at: datetime, tier: str | None) -> Rates | None:
         """Find the rates, and remember between which moments they can't change."""
         key = (tuple(c.active(at) for c in self._constraints), tier)
@@ -81,14 +110,12 @@ class Plan:
             context = dict.fromkeys(_CONTEXT, tier) if tier is not None else None
             self._compiled[key] = compile_rates(self.info.get_prices(at, context), self.info.id)
         rates = self._compiled[key]
-        if self._step is None:
-            self._current[tier] = _EVER[0], _EVER[1], rates
-        else:
-            start = at - (at - _EPOCH) % self._step
-            self._current[tier] = start, min(start, _EVER[1] - self._step) + self._step, rates
+        self._current[tier] = *self._window(at), rates
         return rates
 
 
+_ANY = "?"
+_HOUR, _TICK = timedelta(hours=1), timedelta(microseconds=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EVER = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 

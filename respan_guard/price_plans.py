@@ -117,12 +117,11 @@ class Rates:
 
     def bound(self, input_tokens: int, output_tokens: int, *, has_audio: bool = True, has_images: bool = True) -> int:
         """The most, in nano-USD, that a call of at most this size can cost, rounded up."""
-        audio, images = int(has_audio), int(has_images)
-        most = max(
-            s.request + input_tokens * s.dearest_input[audio + 2 * images] + output_tokens * s.dearest_output[audio]
-            for s in self._segments
-            if input_tokens > s.start or s.start <= 0
-        )
+        audio, kind = int(has_audio), has_audio + 2 * has_images
+        most = 0
+        for start, request, _, _, _, dearest_input, dearest_output in self._segments:
+            if input_tokens > start or start <= 0:
+                most = max(most, request + input_tokens * dearest_input[kind] + output_tokens * dearest_output[audio])
         return -(-most // self._scale)
 
     def _contradicting(self, usage: Usage) -> int:

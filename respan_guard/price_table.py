@@ -36,6 +36,10 @@ class OwnPrice:
         """The one price."""
         return self._rates
 
+    def dearest(self, at: datetime, tier: str | None) -> tuple[Rates, ...]:
+        """The same."""
+        return (self._rates,)
+
 
 def _own_rates(model: str, prices: object) -> Rates:
     names = (*KINDS, "request")

@@ -10,7 +10,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +79,7 @@ class PriceBook:
     def __init__(self, user_prices: Mapping[str, Any] | None = None, *, clock: Clock | None = None) -> None:
         self._own = {name.strip().lower(): OwnPrice(name, p) for name, p in (user_prices or {}).items()}
         self._clock = clock or SystemClock()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may price a call while its own thread makes a plan
         self._get_snapshot: Callable[[], DataSnapshot | None] = _no_snapshot
         self._snapshot: DataSnapshot | None = None
         self._plans: dict[tuple[str, str], Plan] = {}
@@ -163,21 +163,14 @@ class PriceBook:
         plan = self._plan(provider, model)
         if plan is None:
             return None
-        tiers: list[str | None] = [None]
-        if service_tier is None or service_tier == "auto":
-            tiers += [value for name, value in plan.tiers if name == "service_tier"]
-        else:
-            tiers.append(service_tier)
-        now = at or self._now()
-        soon = now + timedelta(hours=1)
-        bounds = []
-        for tier in tiers:
-            first, later = plan.rates(now, tier), plan.rates(soon, tier)
-            for rates in (first,) if later is first else (first, later):  # they rarely change within the hour
-                if rates is None:
-                    return None
-                bounds.append(rates.bound(input_tokens, output_tokens, has_audio=has_audio, has_images=has_images))
-        return max(bounds)
+        most = 0
+        for rates in plan.dearest(at or self._now(), None if service_tier == "auto" else service_tier):
+            if rates is None:
+                return None
+            cost = rates.bound(input_tokens, output_tokens, has_audio=has_audio, has_images=has_images)
+            if cost > most:
+                most = cost
+        return most
 
     def explain(self, model: str, provider: str | None = None, at: datetime | None = None) -> Explanation:
         """Say what a model costs now, and where the number is from."""

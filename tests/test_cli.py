@@ -399,6 +399,29 @@ def test_prices_of_a_model_with_its_own_price(monkeypatch: pytest.MonkeyPatch) -
 # -- documentation -------------------------------------------------------------------------------------
 
 
+def test_check_asks_the_storage_of_rates_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where rates live elsewhere and nobody answers there, something is wrong; its password stays where it is."""
+    monkeypatch.setenv("RESPAN_GUARD_RATE_LIMIT_STORAGE", "redis://:hunter2@127.0.0.1:1/0")
+    told = run("check", code=1).output
+    assert "does not answer" in told
+    assert "hunter2" not in told
+
+
+@pytest.mark.usefixtures("filled")
+def test_the_kill_switch_is_thrown_shown_and_taken_back() -> None:
+    """By command: it says where it stands, `check` warns of it, and a word that is no mode is misuse."""
+    assert answer("switch") == {"switch": None}
+    thrown = answer("switch", "off", "--reason", "everything is refused")["switch"]
+    assert (thrown["mode"], thrown["reason"]) == ("off", "everything is refused")
+    assert thrown["actor"].startswith("cli")
+    assert answer("check")["switch"] == thrown
+    told = run("check").stdout
+    assert "switched to off since" in told
+    assert "everything is refused" in told
+    assert "mode must be one of enforce, shadow, off or configured" in run("switch", "on", code=2).stderr
+    assert answer("switch", "configured") == {"switch": None}
+
+
 def keys(value: Any) -> set[str]:
     """The names of all members of a JSON value, but for those that are data."""
     if isinstance(value, list):
@@ -420,6 +443,7 @@ def keys(value: Any) -> set[str]:
         ("customers delete", ("customers", "delete", "org_1", "--yes")),
         ("usage", ("usage",)),
         ("prune", ("prune", "--before", "2026-03-01")),
+        ("switch", ("switch", "shadow", "--reason", "a try")),
         ("prices", ("prices", "gpt-4o-mini")),
     ],
 )

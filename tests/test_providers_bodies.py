@@ -202,6 +202,6 @@ def test_azures_replies_are_azures_whichever_door_reads_them() -> None:
         "usage": usage,
     }
     reader.feed(json.dumps(reply).encode())
-    found = usage_of_call(reader, call)
+    found = usage_of_call(reader, call, 1.0, 1.5)
     assert found is not None
-    assert (found.provider, found.output_tokens) == ("azure", 2)
+    assert (found.provider, found.output_tokens, found.latency_ms, found.ttft_ms) == ("azure", 2, 500, None)

@@ -253,7 +253,7 @@ def test_memory_is_bounded_between_events() -> None:
 
 
 def test_events_are_not_decoded_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a thousand chunks of a chat only the first two, the one with usage and the end are looked at."""
+    """Of a thousand chunks of a chat only the one with usage and the end are looked at."""
     seen: list[bytes] = []
     look = stream._json
 
@@ -264,7 +264,7 @@ def test_events_are_not_decoded_one_by_one(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(stream, "_json", spy)
     events = STREAMS["openai_chat.sse"].split(b"\n\n")
     assert read([b"\n\n".join([events[0], *[events[2]] * 1_000, *events[-3:]])], eager=False)[0]
-    assert len(seen) == 4
+    assert len(seen) == 2
 
 
 def test_usage_in_the_middle_is_not_believed_later() -> None:
@@ -310,6 +310,15 @@ def test_interrupted_anthropic_streams_keep_the_input() -> None:
     assert usage["input_tokens"] == 2960
     assert usage["output_tokens"] == 4
     assert not finished
+
+
+def test_an_anthropic_stream_is_finished_by_its_stop_reason() -> None:
+    """Some readers (LiteLLM) close the stream at the last `message_delta`: its counts are final all the same."""
+    data = STREAMS["anthropic.sse"]
+    at = data.index(b"event: message_stop")
+    usage, _, _, finished, _, _ = read([data[:at]])
+    assert finished
+    assert usage == read([data])[0]
 
 
 def test_text_of_responses_counts_once() -> None:

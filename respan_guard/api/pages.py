@@ -17,6 +17,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from starlette.requests import Request
 
+from respan_guard.api.fields import clean_text
 from respan_guard.api.wire import parse, to_json
 from respan_guard.errors import InvalidInput
 
@@ -96,8 +97,8 @@ class Pages:
             rows: What is on it, as it is shown.
             part: Where it ends, and whether another may follow.
         """
-        if part.end is not None:
-            self._places[page.identity, page.number + 1] = part.end
+        if (place := part.end or page.start) is not None:  # behind an empty page is where it is
+            self._places[page.identity, page.number + 1] = place
             self._places.move_to_end((page.identity, page.number + 1))
             while len(self._places) > _REMEMBERED:
                 self._places.popitem(last=False)
@@ -153,7 +154,11 @@ def checked(place: Place | None, *kinds: type | tuple[type, ...]) -> Place | Non
     if place is None:
         return None
     if len(place) == len(kinds) and all(
-        isinstance(value, kind) and not isinstance(value, bool) for value, kind in zip(place, kinds, strict=True)
+        isinstance(value, kind)
+        and not isinstance(value, bool)
+        and (not isinstance(value, str) or value == clean_text(value))
+        and (not isinstance(value, int) or abs(value) < 1 << 62)
+        for value, kind in zip(place, kinds, strict=True)
     ):
         return place
     raise _foreign()

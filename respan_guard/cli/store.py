@@ -3,35 +3,43 @@
 from __future__ import annotations
 
 from datetime import date, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from respan_guard.backends.base import Discrepancy, StoreInfo
 from respan_guard.cli.output import MISUSED, columns, fail, print_json, print_table, say
-from respan_guard.cli.session import opened, with_guard
+from respan_guard.cli.session import actor, opened, with_guard
 from respan_guard.clock import SystemClock
 from respan_guard.decision import as_datetime
 from respan_guard.errors import ConfigurationError, GuardError
 from respan_guard.settings import Settings
+from respan_guard.switch import MODES, Switched
 
 if TYPE_CHECKING:
     from respan_guard.guard import Guard
+    from respan_guard.options import Mode
 
-__all__ = ["check", "prune", "verify"]
+__all__ = ["check", "prune", "switch", "verify"]
 
 
 def check(storage: str | None, *, as_json: bool) -> bool:
     """Show settings and storage; whether both are all right."""
     settings: dict[str, Any] = {}
     info: StoreInfo | None = None
+    switched: Switched | None = None
     error: str | None = None
     try:
         settings = Settings.load(storage=storage).sources()
         settings.pop("clock")
 
         async def ask(guard: Guard) -> StoreInfo:
+            nonlocal switched
+            lane = guard.lane()
+            switched = await guard.switch.look(lane)
+            if lane.home is not None and lane.home.rates is not None:
+                await lane.home.rates.check()
             return await guard.info()
 
         info = opened(ask, storage, create=True)
@@ -44,6 +52,7 @@ def check(storage: str | None, *, as_json: bool) -> bool:
             {
                 "ok": error is None,
                 "error": error,
+                "switch": as_json_switch(switched),
                 "settings": {name: {"value": value, "source": source} for name, (value, source) in settings.items()},
                 "storage": None
                 if info is None
@@ -65,8 +74,47 @@ def check(storage: str | None, *, as_json: bool) -> bool:
         print_table(columns("storage", "is"), list(facts.items()), "")
         for warning in info.warnings:
             say(f"warning: {warning}")
+        if switched is not None:
+            say(f"warning: {told(switched)}")
     say("all right" if error is None else f"wrong: {error}")
     return error is None
+
+
+def switch(storage: str | None, mode: str | None, reason: str, *, as_json: bool) -> None:
+    """Show or set the kill switch."""
+    if mode not in (None, "configured", *MODES):
+        fail(f"mode must be one of {', '.join(MODES)} or configured, got {mode!r}", MISUSED)
+
+    async def work(guard: Guard) -> Switched | None:
+        if mode is not None:
+            wanted = None if mode == "configured" else cast("Mode", mode)
+            await guard.switch.set(wanted, reason=reason, actor=actor())
+        return await guard.switch.look(guard.lane())
+
+    switched = with_guard(work, storage)
+    if as_json:
+        print_json({"switch": as_json_switch(switched)})
+    else:
+        say("every process goes by its own setting" if switched is None else told(switched))
+
+
+def told(switched: Switched) -> str:
+    """Where the kill switch stands, in words."""
+    because = f": {switched.reason}" if switched.reason else ""
+    by = f" by {switched.actor}" if switched.actor else ""
+    return f"every process is switched to {switched.mode} since {switched.at:%Y-%m-%d %H:%M:%S} UTC{by}{because}"
+
+
+def as_json_switch(switched: Switched | None) -> dict[str, Any] | None:
+    """Where the kill switch stands, as JSON values."""
+    if switched is None:
+        return None
+    return {
+        "mode": switched.mode,
+        "since": switched.at.isoformat(),
+        "actor": switched.actor,
+        "reason": switched.reason,
+    }
 
 
 def verify(storage: str | None, *, as_json: bool) -> bool:

@@ -78,6 +78,8 @@ class Exchange:
         self._status = 0
         self._done = False
         self._started = guard.clock.monotonic()
+        if guard.recorder.witness is not None:
+            guard.recorder.witness.called(call.model)
 
     def answered(self, status: int, content_type: str, encoding: str) -> Callable[[bytes], None] | None:
         """The provider answers.
@@ -92,7 +94,7 @@ class Exchange:
         """
         self._status = status
         if 200 <= status < 300:
-            self._reader = reader_for(content_type, encoding)
+            self._reader = reader_for(content_type, encoding, self._guard.clock.monotonic)
         return None if self._reader is None else self._reader.feed
 
     def failed(self, error: BaseException, *, sent: bool) -> None:
@@ -131,7 +133,10 @@ class Exchange:
         held = None
         if self._claimed:
             held = self._claimed + (self._beside.held if self._beside is not None else 0)
-        return self._guard.admissions.presume(self._admission, self._call, held)
+        entry = self._guard.admissions.presume(self._admission, self._call, held)
+        if self._guard.recorder.witness is not None:
+            self._guard.recorder.witness.saw(entry)
+        return entry
 
     def abandoned(self) -> None:
         """Nobody will read the rest: the response is being collected as garbage.
@@ -146,7 +151,6 @@ class Exchange:
             self.finish()
 
     def _usage(self) -> Usage | None:
-        usage = None if self._reader is None else usage_of_call(self._reader, self._call)
-        if usage is not None:
-            usage.latency_ms = round((self._guard.clock.monotonic() - self._started) * 1000)
-        return usage
+        if self._reader is None:
+            return None
+        return usage_of_call(self._reader, self._call, self._started, self._guard.clock.monotonic())

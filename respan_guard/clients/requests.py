@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from respan_guard.providers import Call, call_from_request
+from respan_guard.providers import Call, call_from_request, decode_json
 
 __all__ = ["Outgoing", "is_form_path", "read_form", "read_json"]
 
@@ -51,10 +51,7 @@ def read_json(path: str, content: bytes, *, include_usage: bool) -> Outgoing | N
         content: The body.
         include_usage: Whether to ask for the usage of streams that would not tell it.
     """
-    try:
-        body = json.loads(content)
-    except (ValueError, RecursionError):
-        return None
+    body = decode_json(content)
     if not isinstance(body, dict):
         return None
     try:
@@ -66,11 +63,13 @@ def read_json(path: str, content: bytes, *, include_usage: bool) -> Outgoing | N
     if call is None:
         return None
     if include_usage and call.stream and not call.wants_usage and path.rstrip("/").endswith(_USAGE_ON_DEMAND):
-        return Outgoing(call, _asking_for_usage(body))
+        return Outgoing(call, _asking_for_usage(body, content))
     return Outgoing(call)
 
 
-def _asking_for_usage(body: Mapping[str, Any]) -> bytes | None:
+def _asking_for_usage(body: Mapping[str, Any], content: bytes) -> bytes | None:
+    if "stream_options" not in body and content[:1] == b"{":
+        return b'{"stream_options":{"include_usage":true},' + content[1:]  # all else stays to the letter
     options = body.get("stream_options")
     if options is not None and not isinstance(options, Mapping):
         return None

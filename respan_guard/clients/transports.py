@@ -149,12 +149,20 @@ class Passage:
         """The request to send, asking for a stream's usage if need be."""
         if outgoing.content is None:
             return request
-        dropped = (b"content-length", b"transfer-encoding", b"accept-encoding")
-        headers = [(name, value) for name, value in request.headers.raw if name.lower() not in dropped]
-        headers.append((b"accept-encoding", b"identity"))  # what is compressed can't be edited as it passes
-        return type(request)(
-            request.method, request.url, headers=headers, content=outgoing.content, extensions=request.extensions
+        headers = type(request.headers)(request.headers)
+        headers["content-length"] = str(len(outgoing.content))
+        headers["accept-encoding"] = "identity"  # what is compressed can't be edited as it passes
+        if "transfer-encoding" in headers:
+            del headers["transfer-encoding"]
+        changed = type(request)(
+            request.method,
+            request.url,
+            headers=headers,
+            stream=self.kinds.bytes(outgoing.content),
+            extensions=request.extensions,
         )
+        changed.read()  # so that transports find its content as they would the first one's
+        return changed
 
     def refusal(self, refused: RefusedCall, request: Any) -> Any:
         """The answer to a call that must not be made; the client makes its own exception of it."""
@@ -301,6 +309,7 @@ class Kinds:
     def __init__(self, library: str) -> None:
         http: Any = importlib.import_module(library)
         self.response: Any = http.Response
+        self.bytes: Any = http.ByteStream
         self.body: Any = type("Body", (Body, http.SyncByteStream, http.AsyncByteStream), {})
         self.stream: Any = type("WatchedStream", (WatchedStream, http.SyncByteStream), {})
         self.async_stream: Any = type("WatchedAsyncStream", (WatchedAsyncStream, http.AsyncByteStream), {})

@@ -23,12 +23,16 @@ class Capture:
     Args:
         call: What the request asked for.
         faults: Where faults of ours are reported.
+        now: Seconds of the guard's monotonic clock.
     """
 
-    __slots__ = ("_call", "_faults", "_reader", "_status")
+    __slots__ = ("_call", "_ended", "_faults", "_now", "_reader", "_started", "_status")
 
-    def __init__(self, call: Call, faults: Faults) -> None:
+    def __init__(self, call: Call, faults: Faults, now: Callable[[], float]) -> None:
         self._call = call
+        self._now = now
+        self._started = now()
+        self._ended: float | None = None
         self._faults = faults
         self._reader: Reader | None = None
         self._status = 0
@@ -43,10 +47,14 @@ class Capture:
             self._status = message["status"]
             headers: Iterable[tuple[bytes, bytes]] = message.get("headers") or ()
             found = {name.lower(): value.decode("latin-1") for name, value in headers}
-            self._reader = reader_for(found.get(b"content-type", ""), found.get(b"content-encoding"))
+            self._reader = reader_for(found.get(b"content-type", ""), found.get(b"content-encoding"), self._now)
         except Exception:
             self.give_up()
         return None if self._reader is None else self._reader.feed
+
+    def complete(self) -> None:
+        """The body is complete; what the app does behind it is no part of the call."""
+        self._ended = self._now()
 
     def usage(self) -> Usage | None:
         """What the response reported, if it did; after the last message."""
@@ -54,7 +62,7 @@ class Capture:
         if reader is None:
             return None
         try:
-            return usage_of_call(reader, self._call)
+            return usage_of_call(reader, self._call, self._started, self._ended or self._now())
         except Exception:
             self.give_up()
             return None

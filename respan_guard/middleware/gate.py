@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
@@ -45,7 +46,6 @@ class Gate:
         self._faults = faults
         self._sources = sources(identify)
         self._anonymous = anonymous
-        self._shadow = guard.settings.mode == "shadow"
         self._max_body = max_body
         self._single = single_names(name for source in self._sources for name in source.names)
 
@@ -84,13 +84,13 @@ class Gate:
         except ConfigurationError:
             raise
         except GuardError as error:
-            if not self._shadow:
+            if not self._guard.switch.shadow:
                 raise RefusedHere(error) from error
             logger.info("shadow mode: a request would be refused: %s", type(error).__name__)
         else:
             if call is not None:
                 passage.call = call
-                passage.capture = Capture(call, self._faults)
+                passage.capture = Capture(call, self._faults, self._guard.clock.monotonic)
         passage.admitted = True
         return receive if passage.body is None else passage.body.replay()
 
@@ -105,6 +105,8 @@ class Gate:
                 body.require()  # else a body that we can't read but the provider can would hold nothing
             return None
         try:
+            if body.is_large:
+                return await asyncio.to_thread(call_from_request, path, body.json)
             return call_from_request(path, body.json)
         except Exception:
             self._faults.report("a request could not be read as an LLM call; it holds what `default_hold` says")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from respan_guard.errors import InvalidInput
 from respan_guard.providers import anthropic, gemini, openai
-from respan_guard.providers.base import Call
+from respan_guard.providers.base import Call, decode_json
 from respan_guard.providers.body import JSONReader, Reader, reader_for
 from respan_guard.providers.replies import read_reply
 from respan_guard.providers.stream import StreamReader
@@ -20,6 +19,7 @@ __all__ = [
     "Reader",
     "StreamReader",
     "call_from_request",
+    "decode_json",
     "read_reply",
     "reader_for",
     "usage_from_reply",
@@ -105,16 +105,19 @@ def _as_json(reply: object) -> Mapping[str, Any] | None:
         body = dump(mode="json", exclude_none=True, warnings=False)
         return body if isinstance(body, Mapping) else None
     if isinstance(reply, (str, bytes, bytearray)):
-        try:
-            body = json.loads(reply)
-        except (ValueError, RecursionError):
-            return None
+        body = decode_json(reply)
         return body if isinstance(body, Mapping) else None
     return None
 
 
-def usage_of_call(reader: Reader, call: Call) -> Usage | None:
+def usage_of_call(reader: Reader, call: Call, started: float, ended: float) -> Usage | None:
     """What the body that a reader watched says a call used, under the model that was asked for; None if it is unknown.
+
+    Args:
+        reader: Has seen the body.
+        call: What was asked for.
+        started: When it was sent, in seconds of the clock that the reader was given.
+        ended: When the body was complete.
 
     Both doors that see replies read them here, so that one call has one provider and one id whichever saw it.
     """
@@ -127,4 +130,7 @@ def usage_of_call(reader: Reader, call: Call) -> Usage | None:
         usage.provider = call.provider
     usage.provider = usage.provider or call.provider
     usage.service_tier = usage.service_tier or call.service_tier
+    usage.latency_ms = round((ended - started) * 1000)
+    if reader.first_token is not None:
+        usage.ttft_ms = round((reader.first_token - started) * 1000)
     return usage

@@ -9,10 +9,13 @@ Images, audio and files are not text and have bounds of their own.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from pydantic_core import from_json
 
 from respan_guard.usage import MAX_TOKENS
 
@@ -22,6 +25,7 @@ __all__ = [
     "Measure",
     "Media",
     "count",
+    "decode_json",
     "limit",
     "mapping",
     "measure",
@@ -108,6 +112,18 @@ class Measure:
     has_images: bool = False
 
 
+def decode_json(data: str | bytes | bytearray) -> Any:
+    """The value that JSON spells; None if it is none."""
+    try:
+        return from_json(data, cache_strings="keys")
+    except ValueError:
+        pass
+    try:
+        return json.loads(data)  # half a surrogate pair, other encodings, and deeper nesting than that one takes
+    except (ValueError, RecursionError):
+        return None
+
+
 def count(value: object) -> int | None:
     """The value if it is a plausible token count (an integer in 0..10^12), else None."""
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS else None
@@ -117,11 +133,11 @@ def shares(source: object, *names: str) -> int | None:
     """The first of these counts that a details object holds; 0 if it holds none, None if one is malformed."""
     if source is None:
         return 0
-    if not isinstance(source, Mapping):
+    if source.__class__ is not dict and not isinstance(source, Mapping):
         return None
     for name in names:
-        if source.get(name) is not None:
-            return count(source[name])
+        if (found := source.get(name)) is not None:
+            return count(found)
     return 0
 
 
@@ -208,25 +224,31 @@ def measure(body: Mapping[str, Any], layout: Layout, *, has_tools: bool = False)
         has_tools: Whether the request brings tools.
     """
     found = Measure(tokens=REQUEST_OVERHEAD + (TOOLS_OVERHEAD if has_tools else 0))
-    content: list[Any] = [value for name, value in body.items() if name in layout.content]
-    other: list[Any] = [value for name, value in body.items() if name not in layout.content | layout.skip]
-    other.extend(name for name in body if name not in layout.skip)
+    content: list[Any] = []
+    other: list[Any] = []
+    for name, value in body.items():
+        if name not in layout.skip:
+            other.append(name)
+            (content if name in layout.content else other).append(value)
     total = nodes = 0
     while content:
         value = content.pop()
         if isinstance(value, dict):
+            nodes += 1
             media = layout.media(value)
             if media is not None:
-                nodes += 1
                 total += media_tokens(media, layout.image_tokens)
                 other.extend(media.text)
                 _mark(found, media)
                 continue
-            nodes += 1
-            other.extend(value)
             for name, part in value.items():
-                (other if name in layout.opaque else content).append(part)
-        elif isinstance(value, list):
+                if part.__class__ is str and part.isascii() and name.isascii():  # nearly all there is: not twice
+                    total += len(name) + len(part)
+                    nodes += 2
+                else:
+                    other.append(name)
+                    (other if name in layout.opaque else content).append(part)
+        elif isinstance(value, list) and not _is_numbers(value):
             nodes += 1
             content.extend(value)
         else:
@@ -238,14 +260,18 @@ def measure(body: Mapping[str, Any], layout: Layout, *, has_tools: bool = False)
         nodes += 1
         kind = value.__class__
         if kind is str:
-            total += utf8_size(value)
+            total += len(value) if value.isascii() else utf8_size(value)
         elif kind is dict:
             other.extend(value)
             other.extend(value.values())
         elif kind is list:
-            other.extend(value)
+            if _is_numbers(value):  # ready-made tokens, maybe millions
+                nodes += len(value)
+                total += len(value) * _digits(max(max(value), -min(value)))
+            else:
+                other.extend(value)
         elif kind is int:
-            total += value.bit_length() // 3 + 1  # at least its digits, without writing them
+            total += _digits(value)
         elif kind is float:
             total += 24
         if nodes > MAX_NODES:
@@ -253,6 +279,14 @@ def measure(body: Mapping[str, Any], layout: Layout, *, has_tools: bool = False)
             break
     found.tokens = min(found.tokens + total + nodes * NODE_BYTES, MAX_TOKENS)
     return found
+
+
+def _is_numbers(value: list[Any]) -> bool:
+    return bool(value) and value[0].__class__ is int and set(map(type, value)) == {int}
+
+
+def _digits(value: int) -> int:
+    return value.bit_length() // 3 + 1  # at least its digits, without writing them
 
 
 def _mark(found: Measure, media: Media) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from respan_guard.providers.base import text
+from respan_guard.providers.base import decode_json, text
 from respan_guard.providers.replies import read_reply
 from respan_guard.providers.stream import StreamReader
 from respan_guard.usage import Usage
@@ -30,6 +30,11 @@ class Reader(Protocol):
     @property
     def broken(self) -> bool:
         """Whether a part that may have held the usage was given up."""
+        ...
+
+    @property
+    def first_token(self) -> float | None:
+        """When the first text of a stream came, if the reader was given a clock."""
         ...
 
     def feed(self, data: bytes) -> None:
@@ -77,6 +82,7 @@ class JSONReader:
     __slots__ = ("_body", "_head", "_parts", "_size", "_usage", "broken")
 
     broken: bool
+    first_token = None
 
     def __init__(self) -> None:
         self.broken = False
@@ -107,10 +113,7 @@ class JSONReader:
         if len(whole) > _LARGE or self._head:
             self._body = _embeddings(self._head or whole[:_END], whole[-_END:])
         if self._body is None and not self._head:
-            try:
-                body = json.loads(whole)
-            except (ValueError, RecursionError):
-                body = None
+            body = decode_json(whole)
             for item in body if isinstance(body, list) else [body]:
                 if isinstance(item, Mapping):
                     self._body = item
@@ -218,6 +221,11 @@ class Inflater:
         return self._reader.usage()
 
     @property
+    def first_token(self) -> float | None:
+        """When the first text came."""
+        return self._reader.first_token
+
+    @property
     def finished(self) -> bool:
         """Whether the reply was seen to its end."""
         return self._reader.finished
@@ -238,8 +246,15 @@ class Inflater:
         return self._reader.output_bytes
 
 
-def reader_for(content_type: str, content_encoding: str | None = None) -> Reader | None:
+def reader_for(
+    content_type: str, content_encoding: str | None = None, now: Callable[[], float] | None = None
+) -> Reader | None:
     """The reader for a response.
+
+    Args:
+        content_type: Of the body.
+        content_encoding: Of the body.
+        now: Seconds of a monotonic clock, to tell when a stream's first text came.
 
     Returns:
         None for types that hold no usage, and for encodings that the standard library can't undo (br, zstd).
@@ -247,7 +262,7 @@ def reader_for(content_type: str, content_encoding: str | None = None) -> Reader
     kind = content_type.partition(";")[0].strip().lower()
     reader: Reader
     if kind == "text/event-stream":
-        reader = StreamReader()
+        reader = StreamReader(now)
     elif kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
         reader = JSONReader()
     else:

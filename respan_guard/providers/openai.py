@@ -5,13 +5,14 @@ Chat completions, responses, legacy completions, embeddings, images, and audio t
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
 from respan_guard.money import MAX_NANO, NANO
-from respan_guard.providers.base import Call, Layout, Media, count, limit, mapping, measure, shares, text
+from respan_guard.providers.base import Call, Layout, Media, count, limit, mapping, measure, text
 from respan_guard.usage import Usage
 
 __all__ = ["call", "event_usage", "reply_usage"]
@@ -28,7 +29,7 @@ OPERATIONS = {
 _CONTENT = frozenset({"messages", "input"})
 _OPAQUE = frozenset({"tool_calls", "function_call", "arguments"})
 # Input that the provider keeps, finds, or is given as a guess at the answer and charges as output.
-_STORED = ("previous_response_id", "conversation", "web_search_options", "prediction")
+_STORED = frozenset({"previous_response_id", "conversation", "web_search_options", "prediction"})
 # Never part of the prompt.
 _SKIP = frozenset(
     {"metadata", "user", "safety_identifier", "prompt_cache_key", "store", "extra_body", "customer_params"}
@@ -55,6 +56,8 @@ def _image_tokens(model: str) -> int:
 
 def _media(part: Mapping[str, Any]) -> Media | None:
     kind = part.get("type")
+    if kind is None or kind == "text":
+        return None
     if kind == "image_url" and isinstance(part.get("image_url"), (Mapping, str)):
         return Media("image", remote=True)
     if kind == "input_image":
@@ -72,6 +75,25 @@ def _media(part: Mapping[str, Any]) -> Media | None:
         if "file_id" in file or "file_url" in file:
             return Media("file", remote=True)
     return None
+
+
+@functools.cache
+def _layout(image_tokens: int) -> Layout:
+    return Layout(_media, image_tokens, _CONTENT, _OPAQUE, _SKIP)
+
+
+# Our names of parts of the input and the output, and theirs.
+_GIVEN = (
+    ("cache_read_tokens", "cached_tokens"),
+    ("cache_write_tokens", "cache_write_tokens"),
+    ("input_audio_tokens", "audio_tokens"),
+    ("input_image_tokens", "image_tokens"),
+)
+_MADE = (
+    ("reasoning_tokens", "reasoning_tokens"),
+    ("output_audio_tokens", "audio_tokens"),
+    ("output_image_tokens", "image_tokens"),
+)
 
 
 def call(path: str, body: Mapping[str, Any], operation: str) -> Call:
@@ -92,10 +114,10 @@ def call(path: str, body: Mapping[str, Any], operation: str) -> Call:
     tools, given = body.get("tools"), body.get("input")
     size = measure(
         body,
-        Layout(_media, _image_tokens(model), _CONTENT, _OPAQUE, _SKIP),
+        _layout(_image_tokens(model)),
         has_tools=isinstance(tools, list) or isinstance(body.get("functions"), list),
     )
-    bounded = size.bounded and all(body.get(name) is None for name in _STORED)
+    bounded = size.bounded and (_STORED.isdisjoint(body) or all(body.get(name) is None for name in _STORED))
     if responses:
         referred = isinstance(given, list) and any(mapping(item).get("type") == "item_reference" for item in given)
         bounded = bounded and not referred and not isinstance(body.get("prompt"), Mapping)
@@ -128,8 +150,10 @@ def _cap(body: Mapping[str, Any], operation: str, *, responses: bool) -> int | N
         return 0
     if operation == "image_generation":
         return _GENERATED_IMAGE_TOKENS
-    names = ("max_output_tokens",) if responses else ("max_completion_tokens", "max_tokens")
-    return max((cap for name in names if (cap := limit(body.get(name))) is not None), default=None)
+    if responses:
+        return limit(body.get("max_output_tokens"))
+    cap, other = limit(body.get("max_completion_tokens")), limit(body.get("max_tokens"))
+    return other if cap is None or (other is not None and other > cap) else cap
 
 
 def _choices(body: Mapping[str, Any], operation: str) -> int:
@@ -138,7 +162,9 @@ def _choices(body: Mapping[str, Any], operation: str) -> int:
     several = (
         operation == "text_completion" and isinstance(prompt, list) and not all(isinstance(p, int) for p in prompt)
     )
-    wanted = max(limit(body.get("n")) or 1, limit(body.get("best_of")) or 1)
+    wanted = 1
+    if "n" in body or "best_of" in body:
+        wanted = max(limit(body.get("n")) or 1, limit(body.get("best_of")) or 1)
     return wanted * len(prompt) if several and prompt else wanted
 
 
@@ -181,19 +207,8 @@ def _completion(body: Mapping[str, Any], operation: str) -> Usage | None:
     usage = body.get("usage")
     if not isinstance(usage, Mapping) or "prompt_tokens" not in usage:
         return None
-    prompt, completion = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
-    counts = {
-        "input_tokens": count(usage["prompt_tokens"]),
-        "output_tokens": shares(usage, "completion_tokens"),
-        "cache_read_tokens": shares(prompt, "cached_tokens"),
-        "cache_write_tokens": shares(prompt, "cache_write_tokens"),
-        "input_audio_tokens": shares(prompt, "audio_tokens"),
-        "input_image_tokens": shares(prompt, "image_tokens"),
-        "reasoning_tokens": shares(completion, "reasoning_tokens"),
-        "output_audio_tokens": shares(completion, "audio_tokens"),
-        "output_image_tokens": shares(completion, "image_tokens"),
-    }
-    return _usage(body, usage, counts, operation)
+    details = ((usage.get("prompt_tokens_details"), _GIVEN), (usage.get("completion_tokens_details"), _MADE))
+    return _usage(body, usage, operation, usage["prompt_tokens"], usage.get("completion_tokens"), details)
 
 
 def _response(body: Mapping[str, Any], operation: str) -> Usage | None:
@@ -203,30 +218,35 @@ def _response(body: Mapping[str, Any], operation: str) -> Usage | None:
         return None
     given = usage.get("input_tokens_details", usage.get("input_token_details"))
     made = usage.get("output_tokens_details", usage.get("output_token_details"))
-    counts = {
-        "input_tokens": count(usage["input_tokens"]),
-        "output_tokens": shares(usage, "output_tokens"),
-        "cache_read_tokens": shares(given, "cached_tokens"),
-        "cache_write_tokens": shares(given, "cache_write_tokens"),
-        "input_audio_tokens": shares(given, "audio_tokens"),
-        "input_image_tokens": shares(given, "image_tokens"),
-        "reasoning_tokens": shares(made, "reasoning_tokens"),
-        "output_audio_tokens": shares(made, "audio_tokens"),
-        "output_image_tokens": shares(made, "image_tokens"),
-    }
+    output = usage.get("output_tokens")
     if operation == "image_generation" and made is None:
-        counts["output_image_tokens"] = counts["output_tokens"]
-    return _usage(body, usage, counts, operation)
+        made = {"image_tokens": output}
+    return _usage(body, usage, operation, usage["input_tokens"], output, ((given, _GIVEN), (made, _MADE)))
+
+
+_Details = tuple[tuple[object, tuple[tuple[str, str], ...]], ...]
 
 
 def _usage(
-    body: Mapping[str, Any], usage: Mapping[str, Any], counts: dict[str, int | None], operation: str
+    body: Mapping[str, Any], usage: Mapping[str, Any], operation: str, given: object, made: object, details: _Details
 ) -> Usage | None:
-    known: dict[str, Any] = {name: value for name, value in counts.items() if value is not None}
-    if len(known) < len(counts):
-        return None
+    counts: dict[str, Any] = {"input_tokens": given}
+    if made is not None:
+        counts["output_tokens"] = made
+    for parts, names in details:
+        if parts is None:
+            continue
+        if not isinstance(parts, Mapping):
+            return None
+        for name, theirs in names:
+            found = parts.get(theirs)
+            if found is not None:
+                counts[name] = found
+    for found in counts.values():
+        if count(found) is None:
+            return None
     model, response_id = text(body.get("model")), text(body.get("id"))
-    cost = _claimed_cost(usage.get("cost"))
+    cost = _claimed_cost(usage.get("cost")) if "cost" in usage else None
     return Usage(
         model=model or "",
         provider="openrouter" if cost is not None and (response_id or "").startswith("gen-") else "openai",
@@ -235,7 +255,7 @@ def _usage(
         response_model=model,
         operation=operation,
         service_tier=text(body.get("service_tier"), 32),
-        **known,
+        **counts,
     )
 
 

@@ -6,14 +6,14 @@ are looked at when somebody asks. A chunk costs an append; every 32 KiB the midd
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from respan_guard.providers import anthropic, openai
-from respan_guard.providers.base import mapping, text
+from respan_guard.providers.base import decode_json, mapping, text
+from respan_guard.providers.events import BLANK, events, last_events
 from respan_guard.providers.replies import read_reply
 from respan_guard.usage import Usage
 
@@ -26,8 +26,6 @@ WINDOW = 32_768
 EVENT_CAP = 8 * 1024 * 1024
 """Bytes of one event that are kept. The last event of OpenAI's responses carries the whole reply: it can be large."""
 
-# A blank line: two line ends, of any of the three kinds. A CR before LF is no line end of its own.
-_BLANK = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 _LINE = re.compile(rb"\r\n|\n|\r")
 # What an event that matters must contain. OpenAI sends `"usage":null` with each chunk, which isn't it.
 _MATTERS = re.compile(
@@ -45,6 +43,12 @@ _TEXT = re.compile(
 )
 # OpenAI's responses repeat each part when it is finished, so only their deltas count, which are strings.
 _DELTA = re.compile(rb'"delta"' + _STRING)
+
+
+_FIRST = re.compile(
+    rb'"(?:content|text|arguments|partial_json|thinking|reasoning|reasoning_content|refusal|delta)"[ \t]*:[ \t]*"[^"]'
+)
+_RECENT = 32  # bytes that are enough for what _FIRST finds, but for its last
 
 
 @dataclass(slots=True)
@@ -68,11 +72,26 @@ class StreamReader:
     """Watches a stream of server-sent events for usage.
 
     What it tells depends on the bytes so far, not on how they were cut into chunks.
+
+    Args:
+        now: Seconds of a monotonic clock, to tell when the first text came.
+
+    Attributes:
+        first_token: When that was; None if it did not yet, or there is no clock.
     """
 
-    __slots__ = ("_batch", "_closed", "_findings", "_head", "_low", "_seen", "_size", "_skipping", "_tail", "_total")
+    # fmt: off
+    __slots__ = (
+        "_batch", "_closed", "_findings", "_head", "_low", "_most", "_now", "_recent", "_seen", "_size", "_skipping",
+        "_tail", "_total", "first_token",
+    )
+    # fmt: on
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] | None = None) -> None:
+        self.first_token: float | None = None
+        self._now = now
+        self._most = BATCH if now is None else 0  # bytes of a batch; none while the first text is looked for
+        self._recent = b""
         self._batch: list[bytes] = []
         self._size = 0
         self._total = 0
@@ -88,8 +107,18 @@ class StreamReader:
         """Take the next bytes of the stream, cut anywhere."""
         self._batch.append(data)
         self._size += len(data)
-        if self._size >= BATCH:
-            self._compact()
+        if self._size >= self._most:
+            if self._now is not None and self.first_token is None:
+                self._look_for_text(data)
+            if self._size >= BATCH:
+                self._compact()
+
+    def _look_for_text(self, data: bytes) -> None:
+        data = self._recent + data
+        if _FIRST.search(data) is None:
+            self._recent = data[-_RECENT:]
+        elif self._now is not None:
+            self.first_token, self._most, self._recent = self._now(), BATCH, b""
 
     def close(self) -> None:
         """The stream is over; what came after the last blank line counts as an event."""
@@ -169,14 +198,14 @@ class StreamReader:
         if tail.find(b"\r", low, until) < 0:
             return 0
         # One byte more, since a CR there may be half of a CR LF.
-        ends = [blank.end() for blank in _BLANK.finditer(tail, low, until + 1)]
+        ends = [blank.end() for blank in BLANK.finditer(tail, low, until + 1)]
         return max((end for end in ends if end <= until), default=0)
 
     def _first(self) -> list[bytes]:
         """The first two events with data, of those that end within the head."""
         whole = self._closed and self._total <= len(self._head)
         found = []
-        for event, _, complete in _events(self._head.removeprefix(b"\xef\xbb\xbf")):
+        for event, _, complete in events(self._head.removeprefix(b"\xef\xbb\xbf")):
             if b"data" in event and (complete or whole):
                 found.append(event)
                 if len(found) == 2:
@@ -188,62 +217,42 @@ class StreamReader:
         if self._seen == self._total:
             return self._findings
         found = _Findings()
-        for event in self._first():
-            _read_first(found, event)
         tail = bytes(self._tail)
         since = len(tail) - WINDOW
         if self._total == len(tail):
             tail = tail.removeprefix(b"\xef\xbb\xbf")
-        last: list[bytes] = []
-        skip = self._skipping
-        for event, end, complete in _events(tail):
-            too_large = skip or len(event) > EVENT_CAP
-            skip = False
-            if too_large:
-                found.broken |= end > since
-            elif end > since and (complete or self._closed):
-                last.append(event)
-        for event in reversed(last):
-            # A large event is decoded faster than it is searched.
-            if found.usage is None and (len(event) > WINDOW or _MATTERS.search(event)):
+        large = self._skipping or len(tail) > EVENT_CAP
+        for event, start, end, complete in last_events(tail):
+            if end <= since or (found.usage is not None and not large):
+                break
+            if len(event) > EVENT_CAP or (self._skipping and start == 0):
+                found.broken = True
+            elif found.usage is None and _may_matter(event) and (complete or self._closed):
                 _read_last(found, event)
+        if found.usage is None or found.model is None or found.response_id is None:
+            for event in self._first():
+                _read_first(found, event)
         if found.start is not None:
             found.usage = read_reply(anthropic.merge(found.start, found.delta))
         self._seen, self._findings = self._total, found
         return found
 
 
-def _blanks(data: bytes) -> Iterator[tuple[int, int]]:
-    if b"\r" in data:
-        yield from (blank.span() for blank in _BLANK.finditer(data))
-        return
-    at = data.find(b"\n\n")  # many times faster than the pattern, which tells on large events
-    while at >= 0:
-        yield at, at + 2
-        at = data.find(b"\n\n", at + 2)
-
-
-def _events(data: bytes) -> Iterator[tuple[bytes, int, bool]]:
-    """The events, where each ends, and whether a blank line ends it: what follows the last one is incomplete."""
-    at = 0
-    for start, end in _blanks(data):
-        if event := data[at:start].lstrip(b"\r\n"):
-            yield event, start, True
-        at = end
-    if event := data[at:].lstrip(b"\r\n"):
-        yield event, len(data), False
+def _may_matter(event: bytes) -> bool:
+    """Whether an event is worth decoding; a large one is decoded faster than it is searched."""
+    return len(event) > WINDOW or _MATTERS.search(event) is not None
 
 
 def _json(event: bytes) -> Mapping[str, Any] | str:
     """The event's data as a JSON object; as text for the marker of the end, "" for anything else."""
-    lines = (line for line in _LINE.split(event) if line.startswith(b"data:"))
-    data = b"\n".join(line[6:] if line.startswith(b"data: ") else line[5:] for line in lines).strip()
+    if event.startswith(b"data:") and b"\n" not in event and b"\r" not in event:  # all of OpenAI's
+        data = event[5:].strip()
+    else:
+        lines = (line for line in _LINE.split(event) if line.startswith(b"data:"))
+        data = b"\n".join(line[6:] if line.startswith(b"data: ") else line[5:] for line in lines).strip()
     if data == b"[DONE]":
         return "[DONE]"
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
-        return ""
+    found = decode_json(data)
     return found if isinstance(found, Mapping) else ""
 
 
@@ -270,6 +279,8 @@ def _read_last(found: _Findings, event: bytes) -> None:
         for name, value in mapping(body.get("usage")).items():
             if value is not None:
                 found.delta.setdefault(name, value)
+        # Nothing is generated after it: who closes the stream here, not waiting for `message_stop`, knows the bill.
+        found.finished |= mapping(body.get("delta")).get("stop_reason") is not None
     elif kind == "message_start":
         found.start = found.start or mapping(body.get("message"))
     else:

@@ -16,16 +16,17 @@ BACKENDS = ["memory", "sqlite", "redis", "postgresql"]
 
 
 def new_store(name: str, directory: Path) -> Callable[[], Backend]:
-    """Makes instances of one new store of that kind."""
-    return backend_factory(storage_url(name, directory), namespace=f"test-{secrets.token_hex(6)}")
+    """Makes instances of one new store of that kind; of PostgreSQL there is one at a time, emptied."""
+    namespace = "default" if name == "postgresql" else f"test-{secrets.token_hex(6)}"
+    return backend_factory(storage_url(name, directory), namespace=namespace)
 
 
 def storage_url(name: str, directory: Path) -> str:
-    """The URL of a store of that kind; on a Redis, tests tell their stores apart by namespaces."""
+    """The URL of an empty store of that kind; a Redis tells them apart by namespaces, of PostgreSQL there is one."""
     if name == "redis":
         return redis_server.shared_url()
     if name == "postgresql":
-        return postgres_server.new_store(postgres_server.given_or_started())
+        return postgres_server.emptied_store(postgres_server.given_or_started())
     return "memory://" if name == "memory" else f"sqlite:///{directory / 'guard.db'}?synchronous=normal"
 
 

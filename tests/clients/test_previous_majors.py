@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
-import sysconfig
-import zlib
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ import pytest
 from respan_guard import Guard
 from respan_guard.testing import StandInProvider
 
+from .environments import python_with
 from .support import records, same
 
 ROOT = Path(__file__).parents[2]
@@ -24,26 +22,8 @@ WANTED = ["openai>=2,<3", "anthropic<1", "fastapi==0.133.0"]
 
 @pytest.fixture(scope="module")
 def python(request: pytest.FixtureRequest) -> str:
-    """A Python with the previous majors, over the packages that are installed here; made once, kept in the cache.
-
-    Without a package index it can't be made: that skips the test, but fails it in CI.
-    """
-    assert request.config.cache is not None
-    what = zlib.crc32(repr([sys.prefix, sys.version, WANTED]).encode())
-    home = Path(request.config.cache.mkdir("previous_majors")) / f"{what:08x}"
-    found = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    ready = home / "ready"
-    if not ready.exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True, timeout=60)
-        pip = [str(found), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *WANTED]
-        done = subprocess.run(pip, capture_output=True, text=True, timeout=90, check=False)
-        if done.returncode and not os.environ.get("CI"):
-            pytest.skip(f"no package index: {done.stderr[-200:]}")
-        assert done.returncode == 0, done.stderr
-        (site,) = home.glob("**/site-packages")
-        (site / "zz_main.pth").write_text(sysconfig.get_path("purelib"))  # behind its own packages
-        ready.touch()
-    return str(found)
+    """A Python with the previous majors."""
+    return python_with(request.config, "previous_majors", WANTED)
 
 
 def test_previous_majors_are_guarded(python: str, provider: StandInProvider, url: str, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ class FaultyBackend(MemoryBackend):
 
     Attributes:
         error: Raised by every `apply` while it is set; `applied_anyway` applies the batch before.
-        other_error: Raised by `open`, `get` and `put` while it is set.
+        other_error: Raised by `open`, `get`, `facts` and `put` while it is set.
         gate: `apply` waits for it, as for a server that hangs.
     """
 
@@ -57,6 +57,12 @@ class FaultyBackend(MemoryBackend):
         if self.other_error is not None:
             raise self.other_error
         return await super().get(customer)
+
+    async def facts(self, space: str, *, after: str = "", limit: int = 1000) -> list[tuple[str, str]]:
+        """Read, or fail as told."""
+        if self.other_error is not None:
+            raise self.other_error
+        return await super().facts(space, after=after, limit=limit)
 
     async def put(
         self, customer: str, params: Params, *, if_revision: str | None = None, actor: str = "", now: int | None = None

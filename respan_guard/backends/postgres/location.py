@@ -53,6 +53,9 @@ def locate(url: str, namespace: str, options: dict[str, Any]) -> Location:
     given = {**{name: value for name, value in query if name in _OURS}, **options}
     rest = urlencode([pair for pair in query if pair[0] not in _OURS], quote_via=quote)
     bare = urlunsplit((parts.scheme, parts.netloc, parts.path, rest, parts.fragment))
+    ports = [host.rpartition("]")[2].partition(":")[2] for host in parts.netloc.rpartition("@")[2].split(",")]
+    if any(port and not port.isdigit() for port in ports):
+        raise ConfigurationError(f"{_masked(url)!r} has a port that is no number; it is {_FORM}")
     try:
         conninfo.conninfo_to_dict(bare)
     except psycopg.ProgrammingError as error:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from respan_guard.backends.base import Amounts, CustomerRow, Entry, StoredEntry
+from respan_guard.backends.base import AMOUNTS, Amounts, CustomerRow, Entry, StoredEntry
 from respan_guard.backends.sqlite.rows import params_from, params_text, search_text, usage_text
 from respan_guard.usage import Usage
 
 __all__ = [
-    "AMOUNTS",
     "CUSTOMER",
     "ENTRY",
     "EVER",
@@ -26,8 +25,6 @@ __all__ = [
 
 EVER = (1 << 31) - 1
 """A day after all days, as the columns have it."""
-AMOUNTS = tuple(Amounts.__dataclass_fields__)
-"""Columns of `Amounts`, in the order of its fields."""
 FROM_ENTRIES = {
     "calls": "(kind <> 'adjustment')::integer",
     "cost": "coalesce(cost, 0)",

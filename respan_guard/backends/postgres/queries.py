@@ -1,0 +1,137 @@
+"""Pages and reports as statements and their values."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+from respan_guard.backends.base import AMOUNTS, CustomerQuery, RecordQuery, UsageQuery
+from respan_guard.backends.postgres.rows import CUSTOMER, ENTRY, EVER
+from respan_guard.errors import InvalidInput
+
+__all__ = ["Statement", "count_sql", "customers_sql", "entries_sql", "usage_sql"]
+
+Statement: TypeAlias = tuple[str, dict[str, Any]]
+_SORTS = ("customer", "name", "first_seen", "last_seen", "requests", "calls", "cost", "tokens")
+
+
+def customers_sql(query: CustomerQuery) -> Statement:
+    """A page of customers, read off the index of its sort key."""
+    if query.sort not in _SORTS:
+        raise InvalidInput(f"sort must be one of {', '.join(_SORTS)}; got {query.sort!r}", field="sort")
+    order = "DESC" if query.descending else "ASC"
+    keys = ["customer"] if query.sort == "customer" else [query.sort, "customer"]
+    where: list[str] = []
+    values: dict[str, Any] = {"limit": query.limit}
+    if query.after is not None:
+        values["value"], values["customer"] = query.after
+        sign = "<" if query.descending else ">"
+        given = "%(customer)s" if len(keys) == 1 else "(%(value)s, %(customer)s)"
+        where.append(f"({', '.join(keys)}) {sign} {given}")
+    if query.search:
+        where.append("strpos(search, %(search)s) > 0")
+        values["search"] = query.search.casefold()
+    where += _filters(query.seen_since_ms, query.blocked, values)
+    ordered = ", ".join(f"{key} {order}" for key in keys)
+    return (
+        f"SELECT {CUSTOMER} FROM {{schema}}.customers {_where(where)}ORDER BY {ordered} LIMIT %(limit)s",  # noqa: S608
+        values,
+    )
+
+
+def count_sql(seen_since_ms: int | None, blocked: bool | None) -> Statement:
+    """How many customers pass the filters, counted on an index."""
+    values: dict[str, Any] = {}
+    return f"SELECT count(*) FROM {{schema}}.customers {_where(_filters(seen_since_ms, blocked, values))}", values  # noqa: S608
+
+
+def _filters(seen_since_ms: int | None, blocked: bool | None, values: dict[str, Any]) -> list[str]:
+    where = []
+    if seen_since_ms is not None:
+        where.append("last_seen >= %(seen_since)s")
+        values["seen_since"] = seen_since_ms
+    if blocked is not None:
+        where.append("blocked" if blocked else "NOT blocked")
+    return where
+
+
+def usage_sql(query: UsageQuery) -> Statement:
+    """A report. It reads customers' own rollups only if it has to; what counts all together is kept beside them."""
+    query.check()
+    first, end = query.first_day, query.end_day
+    table, when, where = "totals", "at", ["unit = 'd'"]
+    if "hour" in query.by:
+        first, end, where = query.first_hour, query.end_hour, ["unit = 'h'"]
+    elif "customer" in query.by or query.customer is not None:
+        table = "rollups"
+    distinct = "NULL"
+    if query.distinct:
+        if table == "totals" and query.by == ("day",) and query.model is None:
+            distinct = "sum(r.customers)"
+        else:
+            distinct, table = "count(DISTINCT r.c)", "rollups"
+    if table == "rollups":
+        # One customer's by the key, all customers' by the index of days; see the schema.
+        when, where = "day" if query.customer is not None else "(day + 0)", []
+    where += [f"{when} >= %(first)s", f"{when} < %(end)s"]
+    if query.customer is not None:
+        where.append("r.c = (SELECT c FROM {schema}.customers WHERE customer = %(customer)s)")
+    if query.model is not None:
+        where.append("model = %(model)s")
+    names = ["at" if table == "totals" and name in ("day", "hour") else name for name in query.by]
+    order = [] if query.top is None else [f"{_sum_of(query.top)} DESC"]
+    chosen = ", ".join((*names, distinct, *(f"sum(r.{name})" for name in AMOUNTS)))
+    grouped = f"GROUP BY {', '.join(names)} ORDER BY {', '.join(order + names)}" if names else "HAVING count(*) > 0"
+    source = f"{{schema}}.{table} r" + (" JOIN {schema}.customers k USING (c)" if "customer" in query.by else "")
+    return (
+        f"SELECT {chosen} FROM {source} {_where(where)}{grouped} LIMIT %(limit)s",  # noqa: S608  # constants
+        {
+            "first": min(first, EVER),
+            "end": min(end, EVER),
+            "customer": query.customer,
+            "model": query.model,
+            "limit": query.limit,
+        },
+    )
+
+
+def _sum_of(name: str) -> str:
+    return "sum(r.input_tokens + r.output_tokens)" if name == "tokens" else f"sum(r.{name})"
+
+
+def entries_sql(query: RecordQuery, first: int = 0) -> Statement:
+    """A page of the log; nothing that is wanted stands at or before `first`."""
+    where: list[str] = []
+    values: dict[str, Any] = {"limit": query.limit}
+
+    def also(condition: str, **given: Any) -> None:
+        where.append(condition)
+        values.update(given)
+
+    if query.after is not None:
+        if query.descending:
+            also("e.seq < %(last)s", last=query.after)
+        else:
+            first = max(first, query.after)
+    if query.since_ms is not None:
+        also("e.at_ms >= %(since)s", since=query.since_ms)
+    if first:
+        also("e.seq > %(first)s", first=first)
+    if query.stop is not None:
+        also("e.seq >= %(stop)s" if query.descending else "e.seq <= %(stop)s", stop=query.stop)
+    if query.customer is not None:
+        also("e.c + 0 = (SELECT c FROM {schema}.customers WHERE customer = %(customer)s)", customer=query.customer)
+    for column in ("model", "provider", "kind", "source", "status", "trace_id"):
+        value = getattr(query, column)
+        if value is not None:
+            also(f"e.{column} = %({column})s", **{column: value})
+    if query.unpriced is not None:
+        also("e.cost IS NULL" if query.unpriced else "e.cost IS NOT NULL")
+    if query.until_ms is not None:
+        also("e.at_ms < %(until)s", until=query.until_ms)
+    order = "DESC" if query.descending else "ASC"
+    tables = "{schema}.entries e JOIN {schema}.customers k USING (c)"
+    return f"SELECT {ENTRY} FROM {tables} {_where(where)}ORDER BY e.seq {order} LIMIT %(limit)s", values  # noqa: S608
+
+
+def _where(conditions: list[str]) -> str:
+    return f"WHERE {' AND '.join(conditions)} " if conditions else ""
