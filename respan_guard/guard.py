@@ -69,6 +69,7 @@ class Guard:
         self.switch = Switch(self)
         self._offset = 0
         self._homes = make_homes(settings, self._on_open, self._on_fork)
+        self.journal = self._homes.journal
         self.storage_timeout = settings.storage_timeout or self._homes.backend_class.default_timeout
         self.fork_mark = ""  # tells what this process numbers from what its parent does, if it was forked
         self.refusals = RefusalLog(self.clock, self._homes.lane)
@@ -336,6 +337,7 @@ class Guard:
         self._offset = store_ms - self.clock.now_ms()
 
     def _on_open(self, lane: Lane) -> None:
+        self.switch.attach(lane)
         if self.settings.retention is not None:
             self._reports.keep_pruned(lane, self.settings.retention)
 

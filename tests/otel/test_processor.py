@@ -236,9 +236,6 @@ def test_abandoned_spans_take_their_memory_with_them(metered: Metered) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.skipif(
-    not os.environ.get("RESPAN_GUARD_TEST_SOAK"), reason="minutes long; RESPAN_GUARD_TEST_SOAK=1 runs it"
-)
 @pytest.mark.timeout(600)
 def test_a_million_abandoned_streams(tmp_path: Path) -> None:
     """A million streams, known for calls, dropped while running: each is recorded as unknown, memory stays flat."""
@@ -393,6 +390,16 @@ def test_a_fork_after_the_start(tmp_path: Path) -> None:
         assert os.waitpid(pid, 0)[1] == 0
     """
     assert run(body, tmp_path) == ["1", "2", "3", "4"]
+
+
+def test_the_kill_switch_is_obeyed(metered: Metered) -> None:
+    """Switched off, calls that end are not metered; switched back, they are."""
+    metered.guard.sync.switch("off")
+    metered.see(call())
+    assert metered.records() == []
+    metered.guard.sync.switch(None)
+    metered.see(call())
+    assert len(metered.records()) == 1
 
 
 def test_off_means_off(make_metered: MakeMetered) -> None:
