@@ -171,6 +171,11 @@ class Home(Drain):
         return self
 
     @property
+    def opened(self) -> bool:
+        """Whether storage was opened."""
+        return self._opened
+
+    @property
     def waiting(self) -> int:
         """How many operations wait here."""
         return len(self._inbox) + len(self._batch)
@@ -327,7 +332,8 @@ class Home(Drain):
                 self.breaker.stalled((self.loop.time() - self._sent_at) / self.timeout, str(error))
 
     def _spawn(self, work: Callable[[Backend], Awaitable[object]]) -> None:
-        self._keep(self._guarded(work))
+        if not self._closed:  # a timer may come due while the loop of a home that was closed is ended
+            self._keep(self._guarded(work))
 
     def _keep(self, work: Coroutine[object, object, None]) -> None:
         task = self.loop.create_task(work)

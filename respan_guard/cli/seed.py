@@ -59,7 +59,7 @@ def _tenants(chance: random.Random) -> list[_Tenant]:
     for name in names[:CUSTOMERS]:
         plan = chance.choices([plan for plan, _, _ in _PLANS], [share for _, share, _ in _PLANS])[0]
         scale = {"free": 0.5, "pro": 1.6, "scale": 5.0}[plan]
-        joins = 0 if chance.random() < 0.6 else chance.randrange(DAYS - 2)
+        joins = 0 if chance.random() < 0.6 else chance.randrange(max(1, DAYS - 2))
         leaves = DAYS if chance.random() < 0.85 else min(DAYS, joins + chance.randrange(5, 40))
         found.append(
             _Tenant(name.lower().replace(" ", "_"), plan, scale * chance.paretovariate(1.6), joins, leaves,

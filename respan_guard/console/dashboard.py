@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
-from respan_guard.backends.base import HOUR_MS, Amounts, Backend, UsageQuery, UsageRow
+from respan_guard.backends.base import HOUR_MS, Amounts, Backend, CustomerQuery, UsageQuery, UsageRow
 from respan_guard.console.charts import OTHERS, Chart, chart
 from respan_guard.console.formats import change, compact, count, exact_usd, usd
 from respan_guard.console.ranges import Range
@@ -20,8 +20,9 @@ __all__ = ["Tile", "dashboard"]
 
 _TOP = 10
 _RECENT = 6
-_LOOKED_AT = 200  # customers whose limits are looked at, those who spent most first
+_LOOKED_AT = 100  # customers whose limits are looked at: of the active ones, those who spent most
 _SERIES = 6
+_ACTIVE_MS = 31 * 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +56,8 @@ class _Dashboard:
     async def page(self) -> dict[str, Any]:
         span, before = self.span, self.span.before(self.zone)
         now_sums, then_sums = await self.sums(span), await self.sums(before)
-        tops = [
-            (title, metric, await self.top(metric))
-            for title, metric in (("Cost", "cost"), ("Requests", "requests"), ("Tokens", "tokens"))
-        ]
+        tops = {metric: await self.top(metric) for metric in ("cost", "requests", "tokens")}
+        daily, daily_before = await self.active(span), await self.active(before)
         refused, refused_before = await self.refusals(span), await self.refusals(before)
         near, looked_at = await self.near()
         return {
@@ -67,14 +66,14 @@ class _Dashboard:
                 Tile("Refusals", compact(sum(refused.values())),
                      change(sum(refused.values()), sum(refused_before.values())), _reasons(refused),
                      f"logs?status=refused&{span.query}"),
-                *await self.people_tiles(before),
+                await self.people_tile(daily, daily_before),
                 Tile("Near a limit", count(near), "",
-                     f"At {NEAR} % of a budget or more, of the {looked_at} who spent most in this time",
-                     "users?sort=cost&dir=desc", f"now, of the {looked_at} top spenders"),
+                     f"At {NEAR} % of a budget or more, of the {looked_at} active customers who spent most",
+                     "users?sort=cost&dir=desc", f"now, of {looked_at} top spenders"),
                 _latency_tile(now_sums, then_sums),
             ],
-            "charts": [await self.by_model(), await self.by_customer(), await self.active()],
-            "tops": tops,
+            "charts": [await self.by_model(), await self.by_customer(tops["cost"]), self.active_chart(daily)],
+            "tops": [(metric.capitalize(), metric, rows) for metric, rows in tops.items()],
             "refusals": await self.latest_refusals(),
             "unpriced": now_sums.unpriced,
         }  # fmt: skip
@@ -105,17 +104,16 @@ class _Dashboard:
             found.append(Tile(label, compact(new), change(new, old), count(new)))
         return found
 
-    async def people_tiles(self, before: Range) -> list[Tile]:
-        counts = []
-        for span in (self.span, before):
-            query = UsageQuery(by=(), first_day=span.first_day, end_day=span.end_day, distinct=True)
-            rows = await self.backend.usage(query)
-            counts.append(rows[0].customers or 0 if rows else 0)
+    async def people_tile(self, daily: dict[int, int], before: dict[int, int]) -> Tile:
+        """Who was active in the time: counted by when they were last seen, so that it costs nobody's days."""
+        span = self.span
+        number = await self.backend.count_customers(seen_since_ms=span.since_ms)
         total = await self.backend.count_customers()
-        return [
-            Tile("Active customers", count(counts[0]), change(*counts), f"of {total:,} known",
-                 f"users?seen={self.span.name if self.span.name in ('24h', '7d', '30d', '90d') else '30d'}")
-        ]  # fmt: skip
+        averages = [sum(days.values()) // (span.end_day - span.first_day) for days in (daily, before)]
+        exact = f"{averages[0]:,} a day on average, {averages[1]:,} before; {total:,} known"
+        seen = span.name if span.name in ("24h", "7d", "30d", "90d") else "30d"
+        label = "Active customers" if span.until_ms > self.guard.now_ms() else "Active since then"
+        return Tile(label, count(number), change(*averages), exact, f"users?seen={seen}", f"of {total:,} known")
 
     async def top(self, metric: str) -> list[UsageRow]:
         """Who used most of something."""
@@ -137,17 +135,14 @@ class _Dashboard:
 
     async def near(self) -> tuple[int, int]:
         """How many of those who spend most are near or over a budget, and how many were looked at."""
-        span = self.span
-        spenders = await self.backend.usage(
-            UsageQuery(by=("customer",), first_day=span.first_day, end_day=span.end_day, top="cost", limit=_LOOKED_AT)
-        )
+        active = self.guard.now_ms() - _ACTIVE_MS
+        query = CustomerQuery(sort="cost", descending=True, seen_since_ms=active, limit=_LOOKED_AT)
+        rows = await self.backend.customers(query)
         near = 0
-        for spender in spenders:
-            row = await self.backend.get(spender.customer or "")
-            if row is not None:
-                limits = await meters(self.guard, self.backend, row, row.customer)
-                near += state_of(profile(row), limits) in ("near", "over")
-        return near, len(spenders)
+        for row in rows:
+            limits = await meters(self.guard, self.backend, row, row.customer)
+            near += state_of(profile(row), limits) in ("near", "over")
+        return near, len(rows)
 
     async def by_model(self) -> Chart:
         points: dict[str, Counter[int]] = {}
@@ -156,7 +151,7 @@ class _Dashboard:
             points.setdefault(row.model or "no model", Counter())[place or 0] += row.amounts.cost
         return chart("Spend by model", "usd", self.span, self.zone, points, limit=_SERIES)
 
-    async def by_customer(self) -> Chart:
+    async def by_customer(self, tops: list[UsageRow]) -> Chart:
         """Those who spent most, each with a line of its own; what is left of the total is all others'."""
         span = self.span
         days = Range(span.name, span.first_day, span.end_day, span.since_ms, span.until_ms)
@@ -164,7 +159,7 @@ class _Dashboard:
         for row in await self.rows(days, "day"):
             left[row.day or 0] += row.amounts.cost
         points: dict[str, Counter[int]] = {}
-        for top in (await self.top("cost"))[:_SERIES]:
+        for top in tops[:_SERIES]:
             name = top.customer or ""
             rows = await self.backend.usage(
                 UsageQuery(first_day=span.first_day, end_day=span.end_day, customer=name, by=("day",), limit=10_000)
@@ -176,14 +171,16 @@ class _Dashboard:
             found.series.append((OTHERS, [left[day] for day in range(span.first_day, span.end_day)]))
         return found
 
-    async def active(self) -> Chart:
+    async def active(self, span: Range) -> dict[int, int]:
+        """How many customers were active on each day."""
+        query = UsageQuery(first_day=span.first_day, end_day=span.end_day, by=("day",), distinct=True)
+        return {row.day or 0: row.customers or 0 for row in await self.backend.usage(query)}
+
+    def active_chart(self, daily: dict[int, int]) -> Chart:
+        """The same as bars."""
         span = self.span
         days = Range(span.name, span.first_day, span.end_day, span.since_ms, span.until_ms)
-        rows = await self.backend.usage(
-            UsageQuery(first_day=span.first_day, end_day=span.end_day, by=("day",), distinct=True)
-        )
-        points = {"customers": {row.day or 0: row.customers or 0 for row in rows}}
-        return chart("Active users by day", "count", days, self.zone, points)
+        return chart("Active users by day", "count", days, self.zone, {"customers": daily})
 
 
 def _latency_tile(now: Amounts, then: Amounts) -> Tile:
