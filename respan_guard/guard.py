@@ -75,7 +75,6 @@ class Guard:
         self.failover = Failover(self)
         self.admissions = Admissions(self)
         self._gauges = Gauges(self._homes, self.renewer)
-        telemetry.look()
         self.customers, self.bookings = Customers(self), Bookings(self)
         self._reports = Reports(self)
 
