@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from respan_guard.guard import Guard
     from respan_guard.middleware import GuardMiddleware
+    from respan_guard.otel import GuardSpanProcessor
     from respan_guard.usage import Usage, UsageRecord
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Guard",
     "GuardError",
     "GuardMiddleware",
+    "GuardSpanProcessor",
     "LimitExceeded",
     "RateLimitExceeded",
     "Refusal",
@@ -48,6 +50,7 @@ _MODULES = {
     "Decision": "decision",
     "Guard": "guard",
     "GuardMiddleware": "middleware",
+    "GuardSpanProcessor": "otel",
     "Refusal": "admission",
     "Status": "decision",
     "Usage": "usage",

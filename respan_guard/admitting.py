@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Coroutine, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import Token
@@ -29,6 +30,7 @@ from respan_guard.failover import unavailable
 from respan_guard.observing import observed
 from respan_guard.rated import RatedAsk
 from respan_guard.telemetry import telemetry
+from respan_guard.tracing import ended, name_customer
 from respan_guard.usage import Usage
 
 if TYPE_CHECKING:
@@ -182,22 +184,35 @@ class Admissions:
         """
         slot.ended = True
         charged = slot.admission or slot.bound  # the app may have ended the one that was bound last
+        witness = self._guard.recorder.witness
+        owed: list[Entry] = []
+        if witness is not None and charged is not None and not self._switch.off:
+            try:
+                owed = witness.settle(charged)
+            except Exception:  # a fault of ours must neither reach the app nor leak the hold
+                logger.exception("what spans owe a request could not be settled")
         for admission in slot.admissions:
             if admission.ended and admission is not charged:
                 continue
-            last: list[Entry] = []
+            last: list[Entry] = owed if admission is charged else []
             try:
                 if admission is charged and not slot.recorded:
                     if usage is not None:
                         last.append(admission.entry(usage, "response"))
                     elif sent and call is not None and not self._switch.off:
                         last.append(self.presume(admission, call))
+                        if witness is not None:
+                            witness.saw(last[-1])
             except Exception:  # a fault of ours must neither reach the app nor leak the hold
                 logger.exception("the usage of a response could not be recorded")
             if not admission.ended:
                 admission.end(*last)
             elif last:
                 admission.book(*last)
+            if slot.costs is not None:
+                slot.costs.extend(entry.cost for entry in last if entry.kind == "presumed" and entry.cost)
+        if slot.span is not None or slot.undo:
+            ended(slot)
 
     def unattributed(self) -> Admission:
         """What a call is recorded under that is nobody's: it holds nothing, and no limit applies."""
@@ -230,6 +245,8 @@ class Admissions:
         admission.slot = slot
         slot.admissions.append(admission)
         slot.bound = admission
+        if slot.span is not None or "respan_tracing" in sys.modules:
+            name_customer(slot, admission.decision)
         if slot.ended:  # the request is over: nobody else would end it
             admission.end()
         elif admission.id:

@@ -8,12 +8,17 @@ while the object that both copies of the context carry is the same.
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from respan_guard.admission import Admission
+    from collections.abc import Callable, Sequence
 
-__all__ = ["Slot", "current_slot"]
+    from opentelemetry.trace import Span
+
+    from respan_guard.admission import Admission
+    from respan_guard.backends.base import Entry
+
+__all__ = ["Slot", "Witness", "current_slot"]
 
 
 class Slot:
@@ -25,9 +30,12 @@ class Slot:
         bound: The admission that `await guard.admit(...)` bound to the request; the latest wins.
         admissions: Every admission that belongs to a request, in order; all end with it.
         recorded: Whether a door that sees single calls (client, span, by hand) recorded one.
+        span: The request's own span, if it is recorded.
+        costs: What calls within it cost, nano-USD, for that span.
+        undo: What to do once the request is over.
     """
 
-    __slots__ = ("admissions", "bound", "customer", "ended", "recorded", "request")
+    __slots__ = ("admissions", "bound", "costs", "customer", "ended", "recorded", "request", "span", "undo")
 
     def __init__(self, *, request: Slot | None = None, is_request: bool = False, customer: str | None = None) -> None:
         self.request = self if is_request else request
@@ -36,6 +44,9 @@ class Slot:
         self.admissions: list[Admission] = []
         self.recorded = False
         self.ended = False
+        self.span: Span | None = None
+        self.costs: list[int] | None = None
+        self.undo: Sequence[Callable[[], object]] = ()
 
     @property
     def admission(self) -> Admission | None:
@@ -73,3 +84,19 @@ class Slot:
 
 
 current_slot: ContextVar[Slot | None] = ContextVar("respan_guard_slot", default=None)
+
+
+class Witness(Protocol):
+    """A door that sees calls from aside, after they were made: spans. The others tell it what they record."""
+
+    def called(self, model: str) -> None:
+        """The client door sends a call from here, and will record it."""
+        ...
+
+    def saw(self, entry: Entry) -> None:
+        """Another door made an entry."""
+        ...
+
+    def settle(self, admission: Admission) -> list[Entry]:
+        """An admission ends: what was seen under it is booked now, or returned to be booked before its release."""
+        ...

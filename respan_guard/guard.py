@@ -65,9 +65,8 @@ class Guard:
         self.policies = Policies(settings.default_limits, settings.time_zone, settings.max_cached_customers)
         self.estimator = Estimator(settings, self.prices)
         self.recorder = Recorder(self.prices, self.ids)
-        self._off = settings.mode == "off"
+        self._off, self._offset = settings.mode == "off", 0
         self.switch = Switch(self)
-        self._offset = 0
         self._homes = make_homes(settings, self._on_open, self._on_fork)
         self.journal = self._homes.journal
         self.storage_timeout = settings.storage_timeout or self._homes.backend_class.default_timeout
@@ -337,6 +336,7 @@ class Guard:
         self._offset = store_ms - self.clock.now_ms()
 
     def _on_open(self, lane: Lane) -> None:
+        self.switch.attach(lane)
         if self.settings.retention is not None:
             self._reports.keep_pruned(lane, self.settings.retention)
 

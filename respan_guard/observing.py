@@ -87,5 +87,5 @@ class Gauges:
 
 def _breakers(home: Home) -> Iterator[Reading]:
     yield "respan_guard.storage.breaker.open", int(home.breaker.is_open), {"respan_guard.storage": "main"}
-    if (rates := home.own_rates) is not None:
+    if (rates := home.rates) is not None:
         yield "respan_guard.storage.breaker.open", int(rates.breaker.is_open), {"respan_guard.storage": "rates"}

@@ -21,6 +21,7 @@ from respan_guard.usage import Usage, UsageRecord
 
 if TYPE_CHECKING:
     from respan_guard.backends.base import StoredEntry
+    from respan_guard.context import Witness
     from respan_guard.policy import Policy
 
 __all__ = ["Ids", "Recorder", "record_from_entry"]
@@ -80,6 +81,7 @@ class Recorder:
         self._prices = prices
         self._ids = ids
         self._warned: set[str] = set()
+        self.witness: Witness | None = None
 
     def entry(
         self,
@@ -121,7 +123,7 @@ class Recorder:
         traced = usage.trace_id is not None and usage.span_id is not None
         if usage.trace_id is None and (span := get_current_span().get_span_context()).is_valid:
             usage.trace_id = f"{span.trace_id:032x}"  # of the work around the call; its span may hold several calls
-        return Entry(
+        entry = Entry(
             id=entry_id
             or response_entry_id(usage.provider, usage.response_id)
             or (f"{usage.trace_id}:{usage.span_id}" if traced else None)
@@ -137,9 +139,12 @@ class Recorder:
             source=source,
             usage=usage,
         )
+        if self.witness is not None:
+            self.witness.saw(entry)
+        return entry
 
     def presumed(
-        self, of: str, admission: str, customer: str, day: int, now_ms: int, cost: int | None, usage: Usage
+        self, of: str, admission: str | None, customer: str, day: int, now_ms: int, cost: int | None, usage: Usage
     ) -> Entry:
         """The entry of a call that was made and whose usage stayed unknown.
 

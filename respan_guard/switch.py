@@ -82,6 +82,12 @@ class Switch:
         """The mode in force."""
         return self._configured if self.stands is None else self.stands.mode
 
+    def attach(self, lane: Lane) -> None:
+        """Have whatever is sent from the lane's home wake it, also where nobody is ever admitted."""
+        home = lane.home
+        if home is not None:
+            home.wakes = lambda: self.wake(home)
+
     async def wake(self, lane: Lane) -> None:
         """Look, and have the lane's home go on looking as long as it is used."""
         telemetry.look()

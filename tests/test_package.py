@@ -81,6 +81,7 @@ def test_public_names() -> None:
         "Guard",
         "GuardError",
         "GuardMiddleware",
+        "GuardSpanProcessor",
         "LimitExceeded",
         "RateLimitExceeded",
         "Refusal",

@@ -96,8 +96,8 @@ class Pages:
             rows: What is on it, as it is shown.
             part: Where it ends, and whether another may follow.
         """
-        if part.end is not None:
-            self._places[page.identity, page.number + 1] = part.end
+        if (place := part.end or page.start) is not None:  # behind an empty page is where it is
+            self._places[page.identity, page.number + 1] = place
             self._places.move_to_end((page.identity, page.number + 1))
             while len(self._places) > _REMEMBERED:
                 self._places.popitem(last=False)

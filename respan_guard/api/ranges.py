@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from respan_guard.api.fields import Day, Identifier, Instant
+from respan_guard.api.fields import Day, Environment, Instant
 from respan_guard.errors import InvalidInput
 from respan_guard.periods import load_zone, local_day, start_of_day
 
@@ -34,7 +34,7 @@ class TimeRange(BaseModel):
     timezone_offset: float | None = Field(
         None, ge=-14, le=14, description="Hours from UTC, to know what day today is; the guard's zone if absent."
     )
-    environment: Identifier = Field(None, description='All here is "prod".')
+    environment: Environment = Field(None, description='All here is "prod".')
 
 
 def whole_days(start: datetime | None, end: datetime | None, guard: Guard) -> tuple[int, int] | None:

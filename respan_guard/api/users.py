@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from starlette.responses import Response
 
 from respan_guard.api import schemas
-from respan_guard.api.fields import Identifier, clean
+from respan_guard.api.fields import Environment, Identifier, clean
 from respan_guard.api.filters import Condition, Filters, read_filters
 from respan_guard.api.operation import Call, Operation, validated
 from respan_guard.api.pages import MAX_PAGE_SIZE, Page, Slice, as_filters, checked, sorted_slice
@@ -49,6 +49,7 @@ _READ_ONLY = frozenset(schemas.User.model_fields)
 
 # `Customer` checks these; here stands what the document says of them.
 _Word: TypeAlias = Annotated[Any, WithJsonSchema({"type": ["string", "null"]})]
+_Key: TypeAlias = Annotated[Any, WithJsonSchema({"type": ["string", "integer", "null"]})]
 _Map: TypeAlias = Annotated[Any, WithJsonSchema({"type": ["object", "null"]})]
 _Flag: TypeAlias = Annotated[Any, WithJsonSchema({"type": ["boolean", "null"]})]
 _Rate: TypeAlias = Annotated[Any, WithJsonSchema({"type": ["integer", "string", "null"]})]
@@ -64,7 +65,7 @@ class UserChanges(BaseModel):
     name: _Word = None
     email: _Word = None
     metadata: _Map = None
-    group_identifier: _Word = None
+    group_identifier: _Key = None
     rate_limit: _Rate = Field(None, description='Per minute, or like "100/minute; 2000/hour".')
     period_budget: _Amount = Field(None, description="USD for each period.")
     budget_duration: _Duration = None
@@ -88,7 +89,7 @@ class InEnvironment(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    environment: Identifier = Field(None, description='All here is "prod".')
+    environment: Environment = Field(None, description='All here is "prod".')
 
 
 class UserPage(InEnvironment):

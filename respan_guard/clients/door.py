@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from respan_guard.clients.exchange import Exchange
 from respan_guard.context import Slot, current_slot
-from respan_guard.errors import ConfigurationError, GuardError, StorageUnavailable
+from respan_guard.errors import ConfigurationError, GuardError, LimitExceeded, StorageUnavailable
 from respan_guard.refusal import RefusalAnswer, is_refusal, render
+from respan_guard.tracing import recording_span, refused
 
 if TYPE_CHECKING:
     from respan_guard.admission import Admission
@@ -76,6 +77,8 @@ class Door:
         except GuardError as error:
             if not is_refusal(error):
                 raise
+            if isinstance(error, LimitExceeded):
+                refused(recording_span(), error.decision)
             raise self._refused(error) from error
         except Exception as error:  # a fault of ours: the call could cost what nobody allowed
             logger.exception("the guard failed to decide; the call is refused")

@@ -78,6 +78,8 @@ class Exchange:
         self._status = 0
         self._done = False
         self._started = guard.clock.monotonic()
+        if guard.recorder.witness is not None:
+            guard.recorder.witness.called(call.model)
 
     def answered(self, status: int, content_type: str, encoding: str) -> Callable[[bytes], None] | None:
         """The provider answers.
@@ -131,7 +133,10 @@ class Exchange:
         held = None
         if self._claimed:
             held = self._claimed + (self._beside.held if self._beside is not None else 0)
-        return self._guard.admissions.presume(self._admission, self._call, held)
+        entry = self._guard.admissions.presume(self._admission, self._call, held)
+        if self._guard.recorder.witness is not None:
+            self._guard.recorder.witness.saw(entry)
+        return entry
 
     def abandoned(self) -> None:
         """Nobody will read the rest: the response is being collected as garbage.

@@ -136,8 +136,8 @@ class _Dashboard:
     async def near(self) -> tuple[int, int]:
         """How many of those who spend most are near or over a budget, and how many were looked at."""
         active = self.guard.now_ms() - _ACTIVE_MS
-        query = CustomerQuery(sort="cost", descending=True, seen_since_ms=active, limit=_LOOKED_AT)
-        rows = await self.backend.customers(query)
+        spenders = await self.backend.customers(CustomerQuery(sort="cost", descending=True, limit=2 * _LOOKED_AT))
+        rows = [row for row in spenders if row.last_seen_ms >= active][:_LOOKED_AT]
         near = 0
         for row in rows:
             limits = await meters(self.guard, self.backend, row, row.customer)

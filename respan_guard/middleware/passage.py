@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from respan_guard.context import Slot
 from respan_guard.errors import GuardError
+from respan_guard.tracing import recording_span
 
 if TYPE_CHECKING:
     from respan_guard.decision import Decision
@@ -35,6 +36,8 @@ class Passage:
     def __init__(self, guard: Guard) -> None:
         self.guard = guard
         self.slot = Slot(is_request=True)
+        if (span := recording_span()) is not None:
+            self.slot.span, self.slot.costs = span, []
         self.admitted = False
         self.body: RequestBody | None = None
         self.call: Call | None = None

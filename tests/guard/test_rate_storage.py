@@ -353,8 +353,10 @@ async def test_rates_without_an_answer_do_as_configured(
                 refused.add("local")
         assert count == expected
         assert refused == {mode} - {"open"}
-        assert guard._homes._app is not None
-        assert guard._homes._app.rates.breaker.is_open
+        home = guard._homes._app
+        assert home is not None
+        assert home.rates is not None
+        assert home.rates.breaker.is_open
         proxy.recover(cut=True)
         async with asyncio.timeout(20):
             while not await works(guard):

@@ -250,6 +250,32 @@ async def test_a_switch_that_cannot_be_read_is_left_aside(
     assert caplog.text.count("can't be read") == 5
 
 
+async def test_recording_alone_wakes_it(tmp_path: Path) -> None:
+    """A guard that only records, never opened: it is switched off like any other, and on again."""
+    url = f"sqlite:///{tmp_path / 'guard.db'}"
+    meter = Guard(url)
+    async with Guard(url) as guard:
+
+        async def is_off() -> bool:
+            meter.record_soon(Usage(cost=1), "c1")
+            return meter.switch.off
+
+        async def is_on() -> bool:
+            return not await is_off()
+
+        await guard.switch.set("off")
+        await until(is_off)
+        await meter.flush()
+        before = (await guard.status("c1")).total_calls
+        for _ in range(10):
+            meter.record_soon(Usage(cost=1), "c1")
+        await meter.flush()
+        assert (await guard.status("c1")).total_calls == before
+        await guard.switch.set(None)
+        await until(is_on)
+    await asyncio.to_thread(meter.sync.close)
+
+
 def test_the_blocking_twin_throws_it(make_guard: MakeGuard) -> None:
     """From a script."""
     with make_guard(**REFUSING).sync as guard:

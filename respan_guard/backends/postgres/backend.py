@@ -154,7 +154,7 @@ class PostgresBackend(Backend):
             cursor = psycopg.AsyncClientCursor(db)
             for _ in range(len(ops) + 1):
                 try:
-                    await cursor.execute(self._apply, (self._epoch, now, self._latest, *batch.arguments))
+                    await cursor.execute(*self._statement(batch, now))
                 except psycopg.Error as error:
                     if error.sqlstate != _DELETED:
                         raise
@@ -172,6 +172,10 @@ class PostgresBackend(Backend):
         self._latest = max(self._latest, at)
         self._sweep_sometimes()
         return outcomes
+
+    def _statement(self, batch: Batch, now: int | None) -> tuple[bytes, tuple[object, ...]]:
+        """What is sent for a batch, and its values."""
+        return self._apply, (self._epoch, now, self._latest, *batch.arguments)
 
     def _sweep_sometimes(self) -> None:
         """Beside the batches: what ended long ago goes, little by little."""

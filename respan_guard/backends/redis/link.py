@@ -81,6 +81,7 @@ class Link:
             "socket_timeout": at.timeout,
             "socket_connect_timeout": at.timeout,
             "decode_responses": True,
+            "driver_info": None,  # two commands fewer for each new connection
             "protocol": 2,  # replies of scripts are the same in 3, which costs a round trip more to begin with
         }
         if not at.nodes:
@@ -111,6 +112,7 @@ class Link:
                 await client.aclose()
             except FAILURES as error:
                 logger.debug("closing a connection to %s failed: %s", self.at.url, error)
+            await asyncio.sleep(0)  # a transport that was closed without waiting ends with the loop's next pass
 
     def abandon(self) -> None:
         """Let go of the connections without a word: their loop, or the process that made them, is gone.

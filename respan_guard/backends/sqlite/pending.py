@@ -33,14 +33,13 @@ _INSERT_RATE = "INSERT OR REPLACE INTO rates (c, window_ms, start_ms, previous, 
 
 
 class SQLiteCell(Cell):
-    """A cell that knows its row, its sums of all time, and whether its customer was deleted once."""
+    """A cell that knows its row, and whether its customer was deleted once."""
 
-    __slots__ = ("c", "days", "tombs", "totals")
+    __slots__ = ("c", "days", "tombs")
 
     def __init__(self, customer: str) -> None:
         super().__init__(customer)
         self.c: int | None = None  # None: not stored yet
-        self.totals = Amounts()
         self.days: set[int] = set()  # days known to have a rollup
         self.tombs: tuple[tuple[str, int], ...] = ()
 

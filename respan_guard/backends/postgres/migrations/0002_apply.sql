@@ -10,6 +10,9 @@
 --
 -- Errors of our own: RG001 another store, RG002 beyond the range, RG003 usage of a deleted customer (DETAIL says whose).
 
+-- A sum of bigint that stays one: PostgreSQL's own is numeric, which costs several times as much.
+CREATE AGGREGATE {schema}.plus(bigint) (SFUNC = int8pl, STYPE = bigint, INITCOND = '0');
+
 CREATE FUNCTION {schema}.apply(
     p_epoch text, p_now bigint, p_floor bigint,
     p_k_name text[], p_k_search text[],
@@ -83,10 +86,13 @@ BEGIN
     END IF;
     LOOP
         WITH mine AS MATERIALIZED (
-            SELECT * FROM {schema}.customers k WHERE k.customer = ANY (p_k_name) ORDER BY k.customer FOR UPDATE
+            SELECT k.c, k.revision, k.cost, k.tokens, k.requests, k.rates::text AS rates, k.span_first, k.span_end,
+                k.span_cost, k.held_cost, k.held_tokens, k.held_first, k.held_last, k.held_from_ms, k.held_until_ms,
+                k.first_seen
+            FROM {schema}.customers k WHERE k.customer = ANY (p_k_name) ORDER BY k.customer FOR UPDATE
         )
         SELECT array_agg(m.c), array_agg(m.revision), array_agg(m.cost), array_agg(m.tokens), array_agg(m.requests),
-            array_agg(m.rates::text), array_agg(m.span_first), array_agg(m.span_end), array_agg(m.span_cost),
+            array_agg(m.rates), array_agg(m.span_first), array_agg(m.span_end), array_agg(m.span_cost),
             array_agg(m.held_cost), array_agg(m.held_tokens), array_agg(m.held_first), array_agg(m.held_last),
             array_agg(m.held_from_ms), array_agg(m.held_until_ms), array_agg(m.first_seen < 0)
         INTO k_c, k_revision, k_cost, k_tokens, k_requests, k_rates, k_span_first, k_span_end, k_span_cost,
@@ -507,11 +513,11 @@ BEGIN
     END IF;
     IF any_done THEN
         WITH adds AS MATERIALIZED (
-            SELECT n.who, n.day, n.model, n.hour, sum(n.requests) AS requests, sum(n.calls) AS calls,
-                sum(n.cost) AS cost, sum(n.input_tokens) AS input_tokens, sum(n.output_tokens) AS output_tokens,
-                sum(n.cache_read_tokens) AS cache_read_tokens, sum(n.unpriced) AS unpriced, sum(n.errors) AS errors,
-                sum(n.latency_ms) AS latency_ms, sum(n.timed) AS timed, sum(n.ttft_ms) AS ttft_ms,
-                sum(n.ttft_calls) AS ttft_calls
+            SELECT n.who, n.day, n.model, n.hour, {schema}.plus(n.requests) AS requests, {schema}.plus(n.calls) AS calls,
+                {schema}.plus(n.cost) AS cost, {schema}.plus(n.input_tokens) AS input_tokens, {schema}.plus(n.output_tokens) AS output_tokens,
+                {schema}.plus(n.cache_read_tokens) AS cache_read_tokens, {schema}.plus(n.unpriced) AS unpriced, {schema}.plus(n.errors) AS errors,
+                {schema}.plus(n.latency_ms) AS latency_ms, {schema}.plus(n.timed) AS timed, {schema}.plus(n.ttft_ms) AS ttft_ms,
+                {schema}.plus(n.ttft_calls) AS ttft_calls
             FROM (
                 SELECT o.who, o.day, o.model, (now / 3600000)::integer, o.requests, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
                 FROM unnest(o_done, p_o_who, p_o_day, p_o_model, p_a_requests) AS o (done, who, day, model, requests)
@@ -539,9 +545,9 @@ BEGIN
         ), booked AS (
             INSERT INTO {schema}.rollups AS a (c, day, model, requests, calls, cost, input_tokens, output_tokens,
                     cache_read_tokens, unpriced, errors, latency_ms, timed, ttft_ms, ttft_calls)
-                SELECT k_c[n.who], n.day, n.model, sum(n.requests), sum(n.calls), sum(n.cost), sum(n.input_tokens),
-                    sum(n.output_tokens), sum(n.cache_read_tokens), sum(n.unpriced), sum(n.errors), sum(n.latency_ms),
-                    sum(n.timed), sum(n.ttft_ms), sum(n.ttft_calls)
+                SELECT k_c[n.who], n.day, n.model, {schema}.plus(n.requests), {schema}.plus(n.calls), {schema}.plus(n.cost), {schema}.plus(n.input_tokens),
+                    {schema}.plus(n.output_tokens), {schema}.plus(n.cache_read_tokens), {schema}.plus(n.unpriced), {schema}.plus(n.errors), {schema}.plus(n.latency_ms),
+                    {schema}.plus(n.timed), {schema}.plus(n.ttft_ms), {schema}.plus(n.ttft_calls)
                 FROM adds n GROUP BY n.who, n.day, n.model
                 ON CONFLICT (c, day, model) DO UPDATE SET requests = a.requests + excluded.requests,
                     calls = a.calls + excluded.calls, cost = a.cost + excluded.cost,
@@ -554,9 +560,9 @@ BEGIN
         ), counted AS (
             INSERT INTO {schema}.totals AS a (unit, at, model, part, customers, requests, calls, cost, input_tokens,
                     output_tokens, cache_read_tokens, unpriced, errors, latency_ms, timed, ttft_ms, ttft_calls)
-                SELECT n.unit, n.at, n.model, (pg_backend_pid() % 16)::smallint, sum(n.customers), sum(n.requests),
-                    sum(n.calls), sum(n.cost), sum(n.input_tokens), sum(n.output_tokens), sum(n.cache_read_tokens),
-                    sum(n.unpriced), sum(n.errors), sum(n.latency_ms), sum(n.timed), sum(n.ttft_ms), sum(n.ttft_calls)
+                SELECT n.unit, n.at, n.model, (pg_backend_pid() % 16)::smallint, {schema}.plus(n.customers), {schema}.plus(n.requests),
+                    {schema}.plus(n.calls), {schema}.plus(n.cost), {schema}.plus(n.input_tokens), {schema}.plus(n.output_tokens), {schema}.plus(n.cache_read_tokens),
+                    {schema}.plus(n.unpriced), {schema}.plus(n.errors), {schema}.plus(n.latency_ms), {schema}.plus(n.timed), {schema}.plus(n.ttft_ms), {schema}.plus(n.ttft_calls)
                 FROM (
                     SELECT 'd', d.day, d.model, 0, d.requests, d.calls, d.cost, d.input_tokens, d.output_tokens,
                         d.cache_read_tokens, d.unpriced, d.errors, d.latency_ms, d.timed, d.ttft_ms, d.ttft_calls
@@ -593,12 +599,12 @@ BEGIN
             held_first = k_held_first[n.who], held_last = k_held_last[n.who], held_from_ms = k_held_from[n.who],
             held_until_ms = k_held_until[n.who]
         FROM (
-            SELECT g.who, k_seen[g.who] AS seen, sum(g.days)::integer AS days, sum(g.requests)::bigint AS requests,
-                sum(g.calls)::bigint AS calls, sum(g.cost)::bigint AS cost, sum(g.input_tokens)::bigint AS input_tokens,
-                sum(g.output_tokens)::bigint AS output_tokens, sum(g.cache_read_tokens)::bigint AS cache_read_tokens,
-                sum(g.unpriced)::bigint AS unpriced, sum(g.errors)::bigint AS errors,
-                sum(g.latency_ms)::bigint AS latency_ms, sum(g.timed)::bigint AS timed,
-                sum(g.ttft_ms)::bigint AS ttft_ms, sum(g.ttft_calls)::bigint AS ttft_calls
+            SELECT g.who, k_seen[g.who] AS seen, {schema}.plus(g.days)::integer AS days, {schema}.plus(g.requests) AS requests,
+                {schema}.plus(g.calls) AS calls, {schema}.plus(g.cost) AS cost, {schema}.plus(g.input_tokens) AS input_tokens,
+                {schema}.plus(g.output_tokens) AS output_tokens, {schema}.plus(g.cache_read_tokens) AS cache_read_tokens,
+                {schema}.plus(g.unpriced) AS unpriced, {schema}.plus(g.errors) AS errors,
+                {schema}.plus(g.latency_ms) AS latency_ms, {schema}.plus(g.timed) AS timed,
+                {schema}.plus(g.ttft_ms) AS ttft_ms, {schema}.plus(g.ttft_calls) AS ttft_calls
             FROM (
                 SELECT d.who, 0, d.requests, d.calls, d.cost, d.input_tokens, d.output_tokens, d.cache_read_tokens,
                     d.unpriced, d.errors, d.latency_ms, d.timed, d.ttft_ms, d.ttft_calls FROM adds d

@@ -1,0 +1,276 @@
+"""The span processor: sees spans start and end, and hands those of LLM calls on.
+
+What runs in `on_start` and `on_end` waits for nothing and takes no lock; see `inbox` for why.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.context import get_current
+from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.trace import get_current_span
+
+from respan_guard.clock import SystemClock
+from respan_guard.context import current_slot
+from respan_guard.errors import ConfigurationError, GuardError, StorageUnavailable
+from respan_guard.guard import Guard
+from respan_guard.otel.attribution import CUSTOMER_SOURCES, Attribution, propagated_by_respan
+from respan_guard.otel.conventions import MARKERS, UNKNOWN, family_of, is_call
+from respan_guard.otel.enforcement import Standing
+from respan_guard.otel.inbox import Inbox
+from respan_guard.otel.meter import Meter
+from respan_guard.otel.reading import model_key
+from respan_guard.otel.running import Running
+from respan_guard.otel.sampler import warn_of_sampling
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import ReadableSpan, Span
+    from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+    from respan_guard.admission import Admission
+    from respan_guard.backends.base import Entry
+
+__all__ = ["GuardSpanProcessor"]
+
+logger = logging.getLogger("respan_guard")
+
+_HELP = 256  # spans that the end of a request reads at most
+_MOST_SCOPES = 4096
+
+
+class GuardSpanProcessor(SpanProcessor):
+    """Turns the spans of LLM calls into usage records, each call once, whichever instrumentations see it.
+
+    `provider.add_span_processor(GuardSpanProcessor(guard))`, as the last one, so that it sees what others set.
+
+    Args:
+        guard: Keeps the records.
+        customer_sources: Where the customer is looked for, in this order; see
+            `respan_guard.otel.attribution.CUSTOMER_SOURCES`.
+        trust_baggage: Whether W3C baggage may name the customer. Any client can send it in a header.
+        enforce: Experimental: refuse a call whose customer is known to be over its limits, by an exception at the start
+            of its span. Which instrumentations let it through is in `docs/otel.md`.
+
+    Raises:
+        ConfigurationError: An argument can't work.
+    """
+
+    def __init__(
+        self,
+        guard: Guard,
+        *,
+        customer_sources: Sequence[str] = CUSTOMER_SOURCES,
+        trust_baggage: bool = False,
+        enforce: bool = False,
+    ) -> None:
+        if not isinstance(guard, Guard):
+            raise ConfigurationError(f"guard must be a Guard, got {guard!r}")
+        self.guard = guard
+        self._attribution = Attribution(customer_sources, trust_baggage=trust_baggage)
+        self._switch = guard.switch
+        self._standing = Standing(guard) if enforce else None
+        self._running: dict[int, Running] = {}
+        self._scopes: dict[int, tuple[InstrumentationScope | None, str | None]] = {}
+        self._meter: Meter
+        self._inbox: Inbox
+        self._forget = self._gone
+        self._begin()
+        first = guard.recorder.witness
+        if isinstance(first, GuardSpanProcessor):  # of another tracer provider, which may see the same calls
+            self._running, self._meter, self._inbox = first._running, first._meter, first._inbox
+        else:
+            guard.recorder.witness = self
+        _all.add(self)
+
+    # -- what the SDK calls ------------------------------------------------------------------------
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Note whose work the span is; with `enforce`, stop a call that must not be made.
+
+        Raises:
+            LimitExceeded: With `enforce`, the customer is over a limit.
+        """
+        if self._switch.off:
+            return
+        running = Running(span, self._forget)
+        running.key = key = span.context.span_id
+        around = span.parent
+        parent = None
+        if around is not None and (parent := self._running.get(around.span_id)) is not None:
+            running.parent = parent
+        slot = current_slot.get()
+        if slot is not None:
+            running.slot = slot
+            if slot.customer is not None:
+                running.customer = slot.customer
+            elif (admission := slot.in_force) is not None:
+                running.admission, running.customer = admission, admission.customer_identifier
+        elif parent is not None and parent.customer is not None:
+            # Code without the context, a thread say, that was given the span.
+            admission = parent.admission
+            if admission is None or not admission.ended:  # an ended admission is nobody's
+                running.customer, running.admission, running.slot = parent.customer, admission, parent.slot
+        scope = span.instrumentation_scope
+        known = self._scopes.get(id(scope))
+        if known is None or known[0] is not scope:
+            known = self._meet(scope)
+        if known[1] is not None or self._standing is not None:
+            self._start_call(running, span, known[1], parent_context)
+        self._running[key] = running
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Hand the span on if it is an LLM call. Waits for nothing and never raises."""
+        try:
+            running = self._running.pop(span.context.span_id, None)
+            if running is not None:
+                running.ended = True
+            if self._switch.off or MARKERS.isdisjoint(_attributes(span)):
+                return
+            if running is not None:
+                running.begun = None
+            slot = current_slot.get() if running is None else None
+            self._inbox.put(partial(self._meter.ended, span, running, slot, self.guard.now_ms()))
+        except Exception:
+            logger.exception("a span could not be taken")
+
+    def shutdown(self) -> None:
+        """Hand on what is there; spans that end later are still taken."""
+        self.force_flush()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Store the records of all spans that ended.
+
+        Returns:
+            Whether they are stored. On the event loop that opened the guard it can't wait for that loop: they are then
+            in the guard's inbox (`await guard.flush()` waits).
+        """
+        if self._switch.off:
+            return True
+        warn_of_sampling()
+        if not self._inbox.do(self._meter.settle_all, timeout=timeout_millis / 1000):
+            return False
+        clock = SystemClock()  # of the caller's patience, also where the guard's own stands still
+        until = clock.monotonic() + timeout_millis / 1000
+        while True:
+            try:
+                self.guard.sync.flush()
+            except StorageUnavailable:
+                if clock.monotonic() >= until:
+                    return False
+            except (GuardError, RuntimeError) as error:
+                logger.debug("records of spans can't be waited for here: %s", error)
+                return False
+            else:
+                return True
+
+    # -- what the guard and its other doors call ---------------------------------------------------
+
+    def called(self, model: str) -> None:
+        """The client door sends a call, within the current span: that one is not to be recorded again."""
+        span = get_current_span().get_span_context()
+        if span.is_valid and (running := self._running.get(span.span_id)) is not None:
+            running.metered = model_key(model)
+
+    def saw(self, entry: Entry) -> None:
+        """Another door made an entry."""
+        if entry.source != "span" and entry.kind != "adjustment":
+            self._inbox.put(partial(self._meter.door, entry))
+
+    def settle(self, admission: Admission) -> list[Entry]:
+        """An admission ends: book what spans under it told, before its hold is released.
+
+        Returns:
+            What to book besides, for calls that nobody told the usage of.
+        """
+        return self._inbox.do(lambda: self._meter.owed_by(admission), most=_HELP) or []
+
+    def _begin(self) -> None:
+        """Begin with nothing to do; in a forked child, what waits is the parent's."""
+        self._meter = Meter(self.guard, self._attribution, self._standing)
+        self._inbox = Inbox(self._meter.settle, self._meter.due)
+
+    def _gone(self, running: Running) -> None:
+        """A span was collected. If it had not ended, nobody will end it."""
+        if self._running.pop(running.key, None) is running and running.begun is not None:
+            self._inbox.put(partial(self._meter.lost, running, self.guard.now_ms()))
+
+    # -- the start of a call -----------------------------------------------------------------------
+
+    def _meet(self, scope: InstrumentationScope | None) -> tuple[InstrumentationScope | None, str | None]:
+        """Look a scope up that was not seen before: itself, and its name if it may tell of calls."""
+        if len(self._scopes) > _MOST_SCOPES:
+            self._scopes.clear()
+        name = "" if scope is None else scope.name
+        found = self._scopes[id(scope)] = (scope, None if family_of(name) is UNKNOWN else name)
+        warn_of_sampling()
+        return found
+
+    def _start_call(self, running: Running, span: Span, scope: str | None, parent_context: Context | None) -> None:
+        """Note what a call may need to be known by; all reading is left to the thread that drains."""
+        try:
+            attributes = _attributes(span)
+            running.trace = span.context.trace_id
+            running.context = parent_context if parent_context is not None else get_current()
+            noted = self._attribution.noted
+            if not noted.isdisjoint(attributes):
+                running.noted = {name: attributes[name] for name in list(attributes) if name in noted}
+            if "respan_tracing.utils.span_factory" in sys.modules and (said := propagated_by_respan()):
+                kept = {name: value for name, value in said.items() if name in noted}
+                running.noted = kept | (running.noted or {})
+            if running.parent is not None:
+                running.roof = next((above for above in running.above() if above.ended), None)
+            if scope is not None:
+                running.begun = (scope, attributes, span.start_time or 0)
+        except Exception:
+            logger.exception("the start of a span could not be read")
+            return
+        if self._standing is not None and running.admission is None and is_call(attributes):
+            customer = self._attribution.find(running, attributes, running.customer)
+            if customer is not None:
+                self._standing.check(customer)
+
+
+def _attributes(span: ReadableSpan) -> Mapping[str, Any]:
+    """A span's attributes: the SDK's own dict, if it is there.
+
+    To look through the public mapping takes as long as all else that is done here, and of a span that runs it takes a
+    lock.
+    """
+    held = getattr(span, "_attributes", None)
+    found: Mapping[str, Any] | None = getattr(held, "_dict", held)
+    return {} if found is None else found
+
+
+_all: weakref.WeakSet[GuardSpanProcessor] = weakref.WeakSet()
+
+
+def _exit_all() -> None:
+    for processor in list(_all):
+        with suppress(Exception):
+            processor._inbox.exiting = True
+            processor.force_flush(5_000)
+
+
+def _begin_all() -> None:
+    for processor in list(_all):
+        if processor.guard.recorder.witness is processor:
+            processor._begin()
+    for processor in list(_all):
+        first = processor.guard.recorder.witness
+        if isinstance(first, GuardSpanProcessor):
+            processor._meter, processor._inbox = first._meter, first._inbox
+
+
+atexit.register(_exit_all)  # behind that of `respan_guard.homes`, hence before it: what is posted is stored
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_all)
