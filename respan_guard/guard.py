@@ -29,7 +29,6 @@ from respan_guard.recorder import Ids, Recorder
 from respan_guard.reports import CustomerReport, RefusalLog, Reports, UsageReport
 from respan_guard.settings import GuardOptions, Settings, mask_url
 from respan_guard.switch import Switch
-from respan_guard.telemetry import telemetry
 from respan_guard.usage import Usage, UsageRecord
 
 if TYPE_CHECKING:
@@ -75,9 +74,7 @@ class Guard:
         self.failover = Failover(self)
         self.admissions = Admissions(self)
         self._gauges = Gauges(self._homes, self.renewer)
-        telemetry.look()
-        self.customers = Customers(self)
-        self.bookings = Bookings(self)
+        self.customers, self.bookings = Customers(self), Bookings(self)
         self._reports = Reports(self)
 
     async def __aenter__(self) -> Self:
@@ -112,6 +109,7 @@ class Guard:
             StorageUnavailable: Storage did not take it in time; it is kept and tried again.
         """
         if not self._off:
+            self.recorder.hand_on()
             await self.refusals.flush()
             await self._homes.flush()
 

@@ -171,6 +171,11 @@ class Home(Drain):
         return self
 
     @property
+    def opened(self) -> bool:
+        """Whether storage was opened."""
+        return self._opened
+
+    @property
     def waiting(self) -> int:
         """How many operations wait here."""
         return len(self._inbox) + len(self._batch)

@@ -143,6 +143,11 @@ class Recorder:
             self.witness.saw(entry)
         return entry
 
+    def hand_on(self) -> None:
+        """Have what was seen from aside booked, as far as it is known."""
+        if self.witness is not None:
+            self.witness.hand_on()
+
     def presumed(
         self, of: str, admission: str | None, customer: str, day: int, now_ms: int, cost: int | None, usage: Usage
     ) -> Entry:

@@ -19,7 +19,7 @@ from respan_guard.usage import MAX_TOKENS
 
 __all__ = [
     "Anything", "Count", "Day", "Environment", "Flag", "Identifier", "Instant", "Money", "Object", "Seconds", "Text",
-    "clean", "text_of",
+    "clean", "clean_text", "text_of",
 ]  # fmt: skip
 
 MAX_TEXT: Final = 1_000

@@ -213,8 +213,7 @@ async def list_users(call: Call) -> Response:
     else:
         known = ", ".join({**_SORTS, **USER_KINDS})
         raise InvalidInput(f"sort_by must be one of {known}, with - for descending", field="sort_by")
-    organization = call.guard.settings.namespace
-    return JSON(call.pages.answer(call.request, page, [user_row(row, organization) for row in found.rows], found))
+    return JSON(call.pages.answer(call.request, page, [user_row(row, call.guard) for row in found.rows], found))
 
 
 def _searched(filters: Filters[CustomerRow]) -> str:
@@ -285,7 +284,7 @@ async def _sorted(
     call: Call, filters: Filters[CustomerRow], page: Page, field: str, *, descending: bool
 ) -> Slice[CustomerRow]:
     """A page in order of a field that has no index: reads all users that the filters let through, up to the bound."""
-    everything = Page(1, MAX_CUSTOMERS, None, 0, "")
+    everything = Page(1, MAX_CUSTOMERS, None, 0, "", "")
     found = await _in_order(call, filters, everything, "customer_identifier", descending=False)
     if found.more:
         raise _too_many()

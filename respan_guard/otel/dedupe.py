@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Dedupe", "Seen"]
 
-_MOST_IDS = 65_536
-_MOST_MODELS = 256
-_MOST_RECENT = 256  # calls of one model
+_MOST_IDS = 16_384
+_MOST_MODELS = 64
+_MOST_RECENT = 128  # calls of one model
 _MOST_INNER = 64
 _REMEMBERED_NS = 120 * 10**9
 _SLACK_NS = 20 * 10**6  # spans of one call begin and end some moments apart
@@ -90,6 +90,13 @@ class Seen:
 
     def __post_init__(self) -> None:
         self.key = model_key(self.usage.model or self.usage.response_model or "")
+
+    def let_go(self) -> None:
+        """It is booked. It is remembered for minutes, which must not keep requests and their spans alive."""
+        self.admission = self.slot = None
+        running = self.running
+        if running is not None:
+            running.admission = running.slot = running.context = running.noted = None
 
 
 class Dedupe:

@@ -183,8 +183,12 @@ class GuardSpanProcessor(SpanProcessor):
 
     def saw(self, entry: Entry) -> None:
         """Another door made an entry."""
-        if entry.source != "span" and entry.kind != "adjustment":
+        if entry.source not in ("span", "api") and entry.kind != "adjustment":
             self._inbox.put(partial(self._meter.door, entry))
+
+    def hand_on(self) -> None:
+        """Book what has ended; calls that lack usage or customer still wait for a sighting that has them."""
+        self._inbox.do(lambda: None)
 
     def settle(self, admission: Admission) -> list[Entry]:
         """An admission ends: book what spans under it told, before its hold is released.

@@ -40,7 +40,7 @@ class TestSummary:
         assert await api("POST", "/api/request-logs/summary/") == {
             "number_of_requests": 6, "total_cost": Decimal("1.6"), "total_tokens": 375, "total_prompt_tokens": 315,
             "total_completion_tokens": 60, "avg_latency": Decimal("1.75"), "avg_tps": 0,
-            "avg_ttft": Decimal("0.5"), "unpriced_requests": 1, "scores": {},
+            "avg_ttft": Decimal("0.5"), "total_cost_with_markup": None, "unpriced_requests": 1, "scores": {},
         }  # fmt: skip
 
     @pytest.mark.parametrize(
@@ -86,6 +86,7 @@ class TestGroups:
             "total_tokens": 360, "total_prompt_tokens": 300, "total_completion_tokens": 60, "error_count": 0,
             "error_percentage": 0, "average_cost": Decimal("0.5"), "average_tokens": 120, "cache_hit_percentage": 50,
             "average_latency": 2, "average_ttft": Decimal("0.5"), "average_tps": 10, "unpriced_requests": 0,
+            "total_cost_with_markup": Decimal("1.5"),
         }  # fmt: skip
         assert (bob["customer_identifier"], bob["error_count"], bob["error_percentage"]) == ("bob", 1, 50)
         assert bob["average_tps"] is None
@@ -119,11 +120,52 @@ class TestGroups:
         assert [row["model"] for row in page["results"]] == ["small"]
         assert page["current_filters"] == filters["filters"]
 
+    async def test_markup(self, api: Client, guard: Guard) -> None:
+        """Groups of one customer, and by customer, show the cost with its markup beside the cost."""
+        await guard.update_customer("ann", markup_percentage=20)
+        by_customer = (await api("GET", "/api/request-logs/groups/", group_by="customer_identifier"))["results"]
+        shown = [(row["total_cost"], row["total_cost_with_markup"]) for row in by_customer]
+        assert shown == [(Decimal("1.5"), Decimal("1.8")), (Decimal("0.1"), Decimal("0.1"))]
+        ann = {"filters": {"customer_identifier": {"value": ["ann"]}}}
+        (big,) = (await api("POST", "/api/request-logs/groups/", ann, group_by="model"))["results"]
+        assert big["total_cost_with_markup"] == Decimal("1.8")
+        assert (await api("POST", "/api/request-logs/summary/", ann))["total_cost_with_markup"] == Decimal("1.8")
+        (row, *_) = (await api("GET", "/api/request-logs/groups/", group_by="model"))["results"]
+        assert row["total_cost_with_markup"] is None
+        log = (await api.logs(ann["filters"]))["results"][0]
+        detail = await api("GET", f"/api/request-logs/{log['unique_id']}/")
+        assert (detail["cost"], detail["cost_with_markup"]) == (Decimal("0.5"), Decimal("0.6"))
+
     async def test_what_is_not_kept(self, api: Client) -> None:
         """Groups and orders that are not known are named."""
         for query in ({"group_by": "deployment_id"}, {"group_by": "x"}, {"sort_by": "x"}, {"cursor": "x"}):
             refused = await api("GET", "/api/request-logs/groups/", status=400, **query)
             assert refused["field"] == next(iter(query))
+
+
+class TestZones:
+    """A guard whose days begin in Berlin."""
+
+    @pytest.fixture
+    def options(self) -> dict[str, Any]:
+        return {"time_zone": "Europe/Berlin"}
+
+    async def test_days_are_the_guards(self, api: Client) -> None:
+        """Its midnights bound days of booking; any other time, UTC's midnight too, is looked up in the records."""
+        for at in ("2026-01-13T22:59:59Z", "2026-01-13T23:00:00Z", "2026-01-14T00:00:00Z", "2026-01-14T23:00:00Z"):
+            await api.log(customer_identifier="ann", cost=1, timestamp=at)
+        for start, end, count in (
+            ("2026-01-14T00:00:00+01:00", "2026-01-15T00:00:00+01:00", 2),
+            ("2026-01-14T00:00:00Z", "2026-01-15T00:00:00Z", 2),
+            ("2026-01-13T00:00:00Z", "2026-01-14T00:00:00Z", 2),
+            ("2026-01-13T00:00:00+01:00", "2026-01-14T00:00:00+01:00", 1),
+        ):
+            summary = await api("POST", "/api/request-logs/summary/", {}, start_time=start, end_time=end)
+            assert summary["number_of_requests"] == count, start
+        found = await api("POST", "/api/dashboard/users/", {}, start_time="2026-01-14T12:00:00Z",
+                          end_time="2026-01-14T13:00:00Z")  # fmt: skip
+        assert [row["date_group"] for row in found["activity"]] == ["2026-01-14T00:00:00+01:00"]
+        assert found["summary"]["total_user_cost"] == 2
 
 
 @pytest.mark.usefixtures("filled")

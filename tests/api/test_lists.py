@@ -221,6 +221,12 @@ async def test_cursors_are_of_their_list(api: Client, guard: Guard, clock: FakeC
     cursor = by_id.split("cursor=")[1]
     assert (await api.logs(status=400, sort_by="-cost", cursor=cursor))["field"] == "cursor"
     assert (await api.users(status=400, cursor=cursor))["field"] == "cursor"
+    filters = {"cost": {"operator": "gte", "value": [0]}}
+    filtered = await api.logs(filters, page_size=2)
+    assert (await api("GET", filtered["next"], status=400))["field"] == "cursor"  # it would show what was filtered out
+    assert (await api("POST", filtered["next"], {"filters": filters}))["count"] == 2
+    longer = filtered["next"].replace("page_size=2", "page_size=9")
+    assert (await api("POST", longer, {"filters": filters}))["count"] == 3
     by_text = (await api.logs(page_size=2, sort_by="model"))["next"].split("cursor=")[1]
     assert (await api.logs(status=400, sort_by="-cost", cursor=by_text))["field"] == "cursor"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from respan_guard import BudgetExceeded, Guard, StorageUnavailable, Usage
 from respan_guard.backends.base import Op, Outcome
 from respan_guard.errors import GuardError
 from respan_guard.money import from_nano
+from tests.backends import postgres_server, redis_server
 
 from .faulty import FaultyBackend, faulty_guard, live_holds
 
@@ -154,11 +155,24 @@ def test_random_cancellations_from_another_loop(rounds: int, store: FaultyBacken
     guard.sync.close()
 
 
+@pytest.fixture(params=["sqlite", "redis", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty store that has connections and transactions."""
+    if request.param == "redis":
+        server = redis_server.RedisServer()
+        yield server.url
+        server.kill()
+    elif request.param == "postgres":
+        yield postgres_server.new_store(postgres_server.given_or_started())
+    else:
+        yield f"sqlite:///{tmp_path / 'guard.db'}"
+
+
 @pytest.mark.parametrize("rounds", ROUNDS)
-async def test_random_cancellations_over_a_file(rounds: int, tmp_path: Path) -> None:
+async def test_random_cancellations_over_real_stores(rounds: int, url: str, tmp_path: Path) -> None:
     """Real transactions: none is left open, and the next caller gets an answer of its own."""
     rng = random.Random(rounds + 2)
-    async with Guard(f"sqlite:///{tmp_path / 'guard.db'}", **BUDGET, journal_dir=tmp_path, storage_timeout=5) as guard:
+    async with Guard(url, **BUDGET, journal_dir=tmp_path, storage_timeout=5) as guard:
         await prepare(guard)
         seen = await storm(guard, rounds, rng)
         assert seen["cancelled"] > rounds / 10

@@ -63,25 +63,37 @@ def same(record: UsageRecord, served: dict[str, Any], families: list[str]) -> bo
     )
 
 
+def differences(records: list[UsageRecord], case: dict[str, Any]) -> list[str]:
+    """What is wrong with the records of a case: number, customer, tokens, cost, and what is marked as unknown."""
+    unseen = any((family, case["case"]) in UNSEEN for family in case["families"])
+    served: list[dict[str, Any]] = [] if unseen else list(case["served"])
+    wrong = []
+    if len(records) != len(served):
+        wrong.append(f"{len(records)} records of {len(served)} calls: {[record.id for record in records]}")
+    if any(record.customer_identifier != "c1" for record in records):
+        wrong.append(f"customers {[record.customer_identifier for record in records]}")
+    marked = [record for record in records if record.kind == "presumed"]
+    if bool(marked) != (untold(case) and bool(served)) or not all(record.usage.estimated for record in marked):
+        wrong.append(f"marked as unknown: {[record.usage.to_dict() for record in marked]}")
+    for record in records:
+        if record.kind == "usage":
+            found = next((one for one in served if same(record, one, case["families"])), None)
+            if found is None:
+                wrong.append(f"no call was {record.model} for {record.cost}: {record.usage.to_dict()}")
+            else:
+                served.remove(found)
+    if len(served) != len(marked):
+        wrong.append(f"not recorded: {served}")
+    return wrong
+
+
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_a_call_is_one_record(case: dict[str, Any], make_metered: MakeMetered) -> None:
     """Recorded calls are calls served; tokens and cost are the provider's, or are marked as not known."""
     metered = make_metered()
     with metered.guard.on_behalf_of("c1"):
         replay(metered.processor, case["events"])
-    records = metered.records()
-    served = [] if any((family, case["case"]) in UNSEEN for family in case["families"]) else list(case["served"])
-    assert len(records) == len(served), [record.id for record in records]
-    assert {record.customer_identifier for record in records} <= {"c1"}
-    marked = [record for record in records if record.kind == "presumed"]
-    assert bool(marked) == (untold(case) and bool(served))
-    assert all(record.usage.estimated for record in marked)
-    for record in records:
-        if record.kind == "usage":
-            (found, *_) = [one for one in served if same(record, one, case["families"])] or [None]
-            assert found is not None, (record.model, record.cost, record.usage.to_dict())
-            served.remove(found)
-    assert len(served) == len(marked)
+    assert differences(metered.records(), case) == []
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
