@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Admission", "Refusal", "Renewer"]
 
-_claiming = threading.Lock()
+_claiming = threading.RLock()  # a finalizer may settle a call while its own thread claims for another
 
 
 class Admission:

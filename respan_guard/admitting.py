@@ -186,7 +186,10 @@ class Admissions:
         charged = slot.admission or slot.bound  # the app may have ended the one that was bound last
         witness = self._guard.recorder.witness
         if witness is not None:
-            witness.hand_on()  # what spans told is known before it is decided whether the response counts
+            try:
+                witness.hand_on()  # what spans told is known before it is decided whether the response counts
+            except Exception:  # a fault of ours must neither reach the app nor leak the hold
+                logger.exception("what spans told of a request could not be booked")
         for admission in slot.admissions:
             if admission.ended and admission is not charged:
                 continue

@@ -29,7 +29,6 @@ from respan_guard.recorder import Ids, Recorder
 from respan_guard.reports import CustomerReport, RefusalLog, Reports, UsageReport
 from respan_guard.settings import GuardOptions, Settings, mask_url
 from respan_guard.switch import Switch
-from respan_guard.telemetry import telemetry
 from respan_guard.usage import Usage, UsageRecord
 
 if TYPE_CHECKING:
@@ -69,15 +68,14 @@ class Guard:
         self.switch = Switch(self)
         self._offset = 0
         self._homes = make_homes(settings, self._on_open, self._on_fork)
+        self.journal = self._homes.journal
         self.storage_timeout = settings.storage_timeout or self._homes.backend_class.default_timeout
         self.fork_mark = ""  # tells what this process numbers from what its parent does, if it was forked
         self.refusals = RefusalLog(self.clock, self._homes.lane)
         self.failover = Failover(self)
         self.admissions = Admissions(self)
         self._gauges = Gauges(self._homes, self.renewer)
-        telemetry.look()
-        self.customers = Customers(self)
-        self.bookings = Bookings(self)
+        self.customers, self.bookings = Customers(self), Bookings(self)
         self._reports = Reports(self)
 
     async def __aenter__(self) -> Self:
@@ -337,6 +335,7 @@ class Guard:
         self._offset = store_ms - self.clock.now_ms()
 
     def _on_open(self, lane: Lane) -> None:
+        self.switch.attach(lane)
         if self.settings.retention is not None:
             self._reports.keep_pruned(lane, self.settings.retention)
 

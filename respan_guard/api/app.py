@@ -146,8 +146,7 @@ def _query(request: Request) -> dict[str, str]:
     for name, value in request.query_params.multi_items():
         if name in found:
             raise InvalidInput(f"{name[:80]} must be given once", field=name[:80])
-        if value != "":
-            found[name] = value
+        found[name] = value
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from respan_guard.api.fields import Anything, Identifier, Instant
+from respan_guard.api.fields import Anything, Environment, Instant
 from respan_guard.api.filters import Filters, read_filters
 from respan_guard.api.rows import LOG_KINDS, log_field
 from respan_guard.backends.base import RecordQuery
@@ -52,7 +52,7 @@ class LogRange(BaseModel):
 
     start_time: Instant = Field(None, description="Only calls that ended at or after it.")
     end_time: Instant = Field(None, description="Only calls that ended before it.")
-    environment: Identifier = Field(None, description='All here is "prod".')
+    environment: Environment = Field(None, description='All here is "prod".')
 
 
 def instant_ms(moment: datetime) -> int:

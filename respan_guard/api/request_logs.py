@@ -31,7 +31,7 @@ from respan_guard.api.search import search, too_much
 from respan_guard.api.wire import JSON
 from respan_guard.backends.base import RecordQuery
 from respan_guard.errors import CustomerUnknown, InvalidInput
-from respan_guard.reports import with_markup
+from respan_guard.markups import markups_of, with_markup
 from respan_guard.usage import UsageRecord
 
 __all__ = ["OPERATIONS"]
@@ -137,8 +137,9 @@ async def retrieve(call: Call) -> Response:
         customer = await call.guard.get_customer(record.customer_identifier)
         if customer is not None:
             row |= {"customer_name": customer.name, "customer_email": customer.email}
-            if record.cost is not None:
-                row["cost_with_markup"] = with_markup(record.cost, customer.markup_percentage)
+        if record.cost is not None:
+            markups = await markups_of(call.guard, {record.customer_identifier})
+            row["cost_with_markup"] = with_markup(record.cost, markups.get(record.customer_identifier))
         row["limit_info"] = limit_info(await call.guard.status(record.customer_identifier))
     return JSON(row)
 

@@ -11,6 +11,7 @@ import typer
 from respan_guard.cli import customers, reports, store
 from respan_guard.cli.output import FAILED, MISUSED, as_day, fail
 from respan_guard.cli.session import JSON, Storage
+from respan_guard.errors import ConfigurationError
 
 __all__ = ["app"]
 
@@ -43,15 +44,44 @@ def root(
 @app.command()
 def demo(
     serve: Annotated[bool, typer.Option("--serve", help="Keep the gateway running and print a ready curl.")] = False,
+    seed: Annotated[
+        bool, typer.Option("--seed", help="Fill 60 days of traffic of 200 customers, and show it in the console.")
+    ] = False,
+    storage: Annotated[
+        str | None, typer.Option(metavar="URL", help="With --seed: an empty store to fill, instead of showing it.")
+    ] = None,
 ) -> None:
     """See it work: a gateway, a stand-in provider, the real openai client, customers that meet their limits."""
+    if storage is not None and not seed:
+        fail("--storage is for --seed: the demo keeps its own", MISUSED)
     try:
-        from respan_guard.cli.demo import run_demo  # what only the demo needs
+        from respan_guard.cli.demo import run_demo, run_seed  # what only the demo needs
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("respan_guard"):
             raise
         fail(f"the demo needs {error.name}: pip install 'respan-guard[cli]'", MISUSED)
-    raise typer.Exit(run_demo(serve=serve))
+    raise typer.Exit(run_seed(storage) if seed else run_demo(serve=serve))
+
+
+@app.command()
+def serve(
+    storage: Annotated[
+        str | None, typer.Argument(metavar="[STORAGE_URL]", help="Where everything is kept; else as the settings say.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port.")] = 8080,
+) -> None:
+    """Serve the console. Its password is CONSOLE_PASSWORD, else one that is made for this run and printed."""
+    try:
+        from respan_guard.cli.serve import run_serve  # what only this needs
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("respan_guard"):
+            raise
+        fail(f"serve needs {error.name}: pip install 'respan-guard[cli,console]'", MISUSED)
+    try:
+        run_serve(storage, host, port)
+    except ConfigurationError as error:
+        fail(str(error), MISUSED)
 
 
 @app.command()

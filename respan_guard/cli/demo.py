@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
+import secrets
 import signal
 import tempfile
 import threading
@@ -19,12 +21,14 @@ from typing import Any
 import openai
 
 from respan_guard.cli.output import FAILED, columns, print_table, say, usd
+from respan_guard.cli.seed import seed
 from respan_guard.guard import Guard
+from respan_guard.settings import mask_url
 from respan_guard.testing.provider import MeteredCall, StandInProvider
 from respan_guard.testing.serving import serve as serve_app
 from respan_guard.usage import UsageRecord
 
-__all__ = ["run_demo"]
+__all__ = ["run_demo", "run_seed"]
 
 DEFAULT_LIMITS = {"rate_limit": 60, "budget_duration": "monthly", "period_budget": 5}
 ANSWER_TOKENS = 400
@@ -79,6 +83,29 @@ def run_demo(*, serve: bool = False) -> int:
         if serve:
             _keep_serving(url)
     return 0 if right else FAILED
+
+
+def run_seed(storage: str | None) -> int:
+    """Fill a store with 60 days of traffic; one of the demo's own is then shown in the console until Ctrl-C."""
+    with tempfile.TemporaryDirectory(prefix="respan-guard-demo-") as place:
+        url = storage or f"sqlite:///{Path(place, 'guard.db')}?synchronous=normal"
+        say("Making 60 days of traffic of 200 customers; this takes half a minute.")
+        calls = asyncio.run(seed(url))
+        say(f"{calls:,} calls are in {mask_url(url)}.")
+        if storage is None:
+            _show_console(url, place)
+    return 0
+
+
+def _show_console(storage: str, journal: str) -> None:
+    from respan_guard.cli.serve import console_app
+
+    password = secrets.token_urlsafe(9)
+    guard = Guard(storage, mode="enforce", default_limits=DEFAULT_LIMITS, retention=None, journal_dir=journal)
+    with serve_app(console_app(guard, password)) as url:
+        say("")
+        say(f"The console is at {url}/ and the password for this run is {password}. Ctrl-C ends it.")
+        _wait()
 
 
 @contextmanager
@@ -229,6 +256,11 @@ def _keep_serving(url: str) -> None:
     say("")
     for line in _CURL.format(url=url).splitlines():
         say(line)
+    _wait()
+
+
+def _wait() -> None:
+    """Until Ctrl-C or the signal that ends services."""
     ended = threading.Event()
     previous = signal.signal(signal.SIGTERM, lambda *_: ended.set())
     try:

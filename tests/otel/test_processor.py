@@ -393,6 +393,16 @@ def test_a_fork_after_the_start(tmp_path: Path) -> None:
     assert run(body, tmp_path) == ["1", "2", "3", "4"]
 
 
+def test_the_kill_switch_is_obeyed(metered: Metered) -> None:
+    """Switched off, calls that end are not metered; switched back, they are."""
+    metered.guard.sync.switch("off")
+    metered.see(call())
+    assert metered.records() == []
+    metered.guard.sync.switch(None)
+    metered.see(call())
+    assert len(metered.records()) == 1
+
+
 def test_off_means_off(make_metered: MakeMetered) -> None:
     """With `mode="off"` nothing is read or kept."""
     metered = make_metered(mode="off")

@@ -26,6 +26,7 @@ from respan_guard.backends.sqlite.rows import (
     entry_from,
     params_from,
 )
+from respan_guard.backends.sqlite.tops import has_shortcut, top_customers
 from respan_guard.errors import InvalidInput
 
 __all__ = [
@@ -106,6 +107,9 @@ def count_customers(db: sqlite3.Connection, seen_since_ms: int | None, blocked: 
 
 def usage(db: sqlite3.Connection, query: UsageQuery) -> list[UsageRow]:
     """Sums of the rollups."""
+    query.check()
+    if has_shortcut(db, query):
+        return top_customers(db, query)
     sql, values = usage_sql(query)
     count = len(query.by)
     return [

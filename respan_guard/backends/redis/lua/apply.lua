@@ -516,6 +516,18 @@ local function turn_over() -- what ended before the last turn is nobody's answer
   end
 end
 
+local function store(cell)
+  local s = cell.s
+  call('SET', P .. 'c:' .. cell.customer, pack(s))
+  if everyone and cell.soonest ~= s[SOONEST] then
+    if s[SOONEST] > 0 then
+      call('ZADD', P .. 'soonest', s[SOONEST], s[NUM])
+    else
+      call('ZREM', P .. 'soonest', s[NUM])
+    end
+  end
+end
+
 for _, cell in ipairs(order) do
   local s = cell.s
   local num = s[NUM]
@@ -551,16 +563,10 @@ for _, cell in ipairs(order) do
       s[OPENED] = 1
       opened[#opened + 1] = num
     end
-    call('SET', P .. 'c:' .. cell.customer, pack(s))
-    if everyone and cell.soonest ~= s[SOONEST] then
-      if s[SOONEST] > 0 then
-        call('ZADD', P .. 'soonest', s[SOONEST], num)
-      else
-        call('ZREM', P .. 'soonest', num)
-      end
-    end
+    store(cell)
   end
 end
+
 local function keep_together(letter, rows)
   for _, row in pairs(rows) do
     local key = P .. letter .. row.at
@@ -593,18 +599,16 @@ end
 if now >= tonumber(head[10]) then -- once an hour, in steps: holds that nobody ended, customers that have none
   local found = call('SSCAN', P .. 'open', head[11], 'COUNT', 32)
   for _, num in ipairs(found[2]) do
-    local rows = call('HGETALL', P .. 'h:' .. num)
+    local cell, rows = load(call('HGET', P .. 'names', num)), call('HGETALL', P .. 'h:' .. num)
+    expire(cell)
     for i = 1, #rows, 2 do
       if unpacked(rows[i + 1])[5] + SIX_DAYS <= now then call('HDEL', P .. 'h:' .. num, rows[i]) end
     end
     if call('EXISTS', P .. 'h:' .. num) == 0 then
-      local customer, s = state_of(num)
       call('SREM', P .. 'open', num)
-      if s then
-        s[OPENED] = 0
-        call('SET', P .. 'c:' .. customer, pack(s))
-      end
+      cell.s[OPENED] = 0
     end
+    store(cell)
   end
   for _, hour in ipairs(call('ZRANGEBYSCORE', P .. 'hours', '-inf', math.floor(now / HOUR) - HOURS_KEPT - 1)) do
     call('UNLINK', P .. 't:' .. hour)
