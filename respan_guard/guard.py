@@ -29,7 +29,6 @@ from respan_guard.recorder import Ids, Recorder
 from respan_guard.reports import CustomerReport, RefusalLog, Reports, UsageReport
 from respan_guard.settings import GuardOptions, Settings, mask_url
 from respan_guard.switch import Switch
-from respan_guard.telemetry import telemetry
 from respan_guard.usage import Usage, UsageRecord
 
 if TYPE_CHECKING:
@@ -65,9 +64,8 @@ class Guard:
         self.policies = Policies(settings.default_limits, settings.time_zone, settings.max_cached_customers)
         self.estimator = Estimator(settings, self.prices)
         self.recorder = Recorder(self.prices, self.ids)
-        self._off = settings.mode == "off"
+        self._off, self._offset = settings.mode == "off", 0
         self.switch = Switch(self)
-        self._offset = 0
         self._homes = make_homes(settings, self._on_open, self._on_fork)
         self.journal = self._homes.journal
         self.storage_timeout = settings.storage_timeout or self._homes.backend_class.default_timeout
@@ -76,7 +74,6 @@ class Guard:
         self.failover = Failover(self)
         self.admissions = Admissions(self)
         self._gauges = Gauges(self._homes, self.renewer)
-        telemetry.look()
         self.customers, self.bookings = Customers(self), Bookings(self)
         self._reports = Reports(self)
 

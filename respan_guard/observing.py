@@ -72,6 +72,7 @@ class Gauges:
     def __init__(self, homes: Homes, renewer: Renewer) -> None:
         self._homes = homes
         self._renewer = renewer
+        telemetry.look()
         telemetry.observe(self)
 
     def __call__(self) -> Iterator[Reading]:

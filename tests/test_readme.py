@@ -83,6 +83,7 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
     monkeypatch.chdir(tmp_path)
     provider = StandInProvider(strict=False)
     with provider.serve() as url:
+        monkeypatch.setenv("GUARD_API_KEY", "a reader's own")
         monkeypatch.setenv("OPENAI_API_KEY", "x")
         monkeypatch.setenv("OPENAI_BASE_URL", f"{url}/v1")
         monkeypatch.setenv("CONSOLE_PASSWORD", "a reader's own")

@@ -38,13 +38,11 @@ class TimeRange(BaseModel):
 
 
 def whole_days(start: datetime | None, end: datetime | None, guard: Guard) -> tuple[int, int] | None:
-    """The days from one time to another, if both are midnights, in the guard's zone or UTC; else None."""
-    for zone in (load_zone(guard.settings.time_zone), UTC):
-        first = EVER[0] if start is None else _midnight(start, zone)
-        after = EVER[1] if end is None else _midnight(end, zone)
-        if first is not None and after is not None:
-            return first, after
-    return None
+    """The days from one time to another, if both are midnights in the guard's zone; else None."""
+    zone = load_zone(guard.settings.time_zone)
+    first = EVER[0] if start is None else _midnight(start, zone)
+    after = EVER[1] if end is None else _midnight(end, zone)
+    return None if first is None or after is None else (first, after)
 
 
 def _midnight(moment: datetime, zone: tzinfo) -> int | None:

@@ -222,7 +222,7 @@ class User(Answer):
     period_start: MaybeTime
     period_end: MaybeTime
     period_anchor: MaybeText
-    markup_percentage: Number
+    markup_percentage: MaybeNumber
     blocked: bool
     time_zone: MaybeText
     total_period_usage: Number

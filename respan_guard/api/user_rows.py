@@ -138,7 +138,7 @@ async def show_user(guard: Guard, identifier: str) -> dict[str, Any]:
         "period_start": day(customer.period_start),
         "period_end": day(customer.period_end),
         "period_anchor": customer.period_anchor,
-        "markup_percentage": customer.markup_percentage or Decimal(0),
+        "markup_percentage": customer.markup_percentage,
         "blocked": customer.blocked,
         "time_zone": customer.time_zone,
         "total_period_usage": spent,

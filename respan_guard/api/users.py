@@ -284,7 +284,7 @@ async def _sorted(
     call: Call, filters: Filters[CustomerRow], page: Page, field: str, *, descending: bool
 ) -> Slice[CustomerRow]:
     """A page in order of a field that has no index: reads all users that the filters let through, up to the bound."""
-    everything = Page(1, MAX_CUSTOMERS, None, 0, "")
+    everything = Page(1, MAX_CUSTOMERS, None, 0, "", "")
     found = await _in_order(call, filters, everything, "customer_identifier", descending=False)
     if found.more:
         raise _too_many()

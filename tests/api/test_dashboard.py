@@ -143,6 +143,31 @@ class TestGroups:
             assert refused["field"] == next(iter(query))
 
 
+class TestZones:
+    """A guard whose days begin in Berlin."""
+
+    @pytest.fixture
+    def options(self) -> dict[str, Any]:
+        return {"time_zone": "Europe/Berlin"}
+
+    async def test_days_are_the_guards(self, api: Client) -> None:
+        """Its midnights bound days of booking; any other time, UTC's midnight too, is looked up in the records."""
+        for at in ("2026-01-13T22:59:59Z", "2026-01-13T23:00:00Z", "2026-01-14T00:00:00Z", "2026-01-14T23:00:00Z"):
+            await api.log(customer_identifier="ann", cost=1, timestamp=at)
+        for start, end, count in (
+            ("2026-01-14T00:00:00+01:00", "2026-01-15T00:00:00+01:00", 2),
+            ("2026-01-14T00:00:00Z", "2026-01-15T00:00:00Z", 2),
+            ("2026-01-13T00:00:00Z", "2026-01-14T00:00:00Z", 2),
+            ("2026-01-13T00:00:00+01:00", "2026-01-14T00:00:00+01:00", 1),
+        ):
+            summary = await api("POST", "/api/request-logs/summary/", {}, start_time=start, end_time=end)
+            assert summary["number_of_requests"] == count, start
+        found = await api("POST", "/api/dashboard/users/", {}, start_time="2026-01-14T12:00:00Z",
+                          end_time="2026-01-14T13:00:00Z")  # fmt: skip
+        assert [row["date_group"] for row in found["activity"]] == ["2026-01-14T00:00:00+01:00"]
+        assert found["summary"]["total_user_cost"] == 2
+
+
 @pytest.mark.usefixtures("filled")
 class TestUsers:
     """`/api/dashboard/users/` and `/total-users/`."""

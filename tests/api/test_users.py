@@ -6,6 +6,8 @@ from datetime import date
 from decimal import Decimal
 from typing import Any
 
+import pytest
+
 from respan_guard import Customer, Guard, Usage
 from respan_guard.testing import FakeClock
 
@@ -90,6 +92,27 @@ async def test_what_was_read_can_be_written_back(api: Client, guard: Guard, cloc
     customer = await guard.get_customer("ann")
     assert customer is not None
     assert customer.anchor == date(2025, 12, 31)
+
+
+class TestDefaultMarkup:
+    """A guard whose default limits have a markup."""
+
+    @pytest.fixture
+    def options(self) -> dict[str, Any]:
+        return {"default_limits": {"markup_percentage": 50, "total_budget": 9}}
+
+    async def test_writing_back_takes_no_default_away(self, api: Client, guard: Guard) -> None:
+        """What a user does not have of its own is not shown as its own, and shown costs have the default markup."""
+        await api.log(customer_identifier="ann", cost=2)
+        read = await api("GET", "/api/users/ann/")
+        assert (read["markup_percentage"], read["total_budget"], read["total_usage_with_markup"]) == (None, None, 3)
+        assert read["limit_info"]["limits"][0]["limit_value"] == 9
+        after = await api("PATCH", "/api/users/ann/", api.last.content)
+        assert after["total_usage_with_markup"] == 3
+        row = await guard.lane().call(lambda backend: backend.get("ann"))
+        assert row is not None
+        assert not row.params
+        assert (await api.users())["results"][0]["total_cost_with_markup"] == 3
 
 
 async def test_budgets_are_set_and_removed(api: Client, guard: Guard) -> None:
