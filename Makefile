@@ -37,8 +37,8 @@ pytest: $(VENV)/.dev  ## Run the tests; ARGS="-k budget" picks some
 soak: $(VENV)/.dev  ## Run the long tests, which `make test` leaves out
 	$(BIN)/pytest -m soak $(ARGS)
 
-demo: $(VENV)/.demo  ## See it work: customers meet their limits; SERVE=1 keeps the gateway up
-	@$(BIN)/respan-guard demo $(if $(SERVE),--serve)
+demo: $(VENV)/.demo  ## See it work: customers meet their limits; SERVE=1 keeps it up, with a console full of traffic
+	@$(BIN)/respan-guard demo $(if $(SERVE),--serve --seed)
 
 bench: $(VENV)/.bench  ## Print ratios against other libraries, measured in one run
 	$(BIN)/python -m benchmarks

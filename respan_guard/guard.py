@@ -64,9 +64,8 @@ class Guard:
         self.policies = Policies(settings.default_limits, settings.time_zone, settings.max_cached_customers)
         self.estimator = Estimator(settings, self.prices)
         self.recorder = Recorder(self.prices, self.ids)
-        self._off = settings.mode == "off"
+        self._off, self._offset = settings.mode == "off", 0
         self.switch = Switch(self)
-        self._offset = 0
         self._homes = make_homes(settings, self._on_open, self._on_fork)
         self.journal = self._homes.journal
         self.storage_timeout = settings.storage_timeout or self._homes.backend_class.default_timeout

@@ -43,7 +43,7 @@ def root(
 
 @app.command()
 def demo(
-    serve: Annotated[bool, typer.Option("--serve", help="Keep the gateway running and print a ready curl.")] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="Keep the gateway running, with the console.")] = False,
     seed: Annotated[
         bool, typer.Option("--seed", help="Fill 60 days of traffic of 200 customers, and show it in the console.")
     ] = False,
@@ -52,15 +52,15 @@ def demo(
     ] = None,
 ) -> None:
     """See it work: a gateway, a stand-in provider, the real openai client, customers that meet their limits."""
-    if storage is not None and not seed:
-        fail("--storage is for --seed: the demo keeps its own", MISUSED)
+    if storage is not None and (serve or not seed):
+        fail("--storage is for --seed alone: the demo keeps its own", MISUSED)
     try:
         from respan_guard.cli.demo import run_demo, run_seed  # what only the demo needs
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("respan_guard"):
             raise
         fail(f"the demo needs {error.name}: pip install 'respan-guard[cli]'", MISUSED)
-    raise typer.Exit(run_seed(storage) if seed else run_demo(serve=serve))
+    raise typer.Exit(run_seed(storage) if seed and not serve else run_demo(serve=serve, seeded=seed))
 
 
 @app.command()
@@ -77,7 +77,7 @@ def serve(
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("respan_guard"):
             raise
-        fail(f"serve needs {error.name}: pip install 'respan-guard[cli,console]'", MISUSED)
+        fail(f"serve needs {error.name}: pip install 'respan-guard[cli]'", MISUSED)
     try:
         run_serve(storage, host, port)
     except ConfigurationError as error:

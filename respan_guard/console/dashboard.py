@@ -52,6 +52,8 @@ class _Dashboard:
         self.backend = backend
         self.span = span
         self.zone = ZoneInfo(guard.settings.time_zone)
+        # What customers used is kept by day: of the last 24 hours, the days they lie in are shown.
+        self.of_days = ", yesterday and today" if span.hourly else ""
 
     async def page(self) -> dict[str, Any]:
         span, before = self.span, self.span.before(self.zone)
@@ -74,6 +76,7 @@ class _Dashboard:
             ],
             "charts": [await self.by_model(), await self.by_customer(tops["cost"]), self.active_chart(daily)],
             "tops": [(metric.capitalize(), metric, rows) for metric, rows in tops.items()],
+            "of_days": self.of_days,
             "refusals": await self.latest_refusals(),
             "unpriced": now_sums.unpriced,
         }  # fmt: skip
@@ -136,8 +139,8 @@ class _Dashboard:
     async def near(self) -> tuple[int, int]:
         """How many of those who spend most are near or over a budget, and how many were looked at."""
         active = self.guard.now_ms() - _ACTIVE_MS
-        query = CustomerQuery(sort="cost", descending=True, seen_since_ms=active, limit=_LOOKED_AT)
-        rows = await self.backend.customers(query)
+        spenders = await self.backend.customers(CustomerQuery(sort="cost", descending=True, limit=2 * _LOOKED_AT))
+        rows = [row for row in spenders if row.last_seen_ms >= active][:_LOOKED_AT]
         near = 0
         for row in rows:
             limits = await meters(self.guard, self.backend, row, row.customer)
@@ -166,7 +169,7 @@ class _Dashboard:
             )
             points[name] = Counter({row.day or 0: row.amounts.cost for row in rows})
             left.subtract(points[name])
-        found = chart("Spend by user", "usd", days, self.zone, points, limit=_SERIES)
+        found = chart(f"Spend by user{self.of_days}", "usd", days, self.zone, points, limit=_SERIES)
         if any(left.values()):
             found.series.append((OTHERS, [left[day] for day in range(span.first_day, span.end_day)]))
         return found
@@ -180,7 +183,7 @@ class _Dashboard:
         """The same as bars."""
         span = self.span
         days = Range(span.name, span.first_day, span.end_day, span.since_ms, span.until_ms)
-        return chart("Active users by day", "count", days, self.zone, {"customers": daily})
+        return chart(f"Active users by day{self.of_days}", "count", days, self.zone, {"customers": daily})
 
 
 def _latency_tile(now: Amounts, then: Amounts) -> Tile:

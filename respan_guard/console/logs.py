@@ -24,7 +24,7 @@ PILLS = {
 _HIDDEN_PILLS = ("refused",)
 PAGE = 50
 _WINDOW = 20_000  # places of the log that a search looks at in one go
-_WINDOWS = 10
+_WINDOWS = 3
 _EXPORT_PAGE = 500
 _MAX_REFUSALS = 200
 _BUDGETS = ("period_budget", "total_budget")
@@ -187,7 +187,7 @@ async def _records(backend: Backend, view: LogsView, span: Range) -> tuple[list[
     if query.after is None and query.until_ms is not None:  # begin near the end of the range, not of the log
         beyond = await backend.entries(RecordQuery(since_ms=query.until_ms + _LATE_MS, limit=1))
         query = replace(query, after=beyond[0].seq if beyond else None)
-    rare = bool(query.model or query.provider or query.source or query.status) and query.trace_id is None
+    rare = bool(query.model or query.provider or query.source) and query.trace_id is None
     if not rare:
         return await backend.entries(query), None
     newest = await backend.entries(RecordQuery(descending=True, limit=1, after=query.after))

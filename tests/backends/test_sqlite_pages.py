@@ -121,6 +121,7 @@ async def test_unknown_names_are_refused(store: SQLiteBackend) -> None:
         (RecordQuery(since_ms=NOW + 4000), "SEARCH entries USING INTEGER PRIMARY KEY (rowid>?)"),
         (RecordQuery(trace_id="t"), "entries_by_trace (trace_id=?)"),
         (RecordQuery(unpriced=True), "entries_unpriced"),
+        (RecordQuery(status="error", descending=True), "entries_errors"),
     ],
 )
 async def test_pages_of_records_walk_an_index(store: SQLiteBackend, query: RecordQuery, uses: str) -> None:

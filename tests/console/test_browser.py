@@ -227,6 +227,17 @@ def test_hostile_text_runs_nothing(watch: Any, served: Served) -> None:
     one.page.wait_for_selector("text=The customer was deleted")
 
 
+def test_every_page_is_there_without_scripts(watch: Any) -> None:
+    """The same pages, headings and links, with JavaScript off; buttons that need it are not shown."""
+    one = watch(java_script_enabled=False)
+    one.sign_in()
+    for path in PAGES:
+        assert one.go(f"/console/{path}").status == 200, path
+        assert one.page.is_visible("h1"), path
+        assert one.page.is_visible("nav.main >> text=Logs"), path
+        assert not one.page.is_visible("#theme"), path
+
+
 def test_a_page_of_another_site_changes_nothing(chromium: Any, served: Served) -> None:
     """A form on another origin, sent by a browser that is signed in, is refused."""
     context = chromium.new_context()
