@@ -18,8 +18,8 @@ from opentelemetry.trace import SpanKind, Tracer, set_span_in_context
 
 from respan_guard import Guard, GuardSpanProcessor
 
-ROUNDS = 41
-SPANS = 300
+ROUNDS = 101
+SPANS = 100
 GOALS = {"no LLM call": 1.15, "LLM call": 1.30}
 SERVER = {
     "http.request.method": "POST",

@@ -24,7 +24,6 @@ from respan_guard.errors import (
     CustomerUnknown,
     InvalidInput,
     RevisionConflict,
-    UnpricedModel,
 )
 
 if TYPE_CHECKING:
@@ -157,7 +156,7 @@ def _http(_: Request, error: Exception) -> Response:
 
 def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, InvalidInput)
-    status = error.status if isinstance(error, Unreadable) else 422 if isinstance(error, UnpricedModel) else 400
+    status = error.status if isinstance(error, Unreadable) else 400
     return JSON({"detail": str(error), "field": error.field}, status)
 
 

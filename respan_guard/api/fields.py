@@ -18,11 +18,12 @@ from respan_guard.money import from_nano, to_nano
 from respan_guard.usage import MAX_TOKENS
 
 __all__ = [
-    "Anything", "Count", "Day", "Environment", "Flag", "Identifier", "Instant", "Money", "Object", "Seconds", "Text",
-    "clean", "clean_text", "text_of",
+    "Anything", "Count", "Day", "Environment", "Flag", "Identifier", "Instant", "Key", "Money", "Object", "Seconds",
+    "Text", "clean", "clean_text", "text_of",
 ]  # fmt: skip
 
 MAX_TEXT: Final = 1_000
+MAX_KEY: Final = 256
 MAX_KEPT_BYTES: Final = 65_536
 _DEEPEST = 16
 _MAX_SECONDS = 10_000_000
@@ -37,15 +38,19 @@ def _text(value: object) -> str | None:
     return clean_text(str(value))[:MAX_TEXT]
 
 
-def _identifier(value: object) -> str | None:
+def _identifier(value: object, most: int = MAX_TEXT) -> str | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise InvalidInput(f"must be a string, got {shown(value)}")
     text = str(value)
-    if len(text) > MAX_TEXT:
-        raise InvalidInput(f"must be at most {MAX_TEXT:,} characters")
+    if len(text) > most:
+        raise InvalidInput(f"must be at most {most:,} characters")
     return clean_text(text)
+
+
+def _key(value: object) -> str | None:
+    return _identifier(value, MAX_KEY)
 
 
 def clean_text(text: str) -> str:
@@ -141,6 +146,8 @@ Identifier: TypeAlias = Annotated[
     str | None, BeforeValidator(_identifier), _schema("string", "integer", maxLength=MAX_TEXT)
 ]
 """Compared, so never cut: too long is an error."""
+Key: TypeAlias = Annotated[str | None, BeforeValidator(_key), _schema("string", "integer", maxLength=MAX_KEY)]
+"""What stores have an index of, whose rows have a size: shorter."""
 Count: TypeAlias = Annotated[int | None, BeforeValidator(_count), _schema("integer", minimum=0, maximum=MAX_TOKENS)]
 Seconds: TypeAlias = Annotated[
     Decimal | None, BeforeValidator(_seconds), _schema("number", minimum=0, maximum=_MAX_SECONDS)

@@ -21,6 +21,7 @@ from respan_guard.api.records import (
     FilteredBy,
     LogRange,
     instant_ms,
+    named,
     read_log_filters,
     records_wanted,
     with_condition,
@@ -62,7 +63,10 @@ async def list_logs(call: Call) -> Response:
     descending, sort = _sort(query.sort_by)
     base = replace(records_wanted(query, filters), descending=descending)
     wanted = within(base, filters)
-    if sort == "id":
+    if (name := named(filters)) is not None:
+        one = await call.guard.bookings.find(*name)
+        found = Slice([one] if one is not None and page.number == 1 and wanted(one) else [], None, more=False)
+    elif sort == "id":
         found = await _in_order(call, base, wanted, page)
     else:
         found = await _sorted(call, base, wanted, page, sort)
@@ -150,9 +154,9 @@ _LISTED = {200: schemas.LogPage}
 
 OPERATIONS: Final = (
     Operation("createRequestLog", "POST", "/api/request-logs/", create, "Log one call.", _TAG, _LOGGED, writes=True,
-              takes=Log, errors=(400, 413, 415)),
+              takes=Log, errors=(400, 409, 413, 415)),
     Operation("createRequestLogLegacy", "POST", "/api/request-logs/create/", create, "The same, under its old name.",
-              _TAG, _LOGGED, writes=True, takes=Log, errors=(400, 413, 415)),
+              _TAG, _LOGGED, writes=True, takes=Log, errors=(400, 409, 413, 415)),
     Operation("bulkCreateRequestLogs", "POST", "/api/request-logs/bulk/", bulk, "Log up to 500 calls.", _TAG,
               {201: schemas.BulkResult, 400: schemas.BulkRefusal}, writes=True, takes=LogBatch, errors=(400, 413, 415)),
     Operation("listRequestLogs", "POST", "/api/request-logs/list/", list_logs, "List calls.", _TAG, _LISTED,

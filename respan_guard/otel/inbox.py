@@ -15,12 +15,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 __all__ = ["Inbox"]
 
 T = TypeVar("T")
-Item = Callable[[], object]
+Item: TypeAlias = tuple[Any, ...]
+"""What is to be called, and with what: a tuple is the cheapest thing to make."""
 logger = logging.getLogger("respan_guard")
 
 _IDLE = 5.0  # seconds after which a thread that has nothing to do ends
@@ -103,7 +104,7 @@ class Inbox:
             item = self._items.popleft()
         except IndexError:
             return False
-        _quietly(item)
+        _quietly(item[0], *item[1:])
         return True
 
     def _drain(self, bell: SimpleQueue[None], draining: threading.Lock) -> None:
@@ -133,9 +134,9 @@ class Inbox:
                     self._let_go()
 
 
-def _quietly(work: Callable[[], T]) -> T | None:
+def _quietly(work: Callable[..., T], *arguments: Any) -> T | None:
     try:
-        return work()
+        return work(*arguments)
     except Exception:
         logger.exception("a span could not be turned into a usage record")
         return None

@@ -132,13 +132,14 @@ class Meter:
         """Take a span that was known to be a call when it started, and that nobody can end any more."""
         if running.begun is None:
             return
-        scope, given, start = running.begun
+        scope, given, context, began = running.begun
+        start = began or 0
         attributes, running.begun = dict(given), None
-        if not is_call(attributes) or not self._dedupe.is_new(running.trace, running.key):
+        if not is_call(attributes) or not self._dedupe.is_new(context.trace_id, context.span_id):
             return
         usage = read(attributes, family_of(scope)).usage
         usage.status, usage.metadata = "error", {"span": "never ended"}
-        usage.trace_id, usage.span_id = f"{running.trace:032x}", f"{running.key:016x}"
+        usage.trace_id, usage.span_id = f"{context.trace_id:032x}", f"{context.span_id:016x}"
         customer = self._attribution.find(running, attributes, running.customer)
         seen = Seen(
             usage,

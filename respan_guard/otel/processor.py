@@ -9,10 +9,10 @@ import atexit
 import logging
 import os
 import sys
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.context import get_current
@@ -80,7 +80,8 @@ class GuardSpanProcessor(SpanProcessor):
         self._switch = guard.switch
         self._standing = Standing(guard) if enforce else None
         self._running: dict[int, Running] = {}
-        self._scopes: dict[int, tuple[InstrumentationScope | None, str | None]] = {}
+        self._scopes: dict[int, str | None] = {}
+        self._met: list[InstrumentationScope | None] = []
         self._meter: Meter
         self._inbox: Inbox
         self._forget = self._gone
@@ -88,6 +89,7 @@ class GuardSpanProcessor(SpanProcessor):
         first = guard.recorder.witness
         if isinstance(first, GuardSpanProcessor):  # of another tracer provider, which may see the same calls
             self._running, self._meter, self._inbox = first._running, first._meter, first._inbox
+            self._ended = self._meter.ended
         else:
             guard.recorder.witness = self
         _all.add(self)
@@ -121,11 +123,12 @@ class GuardSpanProcessor(SpanProcessor):
             if admission is None or not admission.ended:  # an ended admission is nobody's
                 running.customer, running.admission, running.slot = parent.customer, admission, parent.slot
         scope = span.instrumentation_scope
-        known = self._scopes.get(id(scope))
-        if known is None or known[0] is not scope:
+        try:
+            known = self._scopes[id(scope)]
+        except KeyError:
             known = self._meet(scope)
-        if known[1] is not None or self._standing is not None:
-            self._start_call(running, span, known[1], parent_context)
+        if known is not None or self._standing is not None:
+            self._start_call(running, span, known, parent_context)
         self._running[key] = running
 
     def on_end(self, span: ReadableSpan) -> None:
@@ -139,7 +142,7 @@ class GuardSpanProcessor(SpanProcessor):
             if running is not None:
                 running.begun = None
             slot = current_slot.get() if running is None else None
-            self._inbox.put(partial(self._meter.ended, span, running, slot, self.guard.now_ms()))
+            self._inbox.put((self._ended, span, running, slot, self.guard.now_ms()))
         except Exception:
             logger.exception("a span could not be taken")
 
@@ -167,6 +170,7 @@ class GuardSpanProcessor(SpanProcessor):
             except StorageUnavailable:
                 if clock.monotonic() >= until:
                     return False
+                time.sleep(0.05)
             except (GuardError, RuntimeError) as error:
                 logger.debug("records of spans can't be waited for here: %s", error)
                 return False
@@ -184,11 +188,11 @@ class GuardSpanProcessor(SpanProcessor):
     def saw(self, entry: Entry) -> None:
         """Another door made an entry."""
         if entry.source not in ("span", "api") and entry.kind != "adjustment":
-            self._inbox.put(partial(self._meter.door, entry))
+            self._inbox.put((self._meter.door, entry))
 
     def hand_on(self) -> None:
         """Book what has ended; calls that lack usage or customer still wait for a sighting that has them."""
-        self._inbox.do(lambda: None)
+        self._inbox.do(lambda: None, most=_HELP)
 
     def settle(self, admission: Admission) -> list[Entry]:
         """An admission ends: book what spans under it told, before its hold is released.
@@ -202,20 +206,22 @@ class GuardSpanProcessor(SpanProcessor):
         """Begin with nothing to do; in a forked child, what waits is the parent's."""
         self._meter = Meter(self.guard, self._attribution, self._standing)
         self._inbox = Inbox(self._meter.settle, self._meter.due)
+        self._ended = self._meter.ended
 
     def _gone(self, running: Running) -> None:
         """A span was collected. If it had not ended, nobody will end it."""
         if self._running.pop(running.key, None) is running and running.begun is not None:
-            self._inbox.put(partial(self._meter.lost, running, self.guard.now_ms()))
+            self._inbox.put((self._meter.lost, running, self.guard.now_ms()))
 
     # -- the start of a call -----------------------------------------------------------------------
 
-    def _meet(self, scope: InstrumentationScope | None) -> tuple[InstrumentationScope | None, str | None]:
-        """Look a scope up that was not seen before: itself, and its name if it may tell of calls."""
+    def _meet(self, scope: InstrumentationScope | None) -> str | None:
+        """Look a scope up that was not seen before: its name, if it may tell of calls."""
         if len(self._scopes) > _MOST_SCOPES:
-            self._scopes.clear()
-        name = "" if scope is None else scope.name
-        found = self._scopes[id(scope)] = (scope, None if family_of(name) is UNKNOWN else name)
+            self._scopes, self._met = {}, []
+        self._met.append(scope)  # while it is here nobody else has its id
+        name = "" if scope is None else str(scope.name)
+        found = self._scopes[id(scope)] = None if family_of(name) is UNKNOWN else name
         warn_of_sampling()
         return found
 
@@ -223,7 +229,6 @@ class GuardSpanProcessor(SpanProcessor):
         """Note what a call may need to be known by; all reading is left to the thread that drains."""
         try:
             attributes = _attributes(span)
-            running.trace = span.context.trace_id
             running.context = parent_context if parent_context is not None else get_current()
             noted = self._attribution.noted
             if not noted.isdisjoint(attributes):
@@ -234,7 +239,7 @@ class GuardSpanProcessor(SpanProcessor):
             if running.parent is not None:
                 running.roof = next((above for above in running.above() if above.ended), None)
             if scope is not None:
-                running.begun = (scope, attributes, span.start_time or 0)
+                running.begun = (scope, attributes, span.context, span.start_time)
         except Exception:
             logger.exception("the start of a span could not be read")
             return
@@ -250,9 +255,10 @@ def _attributes(span: ReadableSpan) -> Mapping[str, Any]:
     To look through the public mapping takes as long as all else that is done here, and of a span that runs it takes a
     lock.
     """
-    held = getattr(span, "_attributes", None)
-    found: Mapping[str, Any] | None = getattr(held, "_dict", held)
-    return {} if found is None else found
+    try:
+        return span._attributes._dict  # type: ignore[union-attr, no-any-return]
+    except AttributeError:
+        return span.attributes or {}
 
 
 _all: weakref.WeakSet[GuardSpanProcessor] = weakref.WeakSet()
@@ -272,7 +278,7 @@ def _begin_all() -> None:
     for processor in list(_all):
         first = processor.guard.recorder.witness
         if isinstance(first, GuardSpanProcessor):
-            processor._meter, processor._inbox = first._meter, first._inbox
+            processor._meter, processor._inbox, processor._ended = first._meter, first._inbox, first._ended
 
 
 atexit.register(_exit_all)  # behind that of `respan_guard.homes`, hence before it: what is posted is stored

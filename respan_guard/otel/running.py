@@ -8,6 +8,7 @@ from weakref import ref
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
+    from opentelemetry.trace import SpanContext
 
     from respan_guard.admission import Admission
     from respan_guard.context import Slot
@@ -32,14 +33,13 @@ class Running(ref):  # type: ignore[type-arg]
 
     Attributes:
         key: The span's id.
-        trace: The trace's; of calls only.
         parent: The span around it, if that is one of ours.
         admission: In force where it started.
         slot: In force where it started.
         customer: For whom the code worked that started it, by the guard's own word.
         context: OpenTelemetry's, where it started; of calls only.
         noted: What its attributes said about the customer then.
-        begun: Scope, attributes and start (ns) of a span that may be a call, while it runs.
+        begun: Scope, attributes, ids and start (ns) of a span that may be a call, while it runs.
         ended: Whether it is over.
         roof: The first span around it that was over when it started; of calls only.
         metered: The model (`model_key`) of a call that the client door saw leave within this span; it records that.
@@ -47,10 +47,9 @@ class Running(ref):  # type: ignore[type-arg]
         inner: What spans within it said about calls.
     """
 
-    __slots__ = ("key", "trace", *_UNSET)
+    __slots__ = ("key", *_UNSET)
 
     key: int
-    trace: int
     ended: bool
     roof: Running | None
     metered: str | None
@@ -60,7 +59,7 @@ class Running(ref):  # type: ignore[type-arg]
     customer: str | None
     context: Context | None
     noted: dict[str, Any] | None
-    begun: tuple[str, Mapping[str, Any], int] | None
+    begun: tuple[str, Mapping[str, Any], SpanContext, int | None] | None
     call: Seen | None
     inner: list[Seen] | None
 

@@ -255,6 +255,25 @@ async def test_work_is_bounded(api: Client, guard: Guard, clock: FakeClock, monk
     assert (await api.logs({"customer_identifier": {"value": ["c2"]}}, sort_by="-cost"))["count"] == 10
 
 
+async def test_one_record_is_found_at_once(
+    api: Client, guard: Guard, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its name, or by its customer and custom identifier, however many there are."""
+    logged = await api.log(custom_identifier="x", customer_identifier="ann", cost=5, model="m")
+    await fill(guard, clock, 30)
+    monkeypatch.setattr(search, "MAX_RECORDS", 0)
+    by_name = {"unique_id": {"value": [logged["unique_id"]]}}
+    by_both = {"customer_identifier": {"value": ["ann"]}, "custom_identifier": {"value": ["x"]}}
+    for filters in (by_name, by_both):
+        page = await api.logs(filters)
+        assert [row["cost"] for row in page["results"]] == [5]
+        assert page["next"] is None
+        assert (await api.logs({**filters, "model": {"value": ["other"]}}))["count"] == 0
+        assert (await api.logs(filters, page=2))["count"] == 0
+    for value in ("x", "YQBi", "\\", ""):
+        assert (await api.logs({"unique_id": {"value": [value]}}))["count"] == 0
+
+
 async def test_storage_searches_in_windows(
     api: Client, guard: Guard, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

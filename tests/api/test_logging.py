@@ -334,6 +334,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"metadata": {"k": "x" * 20_000}}, "metadata"),
     ({"stream": "yes"}, "stream"),
     ({"custom_identifier": "x" * 2000}, "custom_identifier"),
+    ({"model": "x" * 257}, "model"),
+    ({"trace_unique_id": "x" * 257}, "trace_unique_id"),
 ]
 UNREADABLE: list[tuple[bytes, int]] = [
     (b"{", 400), (b"[]", 400), (b"5", 400), (b"", 400), (b"null", 400), (b'{"model": NaN}', 400), (b"\xff", 400),

@@ -25,6 +25,7 @@ from respan_guard.backends.base import (
     Release,
     Renew,
     Stale,
+    StoredEntry,
     UsageQuery,
 )
 from respan_guard.testing.contract_support import DAY, DAY_MS, NOW, admit, budget, dump, rate, record, total
@@ -166,12 +167,19 @@ async def picture(store: Backend, now: int) -> str:
     found.append(await store.usage(UsageQuery(by=("day",), distinct=True)))
     found.append(await store.count_customers(blocked=True))
     found.append(sorted((await store.refusal_sums()).items()))
+    every = RecordQuery(limit=100_000)
     queries = RecordQuery(customer="ann"), RecordQuery(model="m", descending=True), RecordQuery(status="error", limit=7)
     found.extend([await store.entries(query) for query in queries])
     found.append([row.customer for row in await store.customers(CustomerQuery(sort="cost", limit=1000))])
     named = {row.customer: f"deleted-{number}" for number, row in enumerate(labels)}
 
+    places = {row.seq: number for number, row in enumerate(sorted(await store.entries(every), key=lambda row: row.seq))}
+
     def told(value: Any) -> str:
+        if isinstance(value, AuditRow):
+            value = replace(value, seq=0)  # a place says no more than what is before what
+        elif isinstance(value, StoredEntry):
+            value = replace(value, seq=places[value.seq])
         return re.sub("deleted-[0-9a-f]{16}", lambda label: named[label[0]], repr(value))
 
     lines = []

@@ -9,7 +9,6 @@ import random
 import secrets
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
@@ -272,7 +271,8 @@ async def test_a_black_hole_is_got_over() -> None:
     server.stop()
 
 
-async def test_cancelled_callers_get_nobody_elses_answer(backend: RedisBackend) -> None:
+@pytest.mark.parametrize("wanted", [150, pytest.param(20_000, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])])
+async def test_cancelled_callers_get_nobody_elses_answer(backend: RedisBackend, wanted: int) -> None:
     """Batches are cancelled at random moments: every answer that arrives is the caller's own, and sums are exact."""
     source, numbers, booked = random.Random(3), itertools.count(1), dict[str, int]()
 
@@ -283,15 +283,13 @@ async def test_cancelled_callers_get_nobody_elses_answer(backend: RedisBackend) 
         assert outcome.cost == number  # type: ignore[union-attr]  # its own cost, not another's
 
     cancelled = 0
-    until = time.monotonic() + 4
-    while time.monotonic() < until:
+    while cancelled < wanted:
         tasks = [asyncio.create_task(call(next(numbers))) for _ in range(20)]
         await asyncio.sleep(source.uniform(0, 0.004))
         for task in source.sample(tasks, 12):
             cancelled += task.cancel()
         for result in await asyncio.gather(*tasks, return_exceptions=True):
             assert result is None or isinstance(result, asyncio.CancelledError), result
-    assert cancelled > 50
     for name, cost in booked.items():
         await recorded(backend, record(name, cost, customer=f"c{cost % 5}"))
     (row,) = await backend.usage(UsageQuery(by=()))

@@ -170,9 +170,9 @@ class Ledger:
         lane: Any = guard.lane()
 
         def watched(way: Any) -> Any:
-            def spy(ops: Any, now: int) -> Any:
+            def spy(ops: Any, *more: Any) -> Any:
                 self.ops.extend(ops)
-                return way(ops, now)
+                return way(ops, *more)
 
             return spy
 

@@ -168,25 +168,6 @@ async def test_missing_usage_follows_its_setting(policy: str, cost: bool) -> Non
     assert (ledger.entries[0].cost is not None) is cost
 
 
-async def test_streams_tell_how_long_they_took() -> None:
-    """Latency and time to the first text, by the guard's clock; what the app does behind the body is no part of it."""
-    guard, ledger = make_guard()
-    clock: Any = guard.clock
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", SSE)]})
-        for seconds, part in zip((0.5, 1, 1, 1), chunks(), strict=True):
-            clock.advance(seconds)
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-        clock.advance(60)  # a background task
-
-    await call(gateway(app, guard), customer="org_1", body=json.dumps(QUESTION).encode())
-    await ledger.settled(1)
-    (entry,) = ledger.entries
-    assert (entry.usage.ttft_ms, entry.usage.latency_ms) == (500, 3500)
-
-
 EVENT = b'data: {"id":"chatcmpl-1","choices":[{"index":0,"delta":{"content":"word "}}],"usage":null}\n\n'
 
 
@@ -227,3 +208,22 @@ async def test_64_mebibytes_pass_and_are_not_kept(kind: str, chunk: bytes) -> No
     assert sent == 1024 * len(chunk)
     assert peak < 32 * 1024 * 1024  # a JSON body is kept up to 8 MiB, and joined once
     await ledger.settled(1)
+
+
+async def test_streams_tell_how_long_they_took() -> None:
+    """Latency and time to the first text, by the guard's clock; what the app does behind the body is no part of it."""
+    guard, ledger = make_guard()
+    clock: Any = guard.clock
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", SSE)]})
+        for seconds, part in zip((0.5, 1, 1, 1), chunks(), strict=True):
+            clock.advance(seconds)
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        clock.advance(60)  # a background task
+
+    await call(gateway(app, guard), customer="org_1", body=json.dumps(QUESTION).encode())
+    await ledger.settled(1)
+    (entry,) = ledger.entries
+    assert (entry.usage.ttft_ms, entry.usage.latency_ms) == (500, 3500)

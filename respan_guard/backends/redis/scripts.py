@@ -14,7 +14,7 @@ AGAIN = frozenset(
 )  # fmt: skip
 """Scripts that may run twice for one call: nobody could tell. ("ask" only ever writes how far a reader has read.)"""
 _FIRST = {  # parts that stand before a script's own
-    "apply": ("prelude",),
+    "apply": ("prelude", "batch", "used", "admit", "record"),
     "ask": ("prelude",),
     "audit": ("prelude", "note"),
     "check": ("prelude",),
