@@ -100,6 +100,7 @@ class BlockingGuard:
         """Store what waits, and let go of storage; a guard that is used again opens itself again."""
         self._homes.check_waiting("await guard.aclose()")
         self._homes.run(self._guard.flush())
+        self._homes.run(self._guard.outbox.leave())
         self._homes.close_blocking()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:

@@ -20,6 +20,7 @@ from respan_guard.customers import Customers
 from respan_guard.decision import Status
 from respan_guard.errors import GuardError, LimitExceeded
 from respan_guard.estimates import Estimator
+from respan_guard.exporting import Exporting
 from respan_guard.failover import Failover
 from respan_guard.homes import make_homes
 from respan_guard.observing import Gauges
@@ -42,7 +43,7 @@ __all__ = ["Guard"]
 C = TypeVar("C")
 
 
-class Guard:
+class Guard(Exporting):
     """Enforces each customer's rate limits and budgets, and keeps one priced record of every call.
 
     One guard works from any event loop and any thread. `async with guard:` opens and closes it, the middleware
@@ -79,6 +80,7 @@ class Guard:
         self.customers = Customers(self)
         self.bookings = Bookings(self)
         self._reports = Reports(self)
+        Exporting.__init__(self)
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -96,6 +98,7 @@ class Guard:
         """
         if not self._off:
             await self._homes.open()
+            self.outbox.enter()
             await self.switch.wake(self.lane())
             await asyncio.to_thread(self.prices.load)  # a fifth of a second that no request should wait for
 
@@ -103,6 +106,7 @@ class Guard:
         """Store what waits, and let go of storage."""
         with suppress(GuardError):  # counts of refusals are no records: storage that is down does without
             await self.refusals.flush()
+        await self.outbox.leave()
         await self._homes.close()
 
     async def flush(self) -> None:
@@ -336,6 +340,7 @@ class Guard:
         self._offset = store_ms - self.clock.now_ms()
 
     def _on_open(self, lane: Lane) -> None:
+        self.outbox.start()
         if self.settings.retention is not None:
             self._reports.keep_pruned(lane, self.settings.retention)
 
@@ -344,6 +349,7 @@ class Guard:
         self.fork_mark = f"{self.ids()}."
         self.renewer.forget()
         self.refusals.forget()
+        self.outbox.forget()
 
     def __repr__(self) -> str:
         return f"<Guard {mask_url(self.settings.storage)} mode={self.settings.mode}>"
