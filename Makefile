@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint style format types layers spelling pytest demo bench prove-overspend prove-kill build clean
+.PHONY: help test lint style format types layers spelling pytest soak demo bench prove-overspend prove-kill build clean
 
 help:  ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,8 +34,11 @@ spelling: $(VENV)/.dev
 pytest: $(VENV)/.dev  ## Run the tests; ARGS="-k budget" picks some
 	$(BIN)/pytest $(ARGS)
 
-demo: $(VENV)/.demo  ## See it work: customers meet their limits; SERVE=1 keeps the gateway up
-	@$(BIN)/respan-guard demo $(if $(SERVE),--serve)
+soak: $(VENV)/.dev  ## Run the long tests, which `make test` leaves out
+	$(BIN)/pytest -m soak $(ARGS)
+
+demo: $(VENV)/.demo  ## See it work: customers meet their limits; SERVE=1 keeps it up, with a console full of traffic
+	@$(BIN)/respan-guard demo $(if $(SERVE),--serve --seed)
 
 bench: $(VENV)/.bench  ## Print ratios against other libraries, measured in one run
 	$(BIN)/python -m benchmarks
@@ -65,7 +68,7 @@ $(VENV)/.python:
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
-	@$(PIP) --editable '.[cli]'
+	@$(PIP) --editable '.[cli,console]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo

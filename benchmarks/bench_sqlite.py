@@ -22,7 +22,7 @@ from pathlib import Path
 
 import aiosqlite
 
-from respan_guard.backends.base import Admit, Allowed, Entry, Limit, Op, Outcome, Record, Recorded, Release
+from respan_guard.backends.base import Admit, Allowed, Backend, Entry, Limit, Op, Outcome, Record, Recorded, Release
 from respan_guard.backends.sqlite import SQLiteBackend
 from respan_guard.usage import Usage
 
@@ -57,7 +57,7 @@ def entry_of(admit: Admit) -> Entry:
 class Batched:
     """Batches that clock themselves, as a guard's home does: what arrived while the last one ran is the next."""
 
-    def __init__(self, backend: SQLiteBackend, prefix: str) -> None:
+    def __init__(self, backend: Backend, prefix: str) -> None:
         self.backend = backend
         self.prefix = prefix
         self.waiting: list[tuple[Op, asyncio.Future[Outcome] | None]] = []

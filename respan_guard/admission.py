@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Admission", "Refusal", "Renewer"]
 
-_claiming = threading.Lock()
+_claiming = threading.RLock()  # a finalizer may settle a call while its own thread claims for another
 
 
 class Admission:
@@ -168,8 +168,9 @@ class Admission:
             held_day=self.day if self.held else None,
         )
         self._spent += entry.cost or 0
-        if self.slot is not None and (source != "manual" or usage.total_tokens):
-            self.slot.recorded = True
+        if self.slot is not None:
+            if source != "manual" or usage.total_tokens:
+                self.slot.recorded = True
             if self.slot.costs is not None:
                 self.slot.costs.append(entry.cost or 0)
         return entry

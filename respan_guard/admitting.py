@@ -185,16 +185,15 @@ class Admissions:
         slot.ended = True
         charged = slot.admission or slot.bound  # the app may have ended the one that was bound last
         witness = self._guard.recorder.witness
-        owed: list[Entry] = []
-        if witness is not None and charged is not None and not self._switch.off:
+        if witness is not None:
             try:
-                owed = witness.settle(charged)
+                witness.hand_on()  # what spans told is known before it is decided whether the response counts
             except Exception:  # a fault of ours must neither reach the app nor leak the hold
-                logger.exception("what spans owe a request could not be settled")
+                logger.exception("what spans told could not be handed on")
         for admission in slot.admissions:
             if admission.ended and admission is not charged:
                 continue
-            last: list[Entry] = owed if admission is charged else []
+            last: list[Entry] = []
             try:
                 if admission is charged and not slot.recorded:
                     if usage is not None:

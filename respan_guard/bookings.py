@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from respan_guard.backends.base import Recorded, StoredEntry, TooLate
 from respan_guard.customer import normalise_identifier
-from respan_guard.errors import InvalidInput
+from respan_guard.errors import InvalidInput, StorageUnavailable
 from respan_guard.recorder import record_from_entry
 from respan_guard.usage import Usage, UsageRecord
 
@@ -53,9 +53,12 @@ class Bookings:
 
         Raises:
             InvalidInput: The usage can't be stored, or its day is pruned.
-            StorageUnavailable: Neither storage nor the journal took it at once; it is still tried.
+            StorageUnavailable: Neither storage nor the journal took it at once, and it is still tried; or the guard is
+                switched off, and it is not.
         """
         guard = self._guard
+        if guard.switch.off:
+            raise StorageUnavailable("the guard is switched off, so usage is not recorded; send it again later")
         identifier = normalise_identifier(customer_identifier) if customer_identifier != "" else ""
         await self._know(identifier)
         traced = usage.trace_id

@@ -97,6 +97,10 @@ class Witness(Protocol):
         """Another door made an entry."""
         ...
 
+    def hand_on(self) -> None:
+        """Book what was seen so far and is known well enough."""
+        ...
+
     def settle(self, admission: Admission) -> list[Entry]:
         """An admission ends: what was seen under it is booked now, or returned to be booked before its release."""
         ...

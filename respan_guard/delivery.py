@@ -13,14 +13,14 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from respan_guard.backends.base import Backend, RecordQuery, StoredEntry
-from respan_guard.customer import Customer
 from respan_guard.dead_letters import DONE, DeadLetter, DeadLetters
 from respan_guard.errors import GuardError
 from respan_guard.exporters.base import BatchRefused, Exporter, ExportFailed
 from respan_guard.lease import Lease
+from respan_guard.markups import markups_of
 from respan_guard.recorder import record_from_entry
 from respan_guard.telemetry import telemetry
 from respan_guard.usage import UsageRecord
@@ -40,6 +40,7 @@ _FIRST_WAIT: Final = 1.0
 _LONGEST_WAIT: Final = 300.0
 _MARKUP_S: Final = 60.0
 _MAX_MARKUPS: Final = 10_000
+_FEW: Final = 100
 logger = logging.getLogger("respan_guard")
 
 
@@ -233,17 +234,13 @@ class Delivery:
         now = self._guard.clock.monotonic()
         if len(self._markups) > _MAX_MARKUPS:
             self._markups.clear()
-        for customer in {record.customer_identifier for record in records}:
-            if customer not in self._markups or self._markups[customer][0] < now - _MARKUP_S:
-                self._markups[customer] = (now, await self._markup(customer))
+        customers = {record.customer_identifier for record in records}
+        unknown = [name for name in customers if self._markups.get(name, (-_MARKUP_S, None))[0] <= now - _MARKUP_S]
+        for start in range(0, len(unknown), _FEW):  # so few that they are looked up one by one
+            some = unknown[start : start + _FEW]
+            found = await markups_of(self._guard, some)
+            self._markups |= {name: (now, found.get(name)) for name in some}
         return [replace(record, markup_percentage=self._markups[record.customer_identifier][1]) for record in records]
-
-    async def _markup(self, customer: str) -> Decimal | None:
-        row = await self._call(lambda backend: backend.get(customer)) if customer else None
-        params: Any = {} if row is None else row.params
-        if not params and (params := self._guard.policies.default.params) is None:
-            return None
-        return Customer.from_params(customer or "nobody", params).markup_percentage
 
     def _failed(self, reason: str, retry_after: float | None) -> float:
         self.error = reason

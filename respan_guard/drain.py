@@ -225,6 +225,7 @@ class Drain(ABC):
 
     async def _failed(self, error: BackendError, fault: Exception | None = None) -> None:
         """Answer those who wait, and keep what must not be lost."""
+        was_open = self.breaker.is_open
         self.breaker.failed(str(error))
         now = self._clock.monotonic()
         if now - self._logged_at >= _LOG_EVERY:
@@ -232,6 +233,8 @@ class Drain(ABC):
             logger.warning("storage is unavailable: %s", error, exc_info=fault)
         kept: list[Item] = []
         batch, self._batch = self._batch, []
+        if self.breaker.is_open and not was_open:  # nobody else waits for what is taken for dead
+            batch += [self._inbox.popleft() for _ in range(len(self._inbox))]
         for item in batch:
             if item.op is None:
                 kept.append(item)

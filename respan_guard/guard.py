@@ -30,7 +30,6 @@ from respan_guard.recorder import Ids, Recorder
 from respan_guard.reports import CustomerReport, RefusalLog, Reports, UsageReport
 from respan_guard.settings import GuardOptions, Settings, mask_url
 from respan_guard.switch import Switch
-from respan_guard.telemetry import telemetry
 from respan_guard.usage import Usage, UsageRecord
 
 if TYPE_CHECKING:
@@ -64,22 +63,17 @@ class Guard(Exporting):
         self.ids = Ids()
         self.renewer = Renewer(self.clock, int(settings.hold_ttl * 1000))
         self.policies = Policies(settings.default_limits, settings.time_zone, settings.max_cached_customers)
-        self.estimator = Estimator(settings, self.prices)
-        self.recorder = Recorder(self.prices, self.ids)
-        self._off = settings.mode == "off"
+        self.estimator, self.recorder = Estimator(settings, self.prices), Recorder(self.prices, self.ids)
+        self._off, self._offset = settings.mode == "off", 0
         self.switch = Switch(self)
-        self._offset = 0
         self._homes = make_homes(settings, self._on_open, self._on_fork)
+        self.journal = self._homes.journal
         self.storage_timeout = settings.storage_timeout or self._homes.backend_class.default_timeout
         self.fork_mark = ""  # tells what this process numbers from what its parent does, if it was forked
-        self.refusals = RefusalLog(self.clock, self._homes.lane)
-        self.failover = Failover(self)
+        self.refusals, self.failover = RefusalLog(self.clock, self._homes.lane), Failover(self)
         self.admissions = Admissions(self)
-        self._gauges = Gauges(self._homes, self.renewer)
-        telemetry.look()
-        self.customers = Customers(self)
-        self.bookings = Bookings(self)
-        self._reports = Reports(self)
+        self.customers, self.bookings = Customers(self), Bookings(self)
+        self._gauges, self._reports = Gauges(self._homes, self.renewer), Reports(self)
         Exporting.__init__(self)
 
     async def __aenter__(self) -> Self:
@@ -116,6 +110,7 @@ class Guard(Exporting):
             StorageUnavailable: Storage did not take it in time; it is kept and tried again.
         """
         if not self._off:
+            self.recorder.hand_on()
             await self.refusals.flush()
             await self._homes.flush()
 
@@ -340,6 +335,7 @@ class Guard(Exporting):
         self._offset = store_ms - self.clock.now_ms()
 
     def _on_open(self, lane: Lane) -> None:
+        self.switch.attach(lane)
         self.outbox.start()
         if self.settings.retention is not None:
             self._reports.keep_pruned(lane, self.settings.retention)
@@ -347,9 +343,8 @@ class Guard(Exporting):
     def _on_fork(self) -> None:
         self.ids.begin()
         self.fork_mark = f"{self.ids()}."
-        self.renewer.forget()
-        self.refusals.forget()
-        self.outbox.forget()
+        for part in (self.renewer, self.refusals, self.outbox):
+            part.forget()
 
     def __repr__(self) -> str:
         return f"<Guard {mask_url(self.settings.storage)} mode={self.settings.mode}>"

@@ -29,7 +29,7 @@ from respan_guard.clock import Clock
 from respan_guard.drain import BATCH, Drain, Item, Unstorable
 from respan_guard.errors import BackendError, CounterOverflow, GuardError, StorageUnavailable
 from respan_guard.journal import Journal, JournalFile
-from respan_guard.rate_storage import Counted, HomeRates, RateStorage
+from respan_guard.rate_storage import Counted, RateStorage
 from respan_guard.telemetry import telemetry
 
 __all__ = ["Home"]
@@ -70,9 +70,10 @@ class Home(Drain):
         self._thread = threading.get_ident()
         self._opening = asyncio.Lock()
         self._closed = False
-        self.own_rates = rates.open(timeout) if rates is not None else None
+        self.rates = rates.open(timeout) if rates is not None else None
         self._looked_at = (0.0, 0)
         self.asleep = True  # nobody looks at the kill switch here
+        self.wakes: Callable[[], Coroutine[object, object, None]] | None = None  # has somebody look again
 
     # -- what callers do ---------------------------------------------------------------------------
 
@@ -170,6 +171,11 @@ class Home(Drain):
         return self
 
     @property
+    def opened(self) -> bool:
+        """Whether storage was opened."""
+        return self._opened
+
+    @property
     def waiting(self) -> int:
         """How many operations wait here."""
         return len(self._inbox) + len(self._batch)
@@ -194,23 +200,14 @@ class Home(Drain):
         self._looked_at = (self._sent_at, count + 1 if sent_at == self._sent_at else 0)
         return self._looked_at[1] >= looks
 
-    @property
-    def rates(self) -> HomeRates:
-        """The rates that are kept apart from the store.
-
-        Raises:
-            RuntimeError: There are none.
-        """
-        if self.own_rates is None:
-            raise RuntimeError("rate_limit_storage is not set")
-        return self.own_rates
-
     async def count_rates(self, customer: str, rates: Sequence[Limit], requests: int) -> list[Counted]:
         """Count requests in the storage of rates; see `HomeRates.count`."""
+        assert self.rates is not None  # asked only where `rate_limit_storage` is set
         return await self.rates.count(customer, rates, requests)
 
     async def look_at_rates(self, customer: str, rates: Sequence[Limit]) -> list[Counted]:
         """Where rates stand; see `HomeRates.look`."""
+        assert self.rates is not None
         return await self.rates.look(customer, rates)
 
     def post_call(self, work: Callable[[Backend], Awaitable[object]], delay: float = 0.0) -> None:
@@ -265,8 +262,8 @@ class Home(Drain):
                     await asyncio.wait(tasks, timeout=self.timeout)
             finally:
                 self._leave()
-        if self.own_rates is not None:
-            await self.own_rates.close()
+        if self.rates is not None:
+            await self.rates.close()
         if self._opened:
             self._opened = False
             await self.backend.close()
@@ -307,6 +304,8 @@ class Home(Drain):
                 self._inherit(ops)
 
     def _works(self) -> None:
+        if self.asleep and self.wakes is not None and not self._closed:
+            self._keep(self.wakes())
         if self._journal.pending and not self._closed and (file := self._journal.rotate()) is not None:
             self._keep(self._replay(file))
 
@@ -333,7 +332,8 @@ class Home(Drain):
                 self.breaker.stalled((self.loop.time() - self._sent_at) / self.timeout, str(error))
 
     def _spawn(self, work: Callable[[Backend], Awaitable[object]]) -> None:
-        self._keep(self._guarded(work))
+        if not self._closed:  # a timer may come due while the loop of a home that was closed is ended
+            self._keep(self._guarded(work))
 
     def _keep(self, work: Coroutine[object, object, None]) -> None:
         task = self.loop.create_task(work)

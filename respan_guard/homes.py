@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from respan_guard.backends.base import Backend, Op, Record
 from respan_guard.backends.registry import backend_factory
 from respan_guard.clock import Clock, SystemClock
-from respan_guard.errors import ConfigurationError
+from respan_guard.errors import ConfigurationError, StorageUnavailable
 from respan_guard.home import Home
 from respan_guard.journal import Journal
 from respan_guard.lanes import GuardThread, Lane, RemoteLane, SharedLane, run_inline
@@ -40,6 +40,7 @@ class Homes:
         on_open: Called with each new home, on its loop, once it may be used.
         on_fork: Called in a forked child.
         rates: Where rates are kept that the store shall not keep.
+        needed: Whether to open fails while storage is down; else it goes on, and storage is opened when it is back.
     """
 
     def __init__(
@@ -51,14 +52,17 @@ class Homes:
         on_open: Callable[[Lane], None],
         on_fork: Callable[[], None],
         rates: RateStorage | None = None,
+        *,
+        needed: bool = True,
     ) -> None:
         self._factory = factory
         self._clock = clock
-        self._journal = journal
+        self._journal = self.journal = journal
         self._timeout = timeout
         self._on_open = on_open
         self._on_fork = on_fork
         self._rates = rates
+        self._needed = needed
         self._lock = threading.Lock()
         self._app: Home | None = None
         self._opens = 0
@@ -113,7 +117,13 @@ class Homes:
             self._adopt(self._app)
         if self._app is None:
             home = self._make_home()
-            await home.open()
+            try:
+                await home.open()
+            except StorageUnavailable as error:
+                if self._needed:
+                    await home.close()
+                    raise
+                logger.warning("storage is down, the guard starts without it: %s", error)
             self._app = home
             self._on_open(home)
         if self._app.loop is loop:
@@ -264,6 +274,7 @@ def make_homes(settings: Settings, on_open: Callable[[Lane], None], on_fork: Cal
         on_open,
         on_fork,
         rate_storage(settings),
+        needed=settings.budget_failure == "closed",
     )
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from respan_guard.backends.base import Entry
 from respan_guard.errors import GuardError
@@ -28,7 +28,7 @@ from respan_guard.usage import Usage
 with contextlib.suppress(ImportError):  # Windows: files are replayed by their own process only
     import fcntl
 
-__all__ = ["Journal", "JournalFile", "entry_from_dict", "entry_to_dict"]
+__all__ = ["Journal", "JournalFile", "Waiting", "entry_from_dict", "entry_to_dict"]
 
 logger = logging.getLogger("respan_guard")
 
@@ -46,6 +46,14 @@ def entry_from_dict(values: Mapping[str, Any]) -> Entry:
     kept = {name: value for name, value in values.items() if name in known}
     kept["usage"] = Usage.from_dict(kept.get("usage") or {})
     return Entry(**kept)
+
+
+class Waiting(NamedTuple):
+    """What lies in a store's journals on this machine: files and their bytes, and records nobody will take."""
+
+    files: int
+    size: int
+    dead: int
 
 
 class JournalFile:
@@ -157,6 +165,17 @@ class Journal:
                 _append(descriptor, line)
             finally:
                 os.close(descriptor)
+
+    def waiting(self) -> Waiting:
+        """What this and other processes have left to be stored."""
+        sizes = []
+        for path in self.directory.glob(f"{self._stem}-*.journal"):
+            with contextlib.suppress(OSError):  # stored and deleted just now
+                sizes.append(path.stat().st_size)
+        dead = 0
+        with contextlib.suppress(FileNotFoundError):
+            dead = self.dead_letters.read_bytes().count(b"\n")
+        return Waiting(len(sizes), sum(sizes), dead)
 
     @property
     def dead_letters(self) -> Path:

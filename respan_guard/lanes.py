@@ -113,6 +113,7 @@ class SharedLane:
     def __init__(self, backend: Backend, clock: Clock) -> None:
         self.backend = backend
         self._apply = backend.apply_now
+        self._post = backend.post_now
         self._now = clock.now_ms
 
     async def submit(self, op: Op) -> Outcome:
@@ -120,11 +121,11 @@ class SharedLane:
         return self._apply((op,), self._now())[0]
 
     async def record(self, entry: Entry) -> Recorded | TooLate | None:
-        """Book `entry`."""
+        """Book `entry`. What the store can't count, and what a finalizer books within its own work, is posted."""
         try:
             outcome = self._apply((Record(entry),), self._now())[0]
-        except BackendError as error:
-            _lost(entry, error)
+        except BackendError:
+            self.post(Record(entry))
             return None
         if telemetry.on:
             observe_entry(entry, outcome)
@@ -132,19 +133,7 @@ class SharedLane:
 
     def post(self, *ops: Op) -> None:
         """Apply `ops` in this order. What the store can't count is logged: nobody waits who could be told."""
-        try:
-            outcomes = self._apply(ops, self._now())
-            if telemetry.on:
-                for op, outcome in zip(ops, outcomes, strict=True):
-                    if isinstance(op, Record):
-                        observe_entry(op.entry, outcome)
-        except BackendError:
-            for op in ops:  # one of them is it; the others, a release above all, must get through
-                try:
-                    self._apply((op,), self._now())
-                except BackendError as error:
-                    if isinstance(op, Record):
-                        _lost(op.entry, error)
+        self._post(ops, self._now(), _observe if telemetry.on else None)
 
     async def call(self, work: Callable[[Backend], Awaitable[T]], timeout: float | None = 10.0) -> T:  # noqa: ASYNC109
         """Run a read or a change of customers."""
@@ -173,8 +162,10 @@ class SharedLane:
         """Nothing waits here."""
 
 
-def _lost(entry: Entry, error: BackendError) -> None:
-    logger.error("a usage record can't be stored, this is it: %r: %s", entry, error)
+def _observe(ops: Sequence[Op], outcomes: Sequence[Outcome]) -> None:
+    for op, outcome in zip(ops, outcomes, strict=True):
+        if isinstance(op, Record):
+            observe_entry(op.entry, outcome)
 
 
 class GuardThread:

@@ -72,6 +72,7 @@ class Gauges:
     def __init__(self, homes: Homes, renewer: Renewer) -> None:
         self._homes = homes
         self._renewer = renewer
+        telemetry.look()
         telemetry.observe(self)
 
     def __call__(self) -> Iterator[Reading]:
@@ -87,5 +88,5 @@ class Gauges:
 
 def _breakers(home: Home) -> Iterator[Reading]:
     yield "respan_guard.storage.breaker.open", int(home.breaker.is_open), {"respan_guard.storage": "main"}
-    if (rates := home.own_rates) is not None:
+    if (rates := home.rates) is not None:
         yield "respan_guard.storage.breaker.open", int(rates.breaker.is_open), {"respan_guard.storage": "rates"}

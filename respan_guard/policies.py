@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from respan_guard.customer import Customer
@@ -80,6 +81,11 @@ class Policies:
             if not any(name in params for name in _PERIOD):
                 merged |= {name: defaults[name] for name in _PERIOD if name in defaults}
         return merged | dict(params)
+
+    def markup(self, params: Mapping[str, Any] | None) -> Decimal | None:
+        """What reports add to the costs of a customer with these params, in percent; None for nothing."""
+        found = (params or {}).get("markup_percentage", self._defaults.get("markup_percentage"))
+        return None if found is None else Decimal(found)
 
 
 def has_limits(params: Mapping[str, Any]) -> bool:

@@ -79,7 +79,7 @@ class PriceBook:
     def __init__(self, user_prices: Mapping[str, Any] | None = None, *, clock: Clock | None = None) -> None:
         self._own = {name.strip().lower(): OwnPrice(name, p) for name, p in (user_prices or {}).items()}
         self._clock = clock or SystemClock()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may price a call while its own thread makes a plan
         self._get_snapshot: Callable[[], DataSnapshot | None] = _no_snapshot
         self._snapshot: DataSnapshot | None = None
         self._plans: dict[tuple[str, str], Plan] = {}

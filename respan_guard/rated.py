@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from respan_guard.backends.base import Admit, Allowed, Refused, Stale
+from respan_guard.decision import BLOCKED
 from respan_guard.errors import BackendError, StorageUnavailable
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ class RatedAsk:
             RateLimitExceeded: They gave none, and the local share is used up.
             BackendError: The store can't do it.
         """
-        rates = tuple(limit for limit in terms.limits if limit.kind == "rate")
+        rates: tuple[Limit, ...] = ()
+        if terms.limits and terms.limits[0].name != BLOCKED:  # who is blocked counts nowhere
+            rates = tuple(limit for limit in terms.limits if limit.kind == "rate")
         counted: list[Counted] = []
         if rates and self._requests:
             counted = await self._count(op, terms, rates)

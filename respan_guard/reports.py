@@ -24,6 +24,7 @@ from respan_guard.clock import Clock
 from respan_guard.customer import Customer, normalise_identifier
 from respan_guard.decision import Decision, Status, as_datetime, limit_statuses
 from respan_guard.errors import InvalidInput
+from respan_guard.markups import markups_of, with_markup
 from respan_guard.money import from_nano
 from respan_guard.rated import with_rates
 from respan_guard.recorder import record_from_entry
@@ -53,6 +54,7 @@ class UsageReport:
         calls: LLM calls.
         cost: USD, without calls whose price is unknown.
         unpriced: How many calls have no known price.
+        cost_with_markup: The cost with the customer's `markup_percentage`; None for sums over several customers.
     """
 
     customer_identifier: str | None
@@ -66,6 +68,7 @@ class UsageReport:
     cache_read_tokens: int
     unpriced: int
     errors: int
+    cost_with_markup: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +94,6 @@ class CustomerReport:
     unpriced: int
 
 
-def with_markup(cost: Decimal, percentage: Decimal | None) -> Decimal:
-    """A cost as reports for the customer show it; budgets compare the raw one."""
-    return cost if not percentage else cost * (100 + percentage) / 100
-
-
 class Reports:
     """What the guard tells."""
 
@@ -111,7 +109,7 @@ class Reports:
         key = None if after is None else (_SORTS[sort](after), after.customer.customer_identifier)
         query = CustomerQuery(search, sort, descending, key, limit)
         rows = await self._guard.lane().call(lambda backend: backend.customers(query))
-        return [_customer_report(row) for row in rows]
+        return [_customer_report(row, self._guard.policies.markup(row.params)) for row in rows]
 
     async def status(self, identifier: str) -> Status:
         """Where a customer stands now."""
@@ -203,6 +201,8 @@ class Reports:
             limit=_MAX_GROUPS,
         )
         rows = await self._guard.lane().call(lambda backend: backend.usage(query))
+        whose = [query.customer if query.customer is not None else row.customer for row in rows]
+        markups = await markups_of(self._guard, {customer for customer in whose if customer})
         return [
             UsageReport(
                 customer_identifier=row.customer,
@@ -216,8 +216,9 @@ class Reports:
                 cache_read_tokens=row.amounts.cache_read_tokens,
                 unpriced=row.amounts.unpriced,
                 errors=row.amounts.errors,
+                cost_with_markup=None if who is None else with_markup(from_nano(row.amounts.cost), markups.get(who)),
             )
-            for row in rows
+            for row, who in zip(rows, whose, strict=True)
         ]
 
     async def prune(self, before: date, progress: Callable[[int], None] | None = None) -> int:
@@ -325,7 +326,7 @@ _SORTS: Mapping[str, Callable[[CustomerReport], str | int]] = {
 }
 
 
-def _customer_report(row: CustomerRow) -> CustomerReport:
+def _customer_report(row: CustomerRow, markup: Decimal | None) -> CustomerReport:
     customer = Customer.from_params(row.customer, row.params) if row.customer else _UNATTRIBUTED
     cost = from_nano(row.totals.cost)
     return CustomerReport(
@@ -336,7 +337,7 @@ def _customer_report(row: CustomerRow) -> CustomerReport:
         requests=row.totals.requests,
         calls=row.totals.calls,
         cost=cost,
-        cost_with_markup=with_markup(cost, customer.markup_percentage),
+        cost_with_markup=with_markup(cost, markup),
         input_tokens=row.totals.input_tokens,
         output_tokens=row.totals.output_tokens,
         unpriced=row.totals.unpriced,

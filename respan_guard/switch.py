@@ -7,6 +7,7 @@ to look into and stays off; while storage is down, what was last seen goes on.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Mapping
@@ -33,6 +34,7 @@ SPACE = "control"
 _MODE = "mode"
 _OWN_LIMITS = "own-limits"
 _EVERY = 0.5
+_PATIENCE = 0.05
 _IDLE = 20  # looks without anything sent, after which a home stops looking
 MODES: Final = ("enforce", "shadow", "off")
 logger = logging.getLogger("respan_guard")
@@ -73,6 +75,7 @@ class Switch:
         self._guard = guard
         self._configured: Mode = guard.settings.mode
         self._announced = False
+        self._looking: set[asyncio.Task[Switched | None]] = set()
         self.stands: Switched | None = None
         self.off = self._configured == "off"
         self.shadow = self._configured == "shadow"
@@ -80,17 +83,34 @@ class Switch:
     @property
     def mode(self) -> Mode:
         """The mode in force."""
-        return self._configured if self.stands is None else self.stands.mode
+        if self.stands is None or self._configured == "off":
+            return self._configured
+        return self.stands.mode
+
+    def attach(self, lane: Lane) -> None:
+        """Have whatever is sent from the lane's home wake it, also where nobody is ever admitted."""
+        home = lane.home
+        if home is not None:
+            home.wakes = lambda: self.wake(home)
 
     async def wake(self, lane: Lane) -> None:
-        """Look, and have the lane's home go on looking as long as it is used."""
+        """Look, and have the lane's home go on looking as long as it is used.
+
+        Where storage hangs, whoever wakes it goes on soon with what was last seen: its own deadline is still to come.
+        """
         telemetry.look()
         home = lane.home
         if home is None or not home.asleep:
             return
         home.asleep = False
-        await self.look(lane)
         home.repeat(_EVERY, lambda: self._again(home))
+        if not home.opened:
+            await self.look(lane)
+            return
+        look = asyncio.ensure_future(self.look(lane))
+        self._looking.add(look)
+        look.add_done_callback(self._looking.discard)
+        await asyncio.wait({look}, timeout=_PATIENCE)
 
     async def look(self, lane: Lane) -> Switched | None:
         """Read the store's word, if it can be had, and go by it."""

@@ -66,7 +66,7 @@ def ended(slot: Slot) -> None:
         with suppress(Exception):  # in another copy of the context (a dependency's thread) it never was set
             undo()
     slot.undo = ()
-    if slot.span is not None and slot.costs is not None:
+    if slot.span is not None and slot.costs:
         slot.span.set_attribute("respan_guard.cost", float(from_nano(sum(slot.costs))))
 
 

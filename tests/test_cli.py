@@ -399,6 +399,14 @@ def test_prices_of_a_model_with_its_own_price(monkeypatch: pytest.MonkeyPatch) -
 # -- documentation -------------------------------------------------------------------------------------
 
 
+def test_check_asks_the_storage_of_rates_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where rates live elsewhere and nobody answers there, something is wrong; its password stays where it is."""
+    monkeypatch.setenv("RESPAN_GUARD_RATE_LIMIT_STORAGE", "redis://:hunter2@127.0.0.1:1/0")
+    told = run("check", code=1).output
+    assert "does not answer" in told
+    assert "hunter2" not in told
+
+
 @pytest.mark.usefixtures("filled")
 def test_the_kill_switch_is_thrown_shown_and_taken_back() -> None:
     """By command: it says where it stands, `check` warns of it, and a word that is no mode is misuse."""

@@ -67,6 +67,11 @@ def test_it_can_be_left_running(tmp_path: Path) -> None:
         with httpx2.Client(trust_env=False, headers=headers) as client:
             replies = [client.post(found[1], content=found[2]).status_code for _ in range(4)]
         assert replies == [200, 200, 200, 429]
+        console = re.search(r"console is at (\S+) and the password for this run is (\S+)", printed)
+        assert console is not None
+        with httpx2.Client(trust_env=False, headers={"sec-fetch-site": "same-origin"}) as browser:
+            browser.post(f"{console[1]}signin", data={"password": console[2]})
+            assert "acme" in browser.get(f"{console[1]}users").text
     finally:
         process.send_signal(signal.SIGTERM)
         code = process.wait(20)

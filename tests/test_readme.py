@@ -16,6 +16,7 @@ from typing import Any
 import openai
 import pytest
 import uvicorn
+from opentelemetry.sdk.trace import TracerProvider
 from starlette.applications import Starlette
 from starlette.authentication import AuthCredentials, AuthenticationBackend, SimpleUser
 from starlette.middleware.authentication import AuthenticationMiddleware
@@ -82,8 +83,10 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
     monkeypatch.chdir(tmp_path)
     provider = StandInProvider(strict=False)
     with provider.serve() as url:
+        monkeypatch.setenv("GUARD_API_KEY", "a reader's own")
         monkeypatch.setenv("OPENAI_API_KEY", "x")
         monkeypatch.setenv("OPENAI_BASE_URL", f"{url}/v1")
+        monkeypatch.setenv("CONSOLE_PASSWORD", "a reader's own")
         yield {
             "ApiKeys": ApiKeys,
             "AuthenticationMiddleware": AuthenticationMiddleware,
@@ -102,8 +105,9 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
             "monday": datetime(2026, 1, 5, tzinfo=UTC),
             "paint": paint,
             "prompt": "a red fox",
-            "provider": provider,
+            "provider": TracerProvider(shutdown_on_exit=False),
             "pytest": pytest,
+            "stand_in": provider,
         }
 
 
@@ -153,7 +157,7 @@ async def test_the_first_example_guards_each_call_of_its_client(names: dict[str,
             return [client.post("/ask", params={"question": "Why?"}).status_code for _ in range(61)]
 
     assert await asyncio.to_thread(drive) == [200] * 60 + [429]
-    meter = names["provider"].meter
+    meter = names["stand_in"].meter
     async with names["guard"] as guard:
         status = await guard.status("org_7")
         assert (status.total_calls, status.total_spend) == (60, meter.total_cost)

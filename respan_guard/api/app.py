@@ -24,7 +24,6 @@ from respan_guard.errors import (
     CustomerUnknown,
     InvalidInput,
     RevisionConflict,
-    UnpricedModel,
 )
 
 if TYPE_CHECKING:
@@ -146,8 +145,7 @@ def _query(request: Request) -> dict[str, str]:
     for name, value in request.query_params.multi_items():
         if name in found:
             raise InvalidInput(f"{name[:80]} must be given once", field=name[:80])
-        if value != "":
-            found[name] = value
+        found[name] = value
     return found
 
 
@@ -158,7 +156,7 @@ def _http(_: Request, error: Exception) -> Response:
 
 def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, InvalidInput)
-    status = error.status if isinstance(error, Unreadable) else 422 if isinstance(error, UnpricedModel) else 400
+    status = error.status if isinstance(error, Unreadable) else 400
     return JSON({"detail": str(error), "field": error.field}, status)
 
 

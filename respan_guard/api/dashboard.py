@@ -11,7 +11,7 @@ from typing import Any, Final
 from pydantic import Field
 from starlette.responses import Response
 
-from respan_guard.api import schemas
+from respan_guard.api import sum_schemas as schemas
 from respan_guard.api.fields import Anything, Identifier
 from respan_guard.api.filters import Filters
 from respan_guard.api.metrics import METRICS, TOPPED, amounts_of, in_rollups, metric, minus, rollups

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
@@ -18,10 +18,12 @@ from respan_guard.money import from_nano, to_nano
 from respan_guard.usage import MAX_TOKENS
 
 __all__ = [
-    "Anything", "Count", "Flag", "Identifier", "Instant", "Money", "Object", "Seconds", "Text", "clean", "text_of",
+    "Anything", "Count", "Day", "Environment", "Flag", "Identifier", "Instant", "Key", "Money", "Object", "Seconds",
+    "Text", "clean", "clean_text", "text_of",
 ]  # fmt: skip
 
 MAX_TEXT: Final = 1_000
+MAX_KEY: Final = 256
 MAX_KEPT_BYTES: Final = 65_536
 _DEEPEST = 16
 _MAX_SECONDS = 10_000_000
@@ -36,15 +38,19 @@ def _text(value: object) -> str | None:
     return clean_text(str(value))[:MAX_TEXT]
 
 
-def _identifier(value: object) -> str | None:
+def _identifier(value: object, most: int = MAX_TEXT) -> str | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise InvalidInput(f"must be a string, got {shown(value)}")
     text = str(value)
-    if len(text) > MAX_TEXT:
-        raise InvalidInput(f"must be at most {MAX_TEXT:,} characters")
+    if len(text) > most:
+        raise InvalidInput(f"must be at most {most:,} characters")
     return clean_text(text)
+
+
+def _key(value: object) -> str | None:
+    return _identifier(value, MAX_KEY)
 
 
 def clean_text(text: str) -> str:
@@ -54,8 +60,8 @@ def clean_text(text: str) -> str:
     return text.encode("utf-8", "replace").decode().replace("\0", "")
 
 
-def _number(value: object, most: int) -> Decimal:
-    if isinstance(value, str) and len(value) <= 40:
+def _number(value: object, most: int, *, text: bool = False) -> Decimal:
+    if text and isinstance(value, str) and len(value) <= 40:
         try:
             value = Decimal(value)
         except ArithmeticError:
@@ -85,11 +91,11 @@ def _seconds(value: object) -> Decimal | None:
 
 def _money(value: object) -> Decimal | None:
     """USD, rounded to nano-USD; unlike elsewhere, no float ever comes in."""
-    return None if value is None else from_nano(to_nano(_number(value, 9_000_000), "it"))
+    return None if value is None else from_nano(to_nano(_number(value, 9_000_000, text=True), "it"))
 
 
 def _instant(value: object) -> datetime | None:
-    if value is None or value == "":
+    if value is None:
         return None
     if isinstance(value, str) and len(value) <= 40:
         try:
@@ -104,7 +110,7 @@ def _instant(value: object) -> datetime | None:
 
 
 def _day(value: object) -> date | None:
-    if value is None or value == "":
+    if value is None:
         return None
     if isinstance(value, str) and re.fullmatch(r"\d{4}-\d\d-\d\d(T.*)?", value[:40], re.ASCII):
         try:
@@ -130,22 +136,30 @@ def _flag(value: object) -> bool | None:
     raise InvalidInput(f"must be true or false, got {shown(value)}")
 
 
-def _schema(kind: str, **more: Any) -> WithJsonSchema:
-    return WithJsonSchema({"type": [kind, "null"], **more})
+def _schema(*kinds: str, **more: Any) -> WithJsonSchema:
+    return WithJsonSchema({"type": [*kinds, "null"], **more})
 
 
-Text: TypeAlias = Annotated[str | None, BeforeValidator(_text), _schema("string")]
+Text: TypeAlias = Annotated[str | None, BeforeValidator(_text), _schema("string", "integer")]
 """For people; cut after 1,000 characters."""
-Identifier: TypeAlias = Annotated[str | None, BeforeValidator(_identifier), _schema("string", maxLength=MAX_TEXT)]
+Identifier: TypeAlias = Annotated[
+    str | None, BeforeValidator(_identifier), _schema("string", "integer", maxLength=MAX_TEXT)
+]
 """Compared, so never cut: too long is an error."""
+Key: TypeAlias = Annotated[str | None, BeforeValidator(_key), _schema("string", "integer", maxLength=MAX_KEY)]
+"""What stores have an index of, whose rows have a size: shorter."""
 Count: TypeAlias = Annotated[int | None, BeforeValidator(_count), _schema("integer", minimum=0, maximum=MAX_TOKENS)]
 Seconds: TypeAlias = Annotated[
     Decimal | None, BeforeValidator(_seconds), _schema("number", minimum=0, maximum=_MAX_SECONDS)
 ]
-Money: TypeAlias = Annotated[Decimal | None, BeforeValidator(_money), _schema("number", minimum=0, maximum=9_000_000)]
+Money: TypeAlias = Annotated[
+    Decimal | None, BeforeValidator(_money), _schema("number", "string", minimum=0, maximum=9_000_000)
+]
 Instant: TypeAlias = Annotated[datetime | None, BeforeValidator(_instant), _schema("string", format="date-time")]
 Day: TypeAlias = Annotated[date | None, BeforeValidator(_day), _schema("string", format="date")]
 Object: TypeAlias = Annotated[dict[str, Any] | None, BeforeValidator(_object), _schema("object")]
+Environment: TypeAlias = Literal["prod", "test"] | None
+"""All here is "prod": a guard keeps test apart by its namespace."""
 Flag: TypeAlias = Annotated[bool | None, BeforeValidator(_flag), _schema("boolean")]
 Anything: TypeAlias = Annotated[Any, Field(default=None), WithJsonSchema({})]
 

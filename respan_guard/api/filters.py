@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final, Generic, TypeVar
 
+from respan_guard.api.fields import clean_text
 from respan_guard.errors import InvalidInput
 from respan_guard.identifiers import shown
 
@@ -153,7 +154,7 @@ def _condition(field: str, kind: str, condition: Any) -> Condition:
 
 def _value(field: str, kind: str, value: Any) -> Any:
     if kind == "text" and isinstance(value, (str, int)) and not isinstance(value, bool):
-        if len(text := str(value)) <= MAX_VALUE:
+        if len(text := str(value)) <= MAX_VALUE and text == clean_text(text):  # else no row can have it
             return text
     elif kind == "number" and not isinstance(value, bool):
         if isinstance(value, (int, Decimal)) or (isinstance(value, str) and len(value) <= 40):

@@ -8,8 +8,9 @@ from typing import Any, Final
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from respan_guard.api.log import Log, Told, read_log, spread
+from respan_guard.api.log import Log, spread
 from respan_guard.api.operation import Call, validated
+from respan_guard.api.reading import Told, read_log
 from respan_guard.api.rows import log_row
 from respan_guard.api.wire import JSON
 from respan_guard.bookings import Booked

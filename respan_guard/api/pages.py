@@ -17,6 +17,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from starlette.requests import Request
 
+from respan_guard.api.fields import clean_text
 from respan_guard.api.wire import parse, to_json
 from respan_guard.errors import InvalidInput
 
@@ -38,6 +39,8 @@ class Page:
     Attributes:
         start: The place it begins behind; None for the first, or if that is not known (`skip` then says more).
         skip: How many rows to pass over first, because nobody remembers where the page begins.
+        identity: Of the list in pages of this size, as one key sees it.
+        asked: Of the list.
     """
 
     number: int
@@ -45,6 +48,7 @@ class Page:
     start: Place | None
     skip: int
     identity: str
+    asked: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +82,16 @@ class Pages:
         Raises:
             InvalidInput: The cursor is none of ours.
         """
-        identity = self._identity(request, query, filters)
+        asked = _asked(request, query, filters)
+        key = request.headers.get("authorization", "")
+        identity = hashlib.sha256(f"{asked} {query.page_size} {key}".encode()).hexdigest()
         if query.cursor is not None:
-            number, place = _read_token(query.cursor)
-            return Page(number, query.page_size, place, 0, identity)
+            number, place = _read_token(query.cursor, asked)
+            return Page(number, query.page_size, place, 0, identity, asked)
         number = query.page
         known = self._places.get((identity, number))
         skip = 0 if number == 1 or known is not None else (number - 1) * query.page_size
-        return Page(number, query.page_size, None if number == 1 else known, skip, identity)
+        return Page(number, query.page_size, None if number == 1 else known, skip, identity, asked)
 
     def answer(self, request: Request, page: Page, rows: list[Any], part: Slice[Any]) -> dict[str, Any]:
         """The body of a page.
@@ -96,37 +102,40 @@ class Pages:
             rows: What is on it, as it is shown.
             part: Where it ends, and whether another may follow.
         """
-        if part.end is not None:
-            self._places[page.identity, page.number + 1] = part.end
+        if (place := part.end or page.start) is not None:  # behind an empty page is where it is
+            self._places[page.identity, page.number + 1] = place
             self._places.move_to_end((page.identity, page.number + 1))
             while len(self._places) > _REMEMBERED:
                 self._places.popitem(last=False)
         before = self._places.get((page.identity, page.number - 1))
         return {
             "count": len(rows),
-            "next": _link(request, page.number + 1, part.end) if part.more and part.end is not None else None,
-            "previous": _link(request, page.number - 1, before) if page.number > 1 else None,
+            "next": _link(request, page.number + 1, part.end, page.asked)
+            if part.more and part.end is not None
+            else None,
+            "previous": _link(request, page.number - 1, before, page.asked) if page.number > 1 else None,
             "results": rows,
         }
 
-    def _identity(self, request: Request, query: Any, filters: object) -> str:
-        asked = query.model_dump(exclude={"page", "cursor"})
-        key = request.headers.get("authorization", "")
-        text = to_json([request.url.path, key, {n: str(v) for n, v in sorted(asked.items())}, filters])
-        return hashlib.sha256(text).hexdigest()
+
+def _asked(request: Request, query: Any, filters: object) -> str:
+    """What is listed, whichever page of it and however long: a cursor is good for that only."""
+    about = query.model_dump(exclude={"page", "page_size", "cursor", "include_fields", "filters"})
+    text = to_json([request.scope["path"], {name: str(value) for name, value in sorted(about.items())}, filters])
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
-def _link(request: Request, number: int, place: Place | None) -> str:
+def _link(request: Request, number: int, place: Place | None, asked: str) -> str:
     changes: dict[str, Any] = {"page": number}
     if place is not None and number > 1:
-        changes["cursor"] = base64.urlsafe_b64encode(to_json([number, place])).decode().rstrip("=")
+        changes["cursor"] = base64.urlsafe_b64encode(to_json([number, place, asked])).decode().rstrip("=")
     try:
         return str(request.url.remove_query_params("cursor").include_query_params(**changes))
     except ValueError:  # a Host that makes no URL
         raise InvalidInput("the request's Host header is no host", field="host") from None
 
 
-def _read_token(text: str) -> tuple[int, Place]:
+def _read_token(text: str, asked: str) -> tuple[int, Place]:
     wrong = InvalidInput("cursor is none that this API gave; begin at page 1", field="cursor")
     if len(text) > _MAX_TOKEN or not text.isascii():
         raise wrong
@@ -134,9 +143,11 @@ def _read_token(text: str) -> tuple[int, Place]:
         value = parse(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
     except (ValueError, InvalidInput):
         raise wrong from None
-    if not isinstance(value, list) or len(value) != 2:
+    if not isinstance(value, list) or len(value) != 3:
         raise wrong
-    number, place = value
+    number, place, of = value
+    if of != asked:
+        raise _foreign()
     if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= 1 << 40:
         raise wrong
     if not isinstance(place, list):
@@ -153,7 +164,11 @@ def checked(place: Place | None, *kinds: type | tuple[type, ...]) -> Place | Non
     if place is None:
         return None
     if len(place) == len(kinds) and all(
-        isinstance(value, kind) and not isinstance(value, bool) for value, kind in zip(place, kinds, strict=True)
+        isinstance(value, kind)
+        and not isinstance(value, bool)
+        and (not isinstance(value, str) or value == clean_text(value))
+        and (not isinstance(value, int) or abs(value) < 1 << 62)
+        for value, kind in zip(place, kinds, strict=True)
     ):
         return place
     raise _foreign()
@@ -201,4 +216,6 @@ def as_filters(body: Any, text: str | None = None) -> dict[str, Any]:
 
 
 def _foreign() -> InvalidInput:
-    return InvalidInput("cursor belongs to another list; begin at page 1", field="cursor")
+    return InvalidInput(
+        "cursor belongs to another list: send the same filters and order with it, or begin at page 1", field="cursor"
+    )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from respan_guard.api.fields import Day, Identifier, Instant
+from respan_guard.api.fields import Day, Environment, Instant
 from respan_guard.errors import InvalidInput
 from respan_guard.periods import load_zone, local_day, start_of_day
 
@@ -34,17 +34,15 @@ class TimeRange(BaseModel):
     timezone_offset: float | None = Field(
         None, ge=-14, le=14, description="Hours from UTC, to know what day today is; the guard's zone if absent."
     )
-    environment: Identifier = Field(None, description='All here is "prod".')
+    environment: Environment = Field(None, description='All here is "prod".')
 
 
 def whole_days(start: datetime | None, end: datetime | None, guard: Guard) -> tuple[int, int] | None:
-    """The days from one time to another, if both are midnights, in the guard's zone or UTC; else None."""
-    for zone in (load_zone(guard.settings.time_zone), UTC):
-        first = EVER[0] if start is None else _midnight(start, zone)
-        after = EVER[1] if end is None else _midnight(end, zone)
-        if first is not None and after is not None:
-            return first, after
-    return None
+    """The days from one time to another, if both are midnights in the guard's zone; else None."""
+    zone = load_zone(guard.settings.time_zone)
+    first = EVER[0] if start is None else _midnight(start, zone)
+    after = EVER[1] if end is None else _midnight(end, zone)
+    return None if first is None or after is None else (first, after)
 
 
 def _midnight(moment: datetime, zone: tzinfo) -> int | None:

@@ -8,9 +8,10 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from respan_guard.api.fields import Anything, Identifier, Instant
+from respan_guard.api.fields import Anything, Environment, Instant
 from respan_guard.api.filters import Filters, read_filters
-from respan_guard.api.rows import LOG_KINDS, log_field
+from respan_guard.api.log import custom_record_id
+from respan_guard.api.rows import LOG_KINDS, log_field, read_unique_id
 from respan_guard.backends.base import RecordQuery
 from respan_guard.usage import UsageRecord
 
@@ -52,7 +53,7 @@ class LogRange(BaseModel):
 
     start_time: Instant = Field(None, description="Only calls that ended at or after it.")
     end_time: Instant = Field(None, description="Only calls that ended before it.")
-    environment: Identifier = Field(None, description='All here is "prod".')
+    environment: Environment = Field(None, description='All here is "prod".')
 
 
 def instant_ms(moment: datetime) -> int:
@@ -88,6 +89,15 @@ def records_wanted(query: LogRange, filters: Filters[UsageRecord]) -> RecordQuer
         since_ms=None if query.start_time is None else instant_ms(query.start_time),
         until_ms=None if query.end_time is None else instant_ms(query.end_time),
     )
+
+
+def named(filters: Filters[UsageRecord]) -> tuple[str, str] | None:
+    """Customer and id of the one record that filters can let through at most; None if they name none."""
+    by_name = filters.only("unique_id")
+    if by_name is not None:
+        return read_unique_id(by_name) or ("", "")
+    customer, custom = filters.only("customer_identifier"), filters.only("custom_identifier")
+    return None if customer is None or custom is None else (customer, custom_record_id(custom))
 
 
 def within(base: RecordQuery, filters: Filters[UsageRecord]) -> Callable[[UsageRecord], bool]:

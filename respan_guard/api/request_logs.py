@@ -21,6 +21,7 @@ from respan_guard.api.records import (
     FilteredBy,
     LogRange,
     instant_ms,
+    named,
     read_log_filters,
     records_wanted,
     with_condition,
@@ -31,7 +32,7 @@ from respan_guard.api.search import search, too_much
 from respan_guard.api.wire import JSON
 from respan_guard.backends.base import RecordQuery
 from respan_guard.errors import CustomerUnknown, InvalidInput
-from respan_guard.reports import with_markup
+from respan_guard.markups import markups_of, with_markup
 from respan_guard.usage import UsageRecord
 
 __all__ = ["OPERATIONS"]
@@ -62,7 +63,10 @@ async def list_logs(call: Call) -> Response:
     descending, sort = _sort(query.sort_by)
     base = replace(records_wanted(query, filters), descending=descending)
     wanted = within(base, filters)
-    if sort == "id":
+    if (name := named(filters)) is not None:
+        one = await call.guard.bookings.find(*name)
+        found = Slice([one] if one is not None and page.number == 1 and wanted(one) else [], None, more=False)
+    elif sort == "id":
         found = await _in_order(call, base, wanted, page)
     else:
         found = await _sorted(call, base, wanted, page, sort)
@@ -137,8 +141,9 @@ async def retrieve(call: Call) -> Response:
         customer = await call.guard.get_customer(record.customer_identifier)
         if customer is not None:
             row |= {"customer_name": customer.name, "customer_email": customer.email}
-            if record.cost is not None:
-                row["cost_with_markup"] = with_markup(record.cost, customer.markup_percentage)
+        if record.cost is not None:
+            markups = await markups_of(call.guard, {record.customer_identifier})
+            row["cost_with_markup"] = with_markup(record.cost, markups.get(record.customer_identifier))
         row["limit_info"] = limit_info(await call.guard.status(record.customer_identifier))
     return JSON(row)
 
@@ -149,9 +154,9 @@ _LISTED = {200: schemas.LogPage}
 
 OPERATIONS: Final = (
     Operation("createRequestLog", "POST", "/api/request-logs/", create, "Log one call.", _TAG, _LOGGED, writes=True,
-              takes=Log, errors=(400, 413, 415)),
+              takes=Log, errors=(400, 409, 413, 415)),
     Operation("createRequestLogLegacy", "POST", "/api/request-logs/create/", create, "The same, under its old name.",
-              _TAG, _LOGGED, writes=True, takes=Log, errors=(400, 413, 415)),
+              _TAG, _LOGGED, writes=True, takes=Log, errors=(400, 409, 413, 415)),
     Operation("bulkCreateRequestLogs", "POST", "/api/request-logs/bulk/", bulk, "Log up to 500 calls.", _TAG,
               {201: schemas.BulkResult, 400: schemas.BulkRefusal}, writes=True, takes=LogBatch, errors=(400, 413, 415)),
     Operation("listRequestLogs", "POST", "/api/request-logs/list/", list_logs, "List calls.", _TAG, _LISTED,

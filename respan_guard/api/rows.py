@@ -32,7 +32,7 @@ def read_unique_id(text: str) -> tuple[str, str] | None:
         )
     except ValueError:  # no base64, no ASCII, no UTF-8
         return None
-    return (customer, record_id) if mark else None
+    return (customer, record_id) if mark and "\0" not in record_id else None
 
 
 def _kept(record: UsageRecord) -> Mapping[str, Any]:

@@ -9,8 +9,8 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BaseModel, ConfigDict, RootModel, WithJsonSchema
 
 __all__ = [
-    "ActiveUsers", "Breakdown", "BulkRefusal", "BulkResult", "CreatedLog", "Error", "GroupPage", "LogDetail",
-    "LogPage", "Summary", "TotalUsers", "User", "UserPage",
+    "Answer", "BulkRefusal", "BulkResult", "CreatedLog", "Error", "LogDetail", "LogPage", "MaybeNumber", "MaybeText",
+    "Number", "Paged", "User", "UserPage",
 ]  # fmt: skip
 
 Number: TypeAlias = Annotated[Decimal, WithJsonSchema({"type": "number"})]
@@ -222,7 +222,7 @@ class User(Answer):
     period_start: MaybeTime
     period_end: MaybeTime
     period_anchor: MaybeText
-    markup_percentage: Number
+    markup_percentage: MaybeNumber
     blocked: bool
     time_zone: MaybeText
     total_period_usage: Number
@@ -242,109 +242,3 @@ class User(Answer):
     updated_at: MaybeTime
     is_test: bool
     limit_info: LimitInfo
-
-
-class Summary(Answer):
-    """Sums over calls; averages are 0 where no call says."""
-
-    number_of_requests: int
-    total_cost: Number
-    total_tokens: int
-    total_prompt_tokens: int
-    total_completion_tokens: int
-    avg_latency: Number
-    avg_tps: Number
-    avg_ttft: Number
-    unpriced_requests: int
-    scores: dict[str, Any]
-
-
-class Group(Answer):
-    """Sums over the calls of one group, which one of the first fields names."""
-
-    model: MaybeText = None
-    customer_identifier: MaybeText = None
-    provider_id: MaybeText = None
-    custom_identifier: MaybeText = None
-    prompt_id: MaybeText = None
-    trace_unique_id: MaybeText = None
-    thread_identifier: MaybeText = None
-    span_count: int
-    number_of_requests: int
-    total_cost: Number
-    total_tokens: int
-    total_prompt_tokens: int
-    total_completion_tokens: int
-    error_count: int
-    error_percentage: Number
-    average_cost: Number
-    average_tokens: int
-    cache_hit_percentage: Number
-    average_latency: MaybeNumber
-    average_ttft: MaybeNumber
-    average_tps: MaybeNumber
-    unpriced_requests: int
-
-
-class GroupPage(Paged):
-    """A page of groups."""
-
-    results: list[Group]
-    current_filters: dict[str, Any]
-    filters_data: dict[str, Any]
-
-
-class ActiveBucket(Answer):
-    """Who was active in a bucket of time."""
-
-    date_group: datetime
-    active_users: int
-    total_cost: Number
-    average_cost_per_user: Number
-
-
-class ActiveSummary(Answer):
-    """Who was active at all."""
-
-    active_users: int
-    average_cost_per_user: Number
-    total_user_cost: Number
-
-
-class ActiveUsers(Answer):
-    """Active users, bucket by bucket; they are different ones, so buckets do not add up."""
-
-    activity: list[ActiveBucket]
-    summary: ActiveSummary
-
-
-class UsersBucket(Answer):
-    """How many users there were in a bucket of time."""
-
-    date_group: datetime
-    total_users: int
-
-
-class UsersSummary(Answer):
-    """How many users there were at all."""
-
-    total_users: int
-
-
-class TotalUsers(Answer):
-    """Numbers of users, bucket by bucket."""
-
-    data: list[UsersBucket]
-    summary: UsersSummary
-
-
-class BreakdownBucket(BaseModel):
-    """A bucket of time: a number for each model, user, ..."""
-
-    model_config = ConfigDict(extra="allow")
-
-    date_group: datetime
-
-
-class Breakdown(RootModel[dict[str, list[BreakdownBucket]]]):
-    """For each metric its buckets."""

@@ -9,7 +9,7 @@ from typing import Any, Final
 from pydantic import Field
 from starlette.responses import Response
 
-from respan_guard.api import schemas
+from respan_guard.api import sum_schemas as schemas
 from respan_guard.api.fields import Identifier
 from respan_guard.api.filters import Filters
 from respan_guard.api.metrics import METRICS, TOPPED, in_rollups, metric, rollups, sum_records
@@ -21,6 +21,8 @@ from respan_guard.api.rows import log_field
 from respan_guard.api.wire import JSON
 from respan_guard.backends.base import Amounts
 from respan_guard.errors import InvalidInput
+from respan_guard.markups import markups_of, with_markup
+from respan_guard.money import from_nano
 from respan_guard.usage import UsageRecord
 
 __all__ = ["OPERATIONS"]
@@ -65,7 +67,12 @@ async def summary(call: Call) -> Response:
                                                    "total_prompt_tokens", "total_completion_tokens")}  # fmt: skip
     averages = {"avg_latency": "average_latency", "avg_tps": "average_tps", "avg_ttft": "average_ttft"}
     shown |= {name: metric(sums, of) or Decimal(0) for name, of in averages.items()}
-    return JSON({**shown, "unpriced_requests": sums.unpriced, "scores": {}})
+    whose = filters.only("customer_identifier")
+    marked_up = None
+    if whose is not None:
+        markups = await markups_of(call.guard, {whose})
+        marked_up = with_markup(from_nano(sums.cost), markups.get(whose))
+    return JSON({**shown, "total_cost_with_markup": marked_up, "unpriced_requests": sums.unpriced, "scores": {}})
 
 
 async def groups(call: Call) -> Response:
@@ -88,7 +95,14 @@ async def groups(call: Call) -> Response:
     place = checked(page.start, int)
     start = place[0] if place else page.skip
     chosen = ordered[max(start, 0) :][: page.size]
-    rows = [_group(_GROUPS[name], group, amounts) for group, amounts in chosen]
+    whose = filters.only("customer_identifier")
+    owners = {group: whose if name != "customer_identifier" else group for group, _ in chosen}
+    markups = await markups_of(call.guard, {owner for owner in owners.values() if owner is not None})
+    rows = []
+    for group, amounts in chosen:
+        owner = owners[group]
+        cost = None if owner is None else with_markup(from_nano(amounts.cost), markups.get(owner))
+        rows.append(_group(_GROUPS[name], group, amounts) | {"total_cost_with_markup": cost})
     reached = start + len(rows)
     part = Slice(rows, [reached] if rows else None, more=reached < len(ordered))
     body = call.pages.answer(call.request, page, rows, part)

@@ -13,9 +13,9 @@ from respan_guard.api.rows import ENVIRONMENT
 from respan_guard.backends.base import CustomerRow
 from respan_guard.decision import as_datetime
 from respan_guard.errors import CustomerUnknown
+from respan_guard.markups import with_markup
 from respan_guard.money import from_nano
 from respan_guard.periods import load_zone
-from respan_guard.reports import with_markup
 
 if TYPE_CHECKING:
     from respan_guard.guard import Guard
@@ -77,12 +77,9 @@ def _money(value: Any) -> Decimal | None:
     return None if value is None else Decimal(value)
 
 
-def _marked_up(amount: Decimal, params: Mapping[str, Any] | None) -> Decimal:
-    return with_markup(amount, _money((params or {}).get("markup_percentage")))
-
-
-def user_row(row: CustomerRow, organization: str) -> dict[str, Any]:
+def user_row(row: CustomerRow, guard: Guard) -> dict[str, Any]:
     """A user as lists show it, each alias beside its name."""
+    organization = guard.settings.namespace
     found = {name: get(row) for name, get in _FIELDS.items()}
     params = row.params or {}
     return found | {
@@ -93,7 +90,7 @@ def user_row(row: CustomerRow, organization: str) -> dict[str, Any]:
         "total_requests": found["number_of_requests"],
         "tokens": found["total_tokens"],
         "cost": found["total_cost"],
-        "total_cost_with_markup": _marked_up(found["total_cost"], params),
+        "total_cost_with_markup": with_markup(found["total_cost"], guard.policies.markup(row.params)),
         "period_budget": _money(params.get("period_budget")),
         "budget_duration": params.get("budget_duration"),
         "total_budget": _money(params.get("total_budget")),
@@ -119,6 +116,7 @@ async def show_user(guard: Guard, identifier: str) -> dict[str, Any]:
     if spent is None:  # no budget says what a period is: the calendar month
         spent = await _this_month(guard, identifier, datetime.fromtimestamp(guard.now_ms() / 1000, zone).date())
     total = from_nano(row.totals.cost)
+    markup = guard.policies.markup(row.params)
 
     def day(value: date | None) -> datetime | None:
         return None if value is None else datetime.combine(value, time(), zone).astimezone(zone)
@@ -140,13 +138,13 @@ async def show_user(guard: Guard, identifier: str) -> dict[str, Any]:
         "period_start": day(customer.period_start),
         "period_end": day(customer.period_end),
         "period_anchor": customer.period_anchor,
-        "markup_percentage": customer.markup_percentage or Decimal(0),
+        "markup_percentage": customer.markup_percentage,
         "blocked": customer.blocked,
         "time_zone": customer.time_zone,
         "total_period_usage": spent,
-        "total_period_usage_with_markup": with_markup(spent, customer.markup_percentage),
+        "total_period_usage_with_markup": with_markup(spent, markup),
         "total_usage": total,
-        "total_usage_with_markup": with_markup(total, customer.markup_percentage),
+        "total_usage_with_markup": with_markup(total, markup),
         "total_requests": row.totals.calls,
         "total_prompt_tokens": row.totals.input_tokens,
         "total_completion_tokens": row.totals.output_tokens,

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from starlette.responses import Response
 
 from respan_guard.api import schemas
-from respan_guard.api.fields import Identifier, clean
+from respan_guard.api.fields import Environment, Identifier, clean
 from respan_guard.api.filters import Condition, Filters, read_filters
 from respan_guard.api.operation import Call, Operation, validated
 from respan_guard.api.pages import MAX_PAGE_SIZE, Page, Slice, as_filters, checked, sorted_slice
@@ -49,6 +49,7 @@ _READ_ONLY = frozenset(schemas.User.model_fields)
 
 # `Customer` checks these; here stands what the document says of them.
 _Word: TypeAlias = Annotated[Any, WithJsonSchema({"type": ["string", "null"]})]
+_Key: TypeAlias = Annotated[Any, WithJsonSchema({"type": ["string", "integer", "null"]})]
 _Map: TypeAlias = Annotated[Any, WithJsonSchema({"type": ["object", "null"]})]
 _Flag: TypeAlias = Annotated[Any, WithJsonSchema({"type": ["boolean", "null"]})]
 _Rate: TypeAlias = Annotated[Any, WithJsonSchema({"type": ["integer", "string", "null"]})]
@@ -64,7 +65,7 @@ class UserChanges(BaseModel):
     name: _Word = None
     email: _Word = None
     metadata: _Map = None
-    group_identifier: _Word = None
+    group_identifier: _Key = None
     rate_limit: _Rate = Field(None, description='Per minute, or like "100/minute; 2000/hour".')
     period_budget: _Amount = Field(None, description="USD for each period.")
     budget_duration: _Duration = None
@@ -88,7 +89,7 @@ class InEnvironment(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    environment: Identifier = Field(None, description='All here is "prod".')
+    environment: Environment = Field(None, description='All here is "prod".')
 
 
 class UserPage(InEnvironment):
@@ -212,8 +213,7 @@ async def list_users(call: Call) -> Response:
     else:
         known = ", ".join({**_SORTS, **USER_KINDS})
         raise InvalidInput(f"sort_by must be one of {known}, with - for descending", field="sort_by")
-    organization = call.guard.settings.namespace
-    return JSON(call.pages.answer(call.request, page, [user_row(row, organization) for row in found.rows], found))
+    return JSON(call.pages.answer(call.request, page, [user_row(row, call.guard) for row in found.rows], found))
 
 
 def _searched(filters: Filters[CustomerRow]) -> str:
@@ -284,7 +284,7 @@ async def _sorted(
     call: Call, filters: Filters[CustomerRow], page: Page, field: str, *, descending: bool
 ) -> Slice[CustomerRow]:
     """A page in order of a field that has no index: reads all users that the filters let through, up to the bound."""
-    everything = Page(1, MAX_CUSTOMERS, None, 0, "")
+    everything = Page(1, MAX_CUSTOMERS, None, 0, "", "")
     found = await _in_order(call, filters, everything, "customer_identifier", descending=False)
     if found.more:
         raise _too_many()

@@ -70,7 +70,9 @@ async def read_body(request: Request, limit: int) -> Any:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise Unreadable("the body must be JSON: send it with content-type: application/json", 415)
-    return parse(body)
+    if (found := parse(body)) is None:
+        raise InvalidInput("the body must be a JSON object, not null")
+    return found
 
 
 def parse(body: bytes | str) -> Any:

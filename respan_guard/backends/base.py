@@ -10,8 +10,8 @@ every backend gives the same one. The numbered rules in the docstrings are the c
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import ClassVar, TypeAlias
 
 from respan_guard.backends.facts import ANY, Expected
 from respan_guard.backends.ops import (
@@ -87,11 +87,15 @@ __all__ = [
     "Stale",
     "StoreInfo",
     "StoredEntry",
+    "Told",
     "TooLate",
     "UsageQuery",
     "UsageRow",
     "Window",
 ]
+
+Told: TypeAlias = Callable[[Sequence[Op], Sequence[Outcome]], None]
+"""Who is told what became of operations that nobody waited for. It must not raise."""
 
 
 class Backend(ABC):
@@ -127,7 +131,19 @@ class Backend(ABC):
         """Let go of connections whose loop is gone or whose process forked; from any thread, never blocks."""
 
     def apply_now(self, ops: Sequence[Op], now: int) -> list[Outcome]:
-        """What `apply` does, without a loop, from any thread. Only where `shared` is set."""
+        """What `apply` does, without a loop, from any thread. Only where `shared` is set.
+
+        Raises:
+            StorageUnavailable: The caller is a finalizer, and interrupted the store's own work on this thread.
+        """
+        raise TypeError(f"{type(self).__name__} is not a shared backend")
+
+    def post_now(self, ops: Sequence[Op], now: int, told: Told | None = None) -> None:
+        """Apply operations that nobody waits for, in order, from any thread and out of any finalizer.
+
+        It never waits and never raises: what the store can't count is logged. Whoever asks the store after it sees
+        it applied. Only where `shared` is set. `told` is called with what was applied and how it came out.
+        """
         raise TypeError(f"{type(self).__name__} is not a shared backend")
 
     @abstractmethod

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
-from typing import TypeAlias
 
 from respan_guard.backends.base import Allowed, Amounts, Entry, Limit, Params, Window
 
-__all__ = ["EVER", "Cell", "Hold", "Planned", "Span", "amounts_of", "roll"]
+__all__ = ["EVER", "Cell", "Held", "Hold", "Plan", "Span", "amounts_of", "roll"]
 
 EVER = 1 << 40
 """A day after all days: the end of a total."""
@@ -43,13 +41,26 @@ def amounts_of(entry: Entry) -> Amounts:
     )
 
 
+class Held:
+    """What the live holds of one day and model hold together."""
+
+    __slots__ = ("cost", "day", "model", "tokens")
+
+    def __init__(self, day: int, model: str) -> None:
+        self.day = day
+        self.model = model
+        self.cost = 0
+        self.tokens = 0
+
+
 class Hold:
     """The row of one admission. `cost` and `tokens` are what is left of the hold."""
 
-    __slots__ = ("cost", "counted", "day", "ended", "expires", "id", "model", "outcome", "tokens")
+    __slots__ = ("cost", "customer", "day", "ended", "expires", "id", "model", "outcome", "pool", "tokens")
 
     def __init__(
         self,
+        customer: str,
         hold_id: str,
         day: int,
         model: str,
@@ -59,6 +70,7 @@ class Hold:
         outcome: Allowed,
         ended: int | None = None,
     ) -> None:
+        self.customer = customer
         self.id = hold_id
         self.day = day
         self.model = model
@@ -67,7 +79,7 @@ class Hold:
         self.expires = expires
         self.outcome = outcome
         self.ended = ended
-        self.counted = False  # it is part of the cell's live sums
+        self.pool: Held | None = None  # the sum that it is part of, while it counts
 
 
 class Span:
@@ -83,76 +95,96 @@ class Span:
         self.amount = amount
 
 
-Planned: TypeAlias = tuple[int, str, int, Span | None, Limit]
-"""A limit as evaluations want it: amount, metric, width of a rate, the customer's own sum, the limit."""
+class Plan:
+    """Limits as evaluations want them, for one customer (and model, where a limit asks for it).
+
+    Attributes:
+        limits: The limits that it is made of.
+        rates: For each rate its place among the limits, its amount and its width (ms).
+        sums: For each other limit its place, its amount, its metric and the customer's own sum, if it is one.
+        wide: Whether a limit spans customers.
+        nothing: What is held if nothing is: as many zeros as there are limits.
+    """
+
+    __slots__ = ("limits", "model", "nothing", "rates", "size", "sums", "wide")
+
+    def __init__(self, limits: tuple[Limit, ...]) -> None:
+        self.limits = limits
+        self.model: str | None = None
+        self.rates: list[tuple[int, int, int]] = []
+        self.sums: list[tuple[int, int, str, Span | None]] = []
+        self.wide = False
+        self.size = len(limits)
+        self.nothing = (0,) * len(limits)
+
+
+_NO_PLAN = Plan((Limit("", "total", "cost", 0),))  # no policy's
 
 
 class Cell:
-    """What is known of one customer: all that admissions, records and releases of it touch."""
+    """What is known of one customer: all that admissions, records and releases of it touch.
+
+    Attributes:
+        requests: Admitted in all time.
+        cost: Of all entries, nano-USD.
+        tokens: Of all entries.
+    """
 
     __slots__ = (
+        "cost",
+        "counted",
         "counts_requests",
         "customer",
         "expiry",
         "holds",
-        "limits",
         "live",
-        "model",
         "params",
         "plan",
         "rates",
+        "requests",
         "revision",
         "spans",
-        "wide",
-        "widths",
+        "tokens",
     )
 
     def __init__(self, customer: str, revision: str = "", params: Params | None = None) -> None:
         self.customer = customer
         self.revision = revision
         self.params = params
-        self.rates: dict[int, Window] | None = None
+        self.requests = self.cost = self.tokens = 0
+        self.rates: dict[int, Window] = {}
         self.holds: dict[str, Hold] = {}
-        self.live: dict[tuple[int, str], list[int]] | None = None  # (day, model) -> [cost, tokens] held
-        self.expiry: list[tuple[int, str]] | None = None  # heap of (expires, id) of holds that are counted
-        self.spans: dict[str, Span] | None = None  # sums worked out before
+        self.live: dict[tuple[int, str], Held] = {}  # by day and model
+        self.counted = 0  # how many holds these are the sums of
+        self.expiry: list[tuple[int, str]] = []  # heap of (expires, id) of holds that count
+        self.spans: dict[str, Span] = {}  # sums worked out before
         self.counts_requests = False  # one of them is of requests; most customers have none
-        self.limits: tuple[Limit, ...] | None = None  # those that the plan below is made for
-        self.model: str | None = None  # and the model, where a limit asks for it
-        self.plan: Sequence[Planned] = ()
-        self.wide = False  # a limit of the plan spans customers
-        self.widths: tuple[int, ...] = ()  # of the plan's rates
+        self.plan = _NO_PLAN  # for the limits that it was asked about last
 
     def add_hold(self, hold: Hold) -> None:
         """Take a hold into the working set."""
         self.holds[hold.id] = hold
-        if hold.ended is None and (hold.cost or hold.tokens):
-            if self.live is None or self.expiry is None:
-                self.live, self.expiry = {}, []
-            hold.counted = True
-            key = (hold.day, hold.model)
-            sums = self.live.get(key)
-            if sums is None:
-                self.live[key] = [hold.cost, hold.tokens]
-            else:
-                sums[0] += hold.cost
-                sums[1] += hold.tokens
-            if len(self.expiry) > 2 * len(self.holds) + 64:
+        if (hold.cost or hold.tokens) and hold.ended is None:
+            pool = self.live.get((hold.day, hold.model))
+            if pool is None:
+                pool = self._new_pool(hold.day, hold.model)
+            pool.cost += hold.cost
+            pool.tokens += hold.tokens
+            hold.pool = pool
+            self.counted += 1
+            expiry = self.expiry
+            heappush(expiry, (hold.expires, hold.id))
+            if len(expiry) > 64 and len(expiry) > 2 * len(self.holds) + 64:
                 # What ended early lies in the heap until it would have expired; a busy customer's must not grow by it.
-                self.expiry = [(held.expires, held.id) for held in self.holds.values() if held.counted]
+                self.expiry = [(held.expires, held.id) for held in self.holds.values() if held.pool is not None]
                 heapify(self.expiry)
-            else:
-                heappush(self.expiry, (hold.expires, hold.id))
 
-    def drop(self, hold: Hold, cost: int, tokens: int) -> None:
-        """A hold that is counted holds less from now on."""
-        if self.live is not None and hold.counted and (cost or tokens):
-            key = (hold.day, hold.model)
-            sums = self.live[key]
-            sums[0] -= cost
-            sums[1] -= tokens
-            if not (sums[0] or sums[1]):
-                del self.live[key]
+    def _new_pool(self, day: int, model: str) -> Held:
+        for key in [key for key, pool in self.live.items() if not (pool.cost or pool.tokens)]:
+            # A hold that was spent to the last may still point there; it takes nothing from it any more.
+            del self.live[key]
+        pool = self.live[day, model] = Held(day, model)
+        return pool
 
     def expire(self, now: int) -> None:
         """Stop counting holds that expired; their rows keep what they never spent."""
@@ -160,19 +192,20 @@ class Cell:
         while heap and heap[0][0] <= now:
             _, hold_id = heappop(heap)
             hold = self.holds.get(hold_id)
-            if hold is None or not hold.counted:
+            if hold is None or hold.pool is None:
                 continue
             if hold.expires > now:  # renewed, or the id was used again
                 heappush(heap, (hold.expires, hold_id))
             else:
-                self.drop(hold, hold.cost, hold.tokens)
-                hold.counted = False
+                hold.pool.cost -= hold.cost
+                hold.pool.tokens -= hold.tokens
+                hold.pool = None
+                self.counted -= 1
 
     def held(self, metric: str, first: int, end: int, model: str | None) -> int:
         """What live holds hold of a metric on a run of days, of one model or (None) of all."""
-        held, index = 0, 0 if metric == "cost" else 1
-        if self.live:
-            for (day, of_model), sums in self.live.items():
-                if first <= day < end and (model is None or model == of_model):
-                    held += sums[index]
+        held = 0
+        for pool in self.live.values():
+            if first <= pool.day < end and (model is None or model == pool.model):
+                held += pool.cost if metric == "cost" else pool.tokens
         return held

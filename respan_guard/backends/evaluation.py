@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-from respan_guard.backends.base import Admit, Allowed, Limit, Window
-from respan_guard.backends.cells import EVER, Cell, Planned, Span, roll
+from respan_guard.backends.base import Admit, Allowed, Limit, Refused, Window
+from respan_guard.backends.cells import EVER, Cell, Plan, Span, roll
 
 __all__ = ["Evaluator", "reason"]
 
@@ -45,59 +45,64 @@ class Evaluator(ABC, Generic[C]):
 
     def standing(self, cell: C, limits: Sequence[Limit], model: str, now: int) -> Allowed:
         """Where limits stand at `now`, as an admission would see it."""
-        op = Admit("", cell.customer, "", 0, 0, 0, (), model)
-        _, used, held, windows = self.evaluate(cell, tuple(limits), now, op)
-        return Allowed(now, tuple(used), tuple(held), tuple(windows))
+        found = self.evaluate(cell, tuple(limits), now, Admit("", cell.customer, "", 0, 0, 0, (), model))
+        return Allowed(now, found.used, found.held, found.windows)
 
-    def evaluate(
-        self, cell: C, limits: tuple[Limit, ...], now: int, op: Admit
-    ) -> tuple[bool, list[int], list[int], list[Window]]:
-        """Whether `op` fits all limits at `now`, and used, held and rate states. Changes nothing that is stored."""
-        if limits is not cell.limits or (cell.model is not None and cell.model != op.model):
-            self._plan(cell, limits, op.model)
-        if cell.expiry:
+    def evaluate(self, cell: C, limits: tuple[Limit, ...], now: int, op: Admit) -> Allowed | Refused:
+        """Whether `op` fits all limits at `now`. Changes nothing that is stored."""
+        plan = cell.plan
+        if plan.limits is not limits or (plan.model is not None and plan.model != op.model):
+            plan = self._plan(cell, limits, op.model)
+        if cell.counted:
             cell.expire(now)
-        any_held = cell.live or cell.wide
-        used: list[int] = []
-        held: list[int] = []
-        windows: list[Window] = []
+        used = [0] * plan.size
+        held: tuple[int, ...] = plan.nothing  # most of the time nothing else is under way
+        windows: tuple[Window, ...] = ()
         fits = True
-        for amount, metric, width, span, limit in cell.plan:
-            holding = 0
-            if width:
-                window = cell.rates.get(width) if cell.rates else None
-                if window is None or not 0 <= now - window[0] < width:
-                    window = roll(window, width, now)
-                windows.append(window)
-                start, prev, spent = window
-                if prev:
-                    spent += prev * (width - max(0, now - start)) // width
-                if spent + op.requests > amount:
+        requests = op.requests
+        for place, amount, width in plan.rates:
+            window = cell.rates.get(width)
+            if window is None or not 0 <= now - window[0] < width:
+                window = roll(window, width, now)
+            windows += (window,)
+            start, prev, spent = window
+            if prev:
+                spent += prev * (width - max(0, now - start)) // width
+            used[place] = spent
+            if spent + requests > amount:
+                fits = False
+        if cell.counted or plan.wide:
+            held = self._held_by_others(cell, plan, op.model, now)
+        cost, free = op.cost, op.free
+        for place, amount, metric, span in plan.sums:
+            used[place] = spent = self._wide_sum(limits[place], op.model) if span is None else span.amount
+            if metric == "requests":
+                if spent + requests > amount:
                     fits = False
             else:
-                spent = self._wide_sum(limit, op.model) if span is None else span.amount
-                if metric == "requests":
-                    if spent + op.requests > amount:
-                        fits = False
-                else:
-                    if any_held:
-                        holding = self._held(cell, limit, op.model, now)
-                    asked = op.cost if metric == "cost" else op.tokens
-                    if (asked or not op.free) and (spent + holding + asked > amount or spent + holding >= amount):
-                        fits = False
-            used.append(spent)
-            held.append(holding)
-        return fits, used, held, windows
+                asked = cost if metric == "cost" else op.tokens
+                spent += held[place]
+                if (spent + asked > amount or spent >= amount) and (asked or not free):
+                    fits = False
+        if fits:
+            return Allowed(now, tuple(used), held, windows)
+        reasons = tuple([reason(op, *known) for known in zip(limits, used, held, strict=True)])
+        return Refused(now, reasons, tuple(used), held, windows)
 
-    def _plan(self, cell: C, limits: tuple[Limit, ...], model: str) -> None:
+    def _plan(self, cell: C, limits: tuple[Limit, ...], model: str) -> Plan:
         """Look up once what every evaluation of these limits needs."""
-        if cell.spans is None or len(cell.spans) + len(limits) > _MAX_SPANS:
+        if len(cell.spans) + len(limits) > _MAX_SPANS:
             cell.spans = {}
-        plan: list[Planned] = []
-        for limit in limits:
+        plan = cell.plan = Plan(limits)
+        for place, limit in enumerate(limits):
+            if limit.window_ms:
+                plan.rates.append((place, limit.amount, limit.window_ms))
+                continue
             span = None
-            if not limit.window_ms and limit.scope in ("customer", "customer+model"):
-                only = model if limit.scope == "customer+model" else None
+            if limit.scope in ("customer", "customer+model"):
+                only = None
+                if limit.scope == "customer+model":
+                    only = plan.model = model
                 key = limit.key if only is None else f"{limit.key}:{only}"
                 span = cell.spans.get(key)
                 if span is None:
@@ -105,19 +110,24 @@ class Evaluator(ABC, Generic[C]):
                     amount = self.sum(cell.customer, only, limit.metric, first, end)
                     span = cell.spans[key] = Span(limit.metric, first, end, only, amount)
                     cell.counts_requests |= limit.metric == "requests"
-            plan.append((limit.amount, limit.metric, limit.window_ms, span, limit))
-        cell.plan, cell.limits = plan, limits
-        cell.model = model if any(limit.scope == "customer+model" for limit in limits) else None
-        cell.wide = any(span is None and not width for _, _, width, span, _ in plan)
-        cell.widths = tuple(width for _, _, width, _, _ in plan if width)
+            else:
+                plan.wide = True
+            plan.sums.append((place, limit.amount, limit.metric, span))
+        return plan
 
     def _wide_sum(self, limit: Limit, model: str) -> int:
         first, end = _days(limit)
         return self.sum(None, model if limit.scope == "model" else None, limit.metric, first, end)
 
-    def _held(self, cell: C, limit: Limit, model: str, now: int) -> int:
-        first, end = _days(limit)
-        only = model if limit.scope in ("customer+model", "model") else None
-        if limit.scope in ("model", "all"):
-            return self.held(only, limit.metric, first, end, now)
-        return cell.held(limit.metric, first, end, only)
+    def _held_by_others(self, cell: C, plan: Plan, model: str, now: int) -> tuple[int, ...]:
+        held = [0] * plan.size
+        for place, _, metric, _ in plan.sums:
+            limit = plan.limits[place]
+            if metric != "requests":
+                first, end = _days(limit)
+                only = model if limit.scope in ("customer+model", "model") else None
+                if limit.scope in ("model", "all"):
+                    held[place] = self.held(only, metric, first, end, now)
+                else:
+                    held[place] = cell.held(metric, first, end, only)
+        return tuple(held)

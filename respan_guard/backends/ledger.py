@@ -32,23 +32,14 @@ from respan_guard.backends.base import (
     Window,
 )
 from respan_guard.backends.cells import Cell, Hold, Span, amounts_of
-from respan_guard.backends.evaluation import Evaluator, reason
+from respan_guard.backends.evaluation import Evaluator
 from respan_guard.errors import CounterOverflow
 from respan_guard.money import MAX_NANO
 
 __all__ = ["Ledger"]
 
 C = TypeVar("C", bound=Cell)
-_GONE = Ended("gone")
-
-
-def _grown(customer: str, cost: int, tokens: int, entry: Entry) -> tuple[int, int]:
-    """The sums of a customer with the entry in them."""
-    cost += entry.cost or 0
-    tokens += entry.input_tokens + entry.output_tokens
-    if not -MAX_NANO <= cost <= MAX_NANO or tokens > MAX_NANO:
-        raise CounterOverflow(f"what customer {customer!r} used would pass 9,000,000 USD, or 9.0e15 tokens")
-    return cost, tokens
+_GONE, _RELEASED, _EXPIRED, _RENEWED = Ended("gone"), Ended("released"), Ended("expired"), Ended("renewed")
 
 
 class Ledger(Evaluator[C]):
@@ -56,6 +47,8 @@ class Ledger(Evaluator[C]):
 
     def __init__(self) -> None:
         self.now = 0
+        self.pruned_to = -1  # the last day whose entries may be gone
+        self.any_deleted = False  # whether `tombs` needs to be asked
         self.cells: dict[str, C] = {}  # those at hand; `cell` is asked for any other
         self._do: dict[type, Callable[[Any, int], Outcome]] = {
             Admit: self._admit,
@@ -71,20 +64,16 @@ class Ledger(Evaluator[C]):
         """The customer's cell, loaded or new."""
 
     @abstractmethod
-    def total(self, cell: C) -> tuple[int, int]:
-        """The customer's cost and tokens of all time, to see that they stay countable."""
-
-    @abstractmethod
     def find(self, customer: str, entry_id: str) -> StoredEntry | None:
         """A stored entry."""
 
     @abstractmethod
-    def tombs(self, customer: str) -> Sequence[tuple[str, int]]:
-        """The labels that took a deleted customer's place, and when; one for each of its lives, in order."""
+    def answer(self, cell: C, hold_id: str, now: int) -> Allowed | None:
+        """The answer of an admission whose hold is no longer in the cell, if it ended less than `REPLAY_MS` ago."""
 
     @abstractmethod
-    def pruned_to(self) -> int:
-        """The last day whose entries may be gone."""
+    def tombs(self, customer: str) -> Sequence[tuple[str, int]]:
+        """The labels that took a deleted customer's place, and when; one for each of its lives, in order."""
 
     # -- what a store is told ----------------------------------------------------------------------
 
@@ -96,8 +85,8 @@ class Ledger(Evaluator[C]):
         """Add admitted requests to the sums."""
         self.add(cell, model, day, Amounts(requests), now, now)
 
-    def add_entry(self, cell: C, entry: Entry, now: int) -> None:
-        """Add a new entry to the sums."""
+    def add_entry(self, cell: C, entry: Entry, cost: int, tokens: int, now: int) -> None:
+        """Add a new entry to the sums; `cost` and `tokens` are what it counts for limits."""
         self.add(cell, entry.model, entry.day, amounts_of(entry), now, entry.at_ms)
 
     @abstractmethod
@@ -111,6 +100,10 @@ class Ledger(Evaluator[C]):
     @abstractmethod
     def keep_hold(self, cell: C, hold: Hold) -> None:
         """A hold was made or changed."""
+
+    @abstractmethod
+    def end_hold(self, cell: C, hold: Hold) -> None:
+        """A hold is over, and out of the cell: only its answer is of interest, for `REPLAY_MS` more."""
 
     def keep_rate(self, cell: C, width: int, window: Window) -> None:
         """A rate was counted."""
@@ -148,61 +141,60 @@ class Ledger(Evaluator[C]):
         new: dict[tuple[str, str], None] = {}
         sums: dict[str, tuple[int, int]] = {}
         for op in ops:
-            if not isinstance(op, Record) or op.entry.day <= self.pruned_to():
+            if not isinstance(op, Record) or op.entry.day <= self.pruned_to:
                 continue
-            customer = self._booked_on(op.entry)
-            key = (customer, op.entry.id)
+            entry = op.entry
+            customer = self._booked_on(entry)
+            key = (customer, entry.id)
             if key not in new and self.find(*key) is None:
                 new[key] = None
-                before = sums[customer] if customer in sums else self.total(self.cell(customer))
-                sums[customer] = _grown(customer, *before, op.entry)
+                cell = self.cell(customer)
+                cost, tokens = sums.get(customer, (cell.cost, cell.tokens))
+                sums[customer] = cost, tokens = cost + (entry.cost or 0), tokens + entry.tokens
+                _check(customer, cost, tokens)
 
     def _admit(self, op: Admit, now: int) -> Outcome:
         cell = self.cells.get(op.customer)
         if cell is None:
             cell = self.cell(op.customer)
         known = cell.holds.get(op.id)
-        if known is not None and (known.expires if known.ended is None else known.ended) + REPLAY_MS > now:
-            return known.outcome
+        if known is not None:
+            if (known.expires if known.ended is None else known.ended) + REPLAY_MS > now:
+                return known.outcome
+        elif (answer := self.answer(cell, op.id, now)) is not None:
+            return answer
         if cell.revision != op.revision or not op.day_from_ms <= now < op.day_to_ms:
             return Stale(now, cell.revision, cell.params)
-        fits, used, held, windows = self.evaluate(cell, op.limits, now, op)
-        if not fits:
-            reasons = tuple(map(reason, [op] * len(used), op.limits, used, held))
-            return Refused(now, reasons, tuple(used), tuple(held), tuple(windows))
+        outcome = self.evaluate(cell, op.limits, now, op)
+        if isinstance(outcome, Refused):
+            return outcome
         requests = op.requests
         if requests:
-            if windows:
-                rates = cell.rates
-                if rates is None:
-                    rates = cell.rates = {}
-                for width, (start, prev, cur) in zip(cell.widths, windows, strict=True):
-                    rates[width] = window = (start, prev, cur + requests)
-                    self.keep_rate(cell, width, window)
-            if cell.counts_requests and cell.spans:
+            for (_, _, width), (start, prev, cur) in zip(cell.plan.rates, outcome.windows, strict=True):
+                cell.rates[width] = window = (start, prev, cur + requests)
+                self.keep_rate(cell, width, window)
+            if cell.counts_requests:
                 _grow(cell.spans, op.model, op.day, requests, 0, 0)
+            cell.requests += requests
             self.add_requests(cell, op.model, op.day, requests, now)
-        outcome = Allowed(now, tuple(used), tuple(held), tuple(windows))
-        hold = Hold(op.id, op.day, op.model, op.cost, op.tokens, now + op.ttl_ms, outcome)
-        if op.cost or op.tokens:
-            cell.add_hold(hold)
-        else:
-            cell.holds[op.id] = hold
+        hold = Hold(op.customer, op.id, op.day, op.model, op.cost, op.tokens, now + op.ttl_ms, outcome)
+        cell.add_hold(hold)
         self.new_hold(cell, hold)
         return outcome
 
     def _booked_on(self, entry: Entry) -> str:
         """The customer, or the label that took its place before the call ended."""
-        for label, deleted_at in self.tombs(entry.customer):
-            if entry.at_ms <= deleted_at:
-                return label
+        if self.any_deleted:
+            for label, deleted_at in self.tombs(entry.customer):
+                if entry.at_ms <= deleted_at:
+                    return label
         return entry.customer
 
     def _record(self, op: Record, now: int) -> Outcome:
         entry = op.entry
-        if entry.day <= self.pruned_to():
-            return TooLate(self.pruned_to())
-        customer = self._booked_on(entry)
+        if entry.day <= self.pruned_to:
+            return TooLate(self.pruned_to)
+        customer = self._booked_on(entry) if self.any_deleted else entry.customer
         stored = self.find(customer, entry.id)
         if stored is not None:
             first = stored.entry
@@ -215,26 +207,28 @@ class Ledger(Evaluator[C]):
         cell = self.cells.get(customer)
         if cell is None:
             cell = self.cell(customer)
-        _grown(customer, *self.total(cell), entry)
-        late = self._draw(entry, cell, now) if entry.admission is not None else False
+        cost, tokens = entry.cost or 0, entry.input_tokens + entry.output_tokens
+        _check(customer, cell.cost + cost, cell.tokens + tokens)
+        late = self._draw(entry, cell, cost, tokens, now) if entry.admission is not None else False
+        cell.cost += cost
+        cell.tokens += tokens
         if cell.spans:
-            _grow(cell.spans, entry.model, entry.day, 0, entry.cost or 0, entry.input_tokens + entry.output_tokens)
-        self.add_entry(cell, entry, now)
+            _grow(cell.spans, entry.model, entry.day, 0, cost, tokens)
+        self.add_entry(cell, entry, cost, tokens, now)
         self.keep_entry(entry, customer, 1, late)
         return Recorded(True, entry.cost, entry.day, late)
 
-    def _draw(self, entry: Entry, booked: C, now: int) -> bool:
+    def _draw(self, entry: Entry, booked: C, cost: int, tokens: int, now: int) -> bool:
         """Draw from the admission's hold, or else shrink what was presumed of it; whether the entry is late."""
         assert entry.admission is not None
         cell = booked if booked.customer == entry.customer else self.cell(entry.customer)
         hold = cell.holds.get(entry.admission)
         if hold is not None and hold.ended is None and hold.expires > now:
-            if hold.cost or hold.tokens:
-                tokens = entry.input_tokens + entry.output_tokens
-                cost = entry.cost or 0
-                cost = min(hold.cost, cost) if cost > 0 else 0
-                tokens = min(hold.tokens, tokens)
-                cell.drop(hold, cost, tokens)
+            if hold.pool is not None:
+                cost = 0 if cost < 0 else cost if cost < hold.cost else hold.cost
+                tokens = tokens if tokens < hold.tokens else hold.tokens
+                hold.pool.cost -= cost
+                hold.pool.tokens -= tokens
                 hold.cost -= cost
                 hold.tokens -= tokens
                 self.keep_hold(cell, hold)
@@ -250,8 +244,8 @@ class Ledger(Evaluator[C]):
                 old.id, old.customer, old.day, old.at_ms, presumed.entry.cost - cut, old.input_tokens,
                 old.output_tokens, old.model, old.admission, old.kind, old.source, old.usage,
             )  # fmt: skip
-            if booked.spans:
-                _grow(booked.spans, old.model, old.day, 0, -cut, 0)
+            booked.cost -= cut
+            _grow(booked.spans, old.model, old.day, 0, -cut, 0)
             self.add(booked, old.model, old.day, Amounts(cost=-cut), now, old.at_ms)
             self.keep_entry(less, booked.customer, presumed.rev + 1, presumed.late)
         return True
@@ -266,16 +260,23 @@ class Ledger(Evaluator[C]):
         if hold.expires <= now:
             cell.expire(now)
             hold.ended = hold.expires
-            state = "expired"
-        else:
-            if hold.counted:
-                cell.drop(hold, hold.cost, hold.tokens)
-                hold.counted = False
-            hold.ended = now
-            hold.cost = hold.tokens = 0
-            state = "released"
-        self.keep_hold(cell, hold)
-        return Ended(state)
+            if hold.cost or hold.tokens:
+                self.keep_hold(cell, hold)  # it shows what it never spent
+            else:
+                del cell.holds[op.id]
+                self.end_hold(cell, hold)
+            return _EXPIRED
+        pool = hold.pool
+        if pool is not None:
+            pool.cost -= hold.cost
+            pool.tokens -= hold.tokens
+            hold.pool = None
+            cell.counted -= 1
+        hold.ended = now
+        hold.cost = hold.tokens = 0
+        del cell.holds[op.id]
+        self.end_hold(cell, hold)
+        return _RELEASED
 
     def _renew(self, op: Renew, now: int) -> Outcome:
         cell = self.cell(op.customer)
@@ -284,7 +285,13 @@ class Ledger(Evaluator[C]):
             return _GONE
         hold.expires = max(hold.expires, now + op.ttl_ms)
         self.keep_hold(cell, hold)
-        return Ended("renewed")
+        return _RENEWED
+
+
+def _check(customer: str, cost: int, tokens: int) -> None:
+    """See that the sums of a customer stay countable."""
+    if not -MAX_NANO <= cost <= MAX_NANO or tokens > MAX_NANO:
+        raise CounterOverflow(f"what customer {customer!r} used would pass 9,000,000 USD, or 9.0e15 tokens")
 
 
 def _grow(spans: dict[str, Span], model: str, day: int, requests: int, cost: int, tokens: int) -> None:

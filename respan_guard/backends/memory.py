@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
-import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 from copy import deepcopy
@@ -30,6 +30,7 @@ from respan_guard.backends.base import (
     RefusalRow,
     StoredEntry,
     StoreInfo,
+    Told,
     UsageQuery,
     UsageRow,
 )
@@ -38,10 +39,12 @@ from respan_guard.backends.facts import check_fact, check_page
 from respan_guard.backends.memory_accounts import Account
 from respan_guard.backends.memory_facts import Facts
 from respan_guard.backends.memory_store import MemoryStore
-from respan_guard.errors import ConfigurationError
+from respan_guard.backends.memory_turns import Turns
+from respan_guard.errors import ConfigurationError, CounterOverflow
 
 __all__ = ["MemoryBackend"]
 
+logger = logging.getLogger("respan_guard")
 _MAX_AUDIT = 10_000
 _MAX_REFUSALS = 100_000
 
@@ -74,7 +77,7 @@ class MemoryBackend(Backend):
         for name, value in (("max_customers", max_customers), ("max_entries", max_entries)):
             if value is not None and value < 1:
                 raise ConfigurationError(f"{name} must be at least 1, got {value}")
-        self._lock = threading.Lock()
+        self._turns = Turns(self._run_posted)
         self._store = MemoryStore(max_customers, max_entries)
         self._refusals: OrderedDict[tuple[int, str, str], int] = OrderedDict()
         self._audit: deque[AuditRow] = deque(maxlen=_MAX_AUDIT)
@@ -83,8 +86,8 @@ class MemoryBackend(Backend):
         self._facts = Facts()
 
     def abandon(self) -> None:
-        """After a fork another thread's lock may be held for ever in the child."""
-        self._lock = threading.Lock()
+        """After a fork another thread's turn would last for ever in the child."""
+        self._turns.forget()
 
     async def open(self) -> None:
         """Nothing to connect to."""
@@ -93,15 +96,34 @@ class MemoryBackend(Backend):
         """Nothing to give back: a guard that opens again finds what it left."""
 
     def apply_now(self, ops: Sequence[Op], now: int) -> list[Outcome]:
-        """What `apply` does, from any thread."""
+        """See `Backend.apply_now`."""
+        return self._turns.take(self._run, ops, now)
+
+    def _run(self, ops: Sequence[Op], now: int) -> list[Outcome]:
         store = self._store
-        with self._lock:
-            if len(ops) > 1:
-                store.check_range(ops)
-            outcomes = store.run(ops, now)
-            if store.due <= store.now:
-                store.tidy(2 + 2 * len(ops))
-            return outcomes
+        if len(ops) > 1:
+            store.check_range(ops)
+        outcomes = store.run(ops, now)
+        if store.due <= store.now:
+            store.tidy()
+        return outcomes
+
+    def post_now(self, ops: Sequence[Op], now: int, told: Told | None = None) -> None:
+        """See `Backend.post_now`."""
+        self._turns.post(ops, now, told)
+
+    def _run_posted(self, ops: Sequence[Op], now: int, told: Told | None) -> None:
+        try:
+            outcomes = self._run(ops, now)
+        except CounterOverflow as error:
+            if len(ops) == 1:
+                logger.error("a usage record can't be stored, this is it: %r: %s", ops[0], error)
+            else:
+                for op in ops:  # one of them is it; the others, a release above all, must get through
+                    self._run_posted((op,), now, told)
+        else:
+            if told is not None:
+                told(ops, outcomes)
 
     async def apply(self, ops: Sequence[Op], now: int | None = None) -> list[Outcome]:
         """See `Backend.apply`."""
@@ -115,7 +137,7 @@ class MemoryBackend(Backend):
         self, customer: str, params: Params, *, if_revision: str | None = None, actor: str = "", now: int | None = None
     ) -> Put | Conflict:
         """See `Backend.put`."""
-        with self._lock:
+        with self._turns:
             at = self._now(now)
             account = self._store.cell(customer)
             if if_revision is not None and if_revision != account.revision:
@@ -131,7 +153,7 @@ class MemoryBackend(Backend):
 
     async def delete(self, customer: str, *, actor: str = "", now: int | None = None) -> bool:
         """See `Backend.delete`."""
-        with self._lock:
+        with self._turns:
             at = self._now(now)
             store = self._store
             account = store.forget(customer)
@@ -139,10 +161,13 @@ class MemoryBackend(Backend):
                 return False
             label = f"deleted-{secrets.token_hex(8)}"
             store.labels.setdefault(customer, []).append((label, at))
+            store.any_deleted = True
             heir = Account(label)
             store.keep(heir)
             heir.first_seen, heir.last_seen = account.first_seen, account.last_seen
-            heir.sums, heir.cost, heir.tokens = account.sums, account.cost, account.tokens
+            heir.sums, heir.requests, heir.cost, heir.tokens = (
+                account.sums, account.requests, account.cost, account.tokens
+            )  # fmt: skip
             store.rename(customer, label)
             self._audit = deque((row for row in self._audit if row.customer != customer), maxlen=_MAX_AUDIT)
             for key in [key for key in self._refusals if key[1] == customer]:
@@ -156,18 +181,18 @@ class MemoryBackend(Backend):
 
     async def get(self, customer: str) -> CustomerRow | None:
         """See `Backend.get`."""
-        with self._lock:
+        with self._turns:
             account = self._store.peek(customer)
             return None if account is None else reads.customer_row(account)
 
     async def customers(self, query: CustomerQuery) -> list[CustomerRow]:
         """See `Backend.customers`."""
-        with self._lock:
+        with self._turns:
             return reads.customers(self._store, query)
 
     async def count_customers(self, *, seen_since_ms: int | None = None, blocked: bool | None = None) -> int:
         """See `Backend.count_customers`."""
-        with self._lock:
+        with self._turns:
             if seen_since_ms is None and blocked is None:
                 return len(self._store)
             each = self._store.each()
@@ -177,35 +202,35 @@ class MemoryBackend(Backend):
         self, customer: str, limits: Sequence[Limit], model: str = "", now: int | None = None
     ) -> Allowed:
         """See `Backend.standing`."""
-        with self._lock:
+        with self._turns:
             at = self._now(now)
             return self._store.standing(self._store.cell(customer), limits, model, at)
 
     async def usage(self, query: UsageQuery) -> list[UsageRow]:
         """See `Backend.usage`."""
-        with self._lock:
+        with self._turns:
             return reads.usage(self._store, query)
 
     async def entries(self, query: RecordQuery) -> list[StoredEntry]:
         """See `Backend.entries`."""
-        with self._lock:
+        with self._turns:
             return reads.entries(self._store, query)
 
     async def entry(self, customer: str, entry_id: str) -> StoredEntry | None:
         """See `Backend.entry`."""
-        with self._lock:
+        with self._turns:
             return self._store.find(customer, entry_id)
 
     async def holds(
         self, customer: str | None = None, *, state: str = "live", now: int | None = None, limit: int = 1000
     ) -> list[HoldRow]:
         """See `Backend.holds`."""
-        with self._lock:
+        with self._turns:
             return reads.holds(self._store, customer, state, self._now(now))[:limit]
 
     async def add_refusals(self, rows: Sequence[RefusalRow]) -> None:
         """See `Backend.add_refusals`."""
-        with self._lock:
+        with self._turns:
             for row in rows:
                 key = (row.minute, row.customer, row.reason)
                 self._refusals[key] = self._refusals.get(key, 0) + row.count
@@ -216,7 +241,7 @@ class MemoryBackend(Backend):
         self, *, customer: str | None = None, since_minute: int = 0, until_minute: int = EVER, limit: int = 10_000
     ) -> list[RefusalRow]:
         """See `Backend.refusals`."""
-        with self._lock:
+        with self._turns:
             found = [
                 RefusalRow(who, reason, minute, count)
                 for (minute, who, reason), count in self._refusals.items()
@@ -229,7 +254,7 @@ class MemoryBackend(Backend):
     ) -> dict[str, int]:
         """See `Backend.refusal_sums`."""
         found: Counter[str] = Counter()
-        with self._lock:
+        with self._turns:
             for (minute, who, reason), count in self._refusals.items():
                 if since_minute <= minute < until_minute and customer in (None, who):
                     found[reason] += count
@@ -237,14 +262,14 @@ class MemoryBackend(Backend):
 
     async def add_audit(self, row: AuditRow) -> None:
         """See `Backend.add_audit`."""
-        with self._lock:
+        with self._turns:
             self._note(row)
 
     async def audit(
         self, *, customer: str | None = None, before: int | None = None, limit: int = 100
     ) -> list[AuditRow]:
         """See `Backend.audit`."""
-        with self._lock:
+        with self._turns:
             rows = [r for r in reversed(self._audit) if customer in (None, r.customer)]
         return [row for row in rows if before is None or row.seq < before][:limit]
 
@@ -254,39 +279,39 @@ class MemoryBackend(Backend):
 
     async def set_cursor(self, name: str, seq: int) -> None:
         """See `Backend.set_cursor`."""
-        with self._lock:
+        with self._turns:
             self._cursors[name] = seq
 
     async def set_fact(self, space: str, key: str, value: str | None, *, expected: Expected = ANY) -> bool:
         """See `Backend.set_fact`."""
         check_fact(space, key, value, expected)
-        with self._lock:
+        with self._turns:
             return self._facts.put(space, key, value, expected)
 
     async def fact(self, space: str, key: str) -> str | None:
         """See `Backend.fact`."""
         check_fact(space, key)
-        with self._lock:
+        with self._turns:
             return self._facts.get(space, key)
 
     async def facts(self, space: str, *, after: str = "", limit: int = 1000) -> list[tuple[str, str]]:
         """See `Backend.facts`."""
         check_page(space, after)
-        with self._lock:
+        with self._turns:
             return self._facts.page(space, after, limit)
 
     async def prune(self, before_day: int, *, limit: int = 1000) -> int:
         """See `Backend.prune`."""
-        with self._lock:
+        with self._turns:
             return self._store.prune(before_day, min(self._cursors.values(), default=EVER), limit)
 
     async def verify(self) -> list[Discrepancy]:
         """See `Backend.verify`."""
-        with self._lock:
+        with self._turns:
             return reads.verify(self._store)
 
     async def info(self) -> StoreInfo:
         """See `Backend.info`."""
-        with self._lock:
-            facts = {"customers": str(len(self._store)), "records": str(len(self._store.entries))}
+        with self._turns:
+            facts = {"customers": str(len(self._store)), "records": str(len(self._store.places))}
         return StoreInfo("memory://", "none", False, facts, ("everything is lost when the process ends",))

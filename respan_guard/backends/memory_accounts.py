@@ -20,14 +20,13 @@ Packed: TypeAlias = tuple[Any, ...]
 class Account(Cell):
     """A customer's cell with what other stores keep on disk: its daily sums and when it was seen."""
 
-    __slots__ = ("cost", "first_seen", "kept", "last_seen", "sums", "tokens")
+    __slots__ = ("first_seen", "kept", "last_seen", "sums")
 
     def __init__(self, customer: str) -> None:
         super().__init__(customer)
         self.first_seen = self.last_seen = 0
         self.kept = False  # it is in the store: something was written to it
-        self.cost = self.tokens = 0
-        self.sums: dict[tuple[str, int], Amounts] | None = None  # (model, day)
+        self.sums: dict[tuple[str, int], Amounts] = {}  # (model, day)
 
 
 class Everyone:
@@ -85,7 +84,7 @@ class Everyone:
 def sum_of(account: Account, model: str | None, metric: str, first_day: int, end_day: int) -> int:
     """The sum of a metric over days, of one model or (None) of all."""
     found = 0
-    for (of_model, day), amounts in (account.sums or {}).items():
+    for (of_model, day), amounts in account.sums.items():
         if first_day <= day < end_day and (model is None or model == of_model):
             if metric == "tokens":
                 found += amounts.input_tokens + amounts.output_tokens
@@ -96,21 +95,20 @@ def sum_of(account: Account, model: str | None, metric: str, first_day: int, end
 
 def first_busy_window(account: Account, now: int) -> int | None:
     """The first of the account's windows that still matters, or None."""
-    rates = account.rates or {}
-    return next((width for width, (start, _, _) in rates.items() if now < start + 2 * width), None)
+    return next((width for width, (start, _, _) in account.rates.items() if now < start + 2 * width), None)
 
 
 def pack(account: Account, now: int) -> Packed:
     """Put an account to rest."""
     rates = [
         field
-        for width, (start, prev, cur) in (account.rates or {}).items()
+        for width, (start, prev, cur) in account.rates.items()
         if now < start + 2 * width
         for field in (width, start, prev, cur)
     ]
     sums = [
         field
-        for (model, day), a in (account.sums or {}).items()
+        for (model, day), a in account.sums.items()
         for field in (
             model, day, a.requests, a.calls, a.cost, a.input_tokens, a.output_tokens, a.cache_read_tokens, a.unpriced,
             a.errors, a.latency_ms, a.timed, a.ttft_ms, a.ttft_calls,
@@ -126,13 +124,10 @@ def unpack(customer: str, row: Packed) -> Account:
     account.kept = True
     account.revision, account.params, account.first_seen, account.last_seen, fields = row[:_HEAD]
     for at in range(_HEAD, _HEAD + fields, 4):
-        if account.rates is None:
-            account.rates = {}
         account.rates[row[at]] = row[at + 1 : at + 4]
     for at in range(_HEAD + fields, len(row), _SUMS):
-        if account.sums is None:
-            account.sums = {}
         amounts = account.sums[row[at], row[at + 1]] = Amounts(*row[at + 2 : at + _SUMS])
+        account.requests += amounts.requests
         account.cost += amounts.cost
         account.tokens += amounts.input_tokens + amounts.output_tokens
     return account

@@ -34,9 +34,9 @@ _SORTS = ("customer", "name", "first_seen", "last_seen", "requests", "calls", "c
 def customer_row(account: Account) -> CustomerRow:
     """A customer with its sums of all time."""
     totals = Amounts()
-    for amounts in (account.sums or {}).values():
+    for amounts in account.sums.values():
         totals.add(amounts)
-    days = {day for _, day in account.sums or {}}
+    days = {day for _, day in account.sums}
     return CustomerRow(
         account.customer,
         account.revision,
@@ -151,7 +151,7 @@ def _rollups(store: MemoryStore, query: UsageQuery, days_only: bool) -> Iterator
                 yield "", model, when, amounts
         return
     for account in _accounts(store, query.customer):
-        for (model, when), amounts in (account.sums or {}).items():
+        for (model, when), amounts in account.sums.items():
             if first <= when < end and query.model in (None, model):
                 yield account.customer, model, when, amounts
 
@@ -167,9 +167,9 @@ def entries(store: MemoryStore, query: RecordQuery) -> list[StoredEntry]:
     for seq in reversed(range(start, end)) if query.descending else range(start, end):
         if len(found) >= query.limit:
             break
-        key = store.log[seq - store.log_start]
-        if key is not None and _wanted(store.entries[key].entry, query):
-            found.append(store.entries[key])
+        entry = store.log[seq - store.log_start]
+        if entry is not None and _wanted(entry, query):
+            found.append(store.stored(seq, entry))
     return found
 
 
@@ -211,17 +211,17 @@ def verify(store: MemoryStore) -> list[Discrepancy]:
     """Recompute every sum from the entries and compare."""
     found: list[Discrepancy] = []
     right: dict[tuple[str, str, int], Amounts] = {key: copy(amounts) for key, amounts in store.base.items()}
-    for (customer, _), stored in store.entries.items():
-        entry = stored.entry
-        right.setdefault((customer, entry.model, entry.day), Amounts()).add(amounts_of(entry))
+    for entry in store.log:
+        if entry is not None:
+            right.setdefault((entry.customer, entry.model, entry.day), Amounts()).add(amounts_of(entry))
     days: dict[tuple[int, str], Amounts] = {}
     customers_of: Counter[int] = Counter()
     for account in store.each():
-        for (model, day), amounts in (account.sums or {}).items():
+        for (model, day), amounts in account.sums.items():
             expected = right.pop((account.customer, model, day), Amounts())
             found += _compare(f"{account.customer} {model} {day}", amounts, expected)
             days.setdefault((day, model), Amounts()).add(amounts)
-        customers_of.update({day for _, day in account.sums or {}})
+        customers_of.update({day for _, day in account.sums})
         found += _verify_account(store, account)
     store.totals.catch_up(store)
     for day, model in days.keys() | store.totals.days.keys():
@@ -232,12 +232,12 @@ def verify(store: MemoryStore) -> list[Discrepancy]:
             found.append(Discrepancy("customers", f"day {day}", store.totals.customers[day], customers_of[day]))
     for (customer, model, day), amounts in right.items():
         found += _compare(f"{customer} {model} {day}", Amounts(), amounts)
-    places = {seq: key for seq, key in enumerate(store.log, store.log_start) if key is not None}
-    for seq, key in places.items():
-        if key not in store.entries or store.entries[key].seq != seq:
-            found.append(Discrepancy("log without entry", f"{key[0]} {key[1]}", seq, 0))
-    if len(places) != len(store.entries):
-        found.append(Discrepancy("log length", "", len(places), len(store.entries)))
+    places = {seq: entry for seq, entry in enumerate(store.log, store.log_start) if entry is not None}
+    for seq, entry in places.items():
+        if store.places.get((entry.customer, entry.id)) != seq:
+            found.append(Discrepancy("entry out of place", f"{entry.customer} {entry.id}", seq, 0))
+    if len(places) != len(store.places):
+        found.append(Discrepancy("log length", "", len(places), len(store.places)))
     return found
 
 
@@ -250,15 +250,16 @@ def _verify_account(store: MemoryStore, account: Account) -> list[Discrepancy]:
         if hold.ended is None and hold.expires > store.now:
             held[0] += hold.cost
             held[1] += hold.tokens
-    live = [sum(pair[index] for pair in (account.live or {}).values()) for index in (0, 1)]
+    pools = account.live.values()
     pairs = [
+        ("total requests", account.requests, totals.requests),
         ("total cost", account.cost, totals.cost),
         ("total tokens", account.tokens, totals.input_tokens + totals.output_tokens),
-        ("held cost", live[0], held[0]),
-        ("held tokens", live[1], held[1]),
+        ("held cost", sum(pool.cost for pool in pools), held[0]),
+        ("held tokens", sum(pool.tokens for pool in pools), held[1]),
         ("hold below 0", min((min(h.cost, h.tokens) for h in account.holds.values()), default=0) < 0, False),
     ]
-    for key, span in (account.spans or {}).items():
+    for key, span in account.spans.items():
         amount = sum_of(account, span.model, span.metric, span.first, span.end)
         pairs.append((f"sum {key}", span.amount, amount))
     return [Discrepancy(what, account.customer, stored, right) for what, stored, right in pairs if stored != right]

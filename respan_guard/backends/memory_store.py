@@ -8,44 +8,39 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from copy import copy
-from dataclasses import replace
+from typing import TypeAlias
 
-from respan_guard.backends.base import HOUR_MS, REPLAY_MS, Allowed, Amounts, Entry, StoredEntry
-from respan_guard.backends.cells import Hold, amounts_of
+from respan_guard.backends.base import HOUR_MS, REPLAY_MS, Allowed, Amounts, Entry, Window
+from respan_guard.backends.cells import Hold
 from respan_guard.backends.ledger import Ledger
 from respan_guard.backends.memory_accounts import Account, Everyone, Packed, first_busy_window, pack, sum_of, unpack
-from respan_guard.backends.memory_totals import Totals
+from respan_guard.backends.memory_log import EntryLog
 
 __all__ = ["MemoryStore"]
 
 _KEEP_EXPIRED_MS = 6 * 86_400_000  # holds that were never ended are listed so long
 _MAX_PACKED = 8  # days and models; unpacking more would cost more than it saves
-_NOBODY = Allowed(0)
+_TIDY_MS = 100
+_LOOKS = 32
+Answer: TypeAlias = tuple[int, int, tuple[int, ...], tuple[int, ...], tuple[Window, ...]]
+"""When its hold ended, and the fields of an `Allowed`: a tuple of numbers costs the garbage collector nothing."""
 
 
-class MemoryStore(Ledger[Account]):
-    """Customers, entries, log."""
+class MemoryStore(EntryLog, Ledger[Account]):
+    """Customers and their ended admissions, upon the log."""
 
     def __init__(self, max_customers: int, max_entries: int | None) -> None:
-        super().__init__()
+        Ledger.__init__(self)
+        EntryLog.__init__(self, max_entries)
         self.max_customers = max_customers
-        self.max_entries = max_entries
         self.resting: dict[str, Packed] = {}
-        self.rows: deque[tuple[Account, Hold]] = deque()  # holds to forget a minute after their end
-        self.due = 0  # when the first of them may be forgotten, as far as known
+        self.answers: dict[tuple[str, str], Answer] = {}  # of holds that are over, by customer and id
+        self.ended: deque[tuple[str, str]] = deque()  # their keys, in that order
+        self.working: deque[tuple[int, Account]] = deque()  # when to see whether an account may rest
+        self.due = 0  # when there may be something to tidy
         self.circle: deque[str] = deque()  # customers, to look at in turn when room is needed
-        self.entries: dict[tuple[str, str], StoredEntry] = {}
-        self.log: list[tuple[str, str] | None] = []  # None where an entry was revised or pruned
-        self.log_start = 1  # place of the log's first item
-        self.gone = 0  # items at its start that are None
-        self.seq = 0
-        self.base: dict[tuple[str, str, int], Amounts] = {}  # what pruned entries summed up to
-        self.pruned = -1
-        self.prune_at = 0  # no older place has an entry to prune
         self.labels: dict[str, list[tuple[str, int]]] = {}  # of deleted customers, one for each life
         self.everyone: Everyone | None = None
-        self.totals = Totals()
 
     # -- customers ---------------------------------------------------------------------------------
 
@@ -88,35 +83,49 @@ class MemoryStore(Ledger[Account]):
         self._to_rest_later(account)
 
     def _to_rest_later(self, account: Account) -> None:
-        self.rows.append((account, Hold("", 0, "", 0, 0, self.now, _NOBODY, self.now)))
+        self.working.append((self.now + REPLAY_MS, account))
 
-    def tidy(self, looks: int) -> None:
-        """Forget some holds that nobody can ask for any more, and pack customers that are left without any.
+    def tidy(self) -> None:
+        """Forget some answers that nobody can ask for any more, and pack customers at rest.
 
-        Between batches, because an operation must find the account that it began with where it was.
+        Between batches, because an operation must find the account that it began with where it was. A little at a
+        time, but more than one operation can add.
         """
-        rows, now = self.rows, self.now
-        for _ in range(looks):
-            if not rows:
-                return
-            account, hold = rows[0]
-            if hold.ended is not None and not (hold.cost or hold.tokens):
-                if hold.ended + REPLAY_MS > now:
-                    self.due = hold.ended + REPLAY_MS
-                    return
-            elif hold.expires + _KEEP_EXPIRED_MS > now:  # it lives, or shows what it never spent
-                rows.rotate(-1)
-                continue
-            rows.popleft()
-            holds = account.holds
-            if holds.get(hold.id) is hold:
-                if hold.counted:
-                    account.expire(now)
-                del holds[hold.id]
-            few = account.sums is None or len(account.sums) <= _MAX_PACKED
-            if not holds and few and self.cells.get(account.customer) is account:
-                del self.cells[account.customer]
-                self.resting[account.customer] = pack(account, now)
+        now, answers, ended, working = self.now, self.answers, self.ended, self.working
+        self.due = now + _TIDY_MS
+        for _ in range(_LOOKS):
+            if not ended:
+                break
+            answer = answers.get(ended[0])
+            if answer is not None:
+                if answer[0] + REPLAY_MS > now:
+                    break
+                del answers[ended[0]]
+            ended.popleft()
+        else:
+            self.due = now
+        for _ in range(_LOOKS):
+            if not working or working[0][0] > now:
+                break
+            _, account = working.popleft()
+            if self.cells.get(account.customer) is account and not self._rest(account):
+                self._to_rest_later(account)
+        else:
+            self.due = now
+
+    def _rest(self, account: Account) -> bool:
+        """Pack an account that is left without holds; whether it was."""
+        now, holds = self.now, account.holds
+        if account.last_seen + REPLAY_MS > now or len(account.sums) > _MAX_PACKED:
+            return False
+        account.expire(now)
+        for old in [hold.id for hold in holds.values() if hold.expires + _KEEP_EXPIRED_MS <= now]:
+            del holds[old]
+        if holds:
+            return False
+        del self.cells[account.customer]
+        self.resting[account.customer] = pack(account, now)
+        return True
 
     def _make_room(self) -> None:
         """Look at two customers in turn; one at rest that nothing is known of, with quiet windows, goes."""
@@ -128,7 +137,7 @@ class MemoryStore(Ledger[Account]):
                     self.circle.append(customer)
                 continue
             account = unpack(customer, packed)
-            used = any(amounts.calls or amounts.cost for amounts in (account.sums or {}).values())
+            used = any(amounts.calls or amounts.cost for amounts in account.sums.values())
             if used or account.revision or first_busy_window(account, self.now) is not None:
                 self.circle.append(customer)
             else:
@@ -144,6 +153,8 @@ class MemoryStore(Ledger[Account]):
             for hold in account.holds.values():
                 hold.ended = self.now if hold.ended is None else hold.ended
                 self.everyone.take(hold, self.now)
+        for key in [key for key in self.answers if key[0] == customer]:
+            del self.answers[key]
         return account
 
     # -- what the ledger asks ----------------------------------------------------------------------
@@ -172,21 +183,17 @@ class MemoryStore(Ledger[Account]):
         """See `Ledger.held`."""
         return self._everyone().held(model, metric, first_day, end_day, now)
 
-    def total(self, cell: Account) -> tuple[int, int]:
-        """See `Ledger.total`."""
-        return cell.cost, cell.tokens
-
-    def find(self, customer: str, entry_id: str) -> StoredEntry | None:
-        """See `Ledger.find`."""
-        return self.entries.get((customer, entry_id))
+    def answer(self, cell: Account, hold_id: str, now: int) -> Allowed | None:
+        """See `Ledger.answer`."""
+        found = self.answers.get((cell.customer, hold_id))
+        if found is None or found[0] + REPLAY_MS <= now:
+            return None
+        _, told, used, held, windows = found
+        return Allowed(told, used, held, windows)
 
     def tombs(self, customer: str) -> Sequence[tuple[str, int]]:
         """See `Ledger.tombs`."""
-        return self.labels.get(customer, ()) if self.labels else ()
-
-    def pruned_to(self) -> int:
-        """See `Ledger.pruned_to`."""
-        return self.pruned
+        return self.labels.get(customer, ())
 
     # -- what the ledger tells ---------------------------------------------------------------------
 
@@ -194,14 +201,11 @@ class MemoryStore(Ledger[Account]):
         if not account.kept:
             self.keep(account)
         account.last_seen = now
-        sums = account.sums
-        if sums is None:
-            sums = account.sums = {}
-        found = sums.get((model, day))
+        found = account.sums.get((model, day))
         if found is None:
-            if all(day != known for _, known in sums):
+            if all(day != known for _, known in account.sums):
                 self.totals.customers[day] += 1
-            found = sums[model, day] = Amounts()
+            found = account.sums[model, day] = Amounts()
         return found
 
     def add(self, cell: Account, model: str, day: int, amounts: Amounts, now: int, at_ms: int) -> None:
@@ -209,8 +213,6 @@ class MemoryStore(Ledger[Account]):
         self.totals.catch_up(self)
         self.totals.add(model, day, at_ms, amounts)
         self._sums(cell, model, day, now).add(amounts)
-        cell.cost += amounts.cost
-        cell.tokens += amounts.input_tokens + amounts.output_tokens
         if self.everyone is not None:
             tokens = amounts.input_tokens + amounts.output_tokens
             self.everyone.grow(model, day, amounts.requests, amounts.cost, tokens)
@@ -223,19 +225,15 @@ class MemoryStore(Ledger[Account]):
         if self.everyone is not None:
             self.everyone.grow(model, day, requests, 0, 0)
 
-    def add_entry(self, cell: Account, entry: Entry, now: int) -> None:
+    def add_entry(self, cell: Account, entry: Entry, cost: int, tokens: int, now: int) -> None:
         """See `Ledger.add_entry`."""
         sums = self._sums(cell, entry.model, entry.day, now)
-        cost, usage = entry.cost, entry.usage
+        usage = entry.usage
         if entry.kind != "adjustment":
             sums.calls += 1
-        if cost is None:
+        if entry.cost is None:
             sums.unpriced += 1
-            cost = 0
-        tokens = entry.input_tokens + entry.output_tokens
         sums.cost += cost
-        cell.cost += cost
-        cell.tokens += tokens
         sums.input_tokens += entry.input_tokens
         sums.output_tokens += entry.output_tokens
         sums.cache_read_tokens += usage.cache_read_tokens
@@ -250,26 +248,10 @@ class MemoryStore(Ledger[Account]):
         if self.everyone is not None:
             self.everyone.grow(entry.model, entry.day, 0, cost, tokens)
 
-    def keep_entry(self, entry: Entry, customer: str, rev: int, late: bool) -> None:
-        """See `Ledger.keep_entry`."""
-        if customer != entry.customer:
-            entry = _moved(entry, customer)
-        key = (customer, entry.id)
-        if rev > 1:
-            self._drop(self.entries[key].seq)
-        self.seq += 1
-        self.entries[key] = StoredEntry(self.seq, rev, entry, late)
-        self.log.append(key)
-        if self.max_entries is not None and len(self.entries) > self.max_entries:
-            oldest = self.log[self.gone]
-            assert oldest is not None
-            self.fold(self.entries[oldest])
-
     def new_hold(self, cell: Account, hold: Hold) -> None:
         """See `Ledger.new_hold`."""
         if not cell.kept:
             self.keep(cell)
-        self.rows.append((cell, hold))
         if self.everyone is not None:
             self.everyone.take(hold, self.now)
 
@@ -278,57 +260,11 @@ class MemoryStore(Ledger[Account]):
         if self.everyone is not None:
             self.everyone.take(hold, self.now)
 
-    # -- log ---------------------------------------------------------------------------------------
-
-    def fold(self, stored: StoredEntry) -> None:
-        """Forget an entry, but not what it added to the sums."""
-        if stored.seq > self.totals.seq:
-            self.totals.catch_up(self)
-        entry = stored.entry
-        self.base.setdefault((entry.customer, entry.model, entry.day), Amounts()).add(amounts_of(entry))
-        del self.entries[entry.customer, entry.id]
-        self._drop(stored.seq)
-
-    def _drop(self, seq: int) -> None:
-        log = self.log
-        log[seq - self.log_start] = None
-        while self.gone < len(log) and log[self.gone] is None:
-            self.gone += 1
-        if self.gone > 1024 and 2 * self.gone > len(log):  # seldom, so that it costs no entry much
-            del log[: self.gone]
-            self.log_start += self.gone
-            self.gone = 0
-
-    def prune(self, before_day: int, read_by_all: int, limit: int) -> int:
-        """See `Backend.prune`."""
-        if before_day - 1 > self.pruned:
-            self.pruned = before_day - 1
-            self.prune_at = 0
-        newest = before_day - 1 == self.pruned  # an earlier day than before finds no place to go on from
-        gone, seq = 0, max(self.prune_at if newest else 0, self.log_start + self.gone)
-        while gone < limit and seq <= min(self.seq, read_by_all):
-            key = self.log[seq - self.log_start] if seq >= self.log_start else None
-            if key is not None and self.entries[key].entry.day < before_day:
-                self.fold(self.entries[key])
-                gone += 1
-            seq += 1
-        if newest:
-            self.prune_at = seq
-        return gone
-
-    def rename(self, customer: str, label: str) -> None:
-        """Book a deleted customer's entries under its label, without what an app noted on them."""
-        for key in [key for key in self.entries if key[0] == customer]:
-            stored = self.entries.pop(key)
-            entry = _moved(stored.entry, label)
-            entry.usage = replace(stored.entry.usage, metadata=None)
-            self.entries[label, key[1]] = replace(stored, entry=entry)
-            self.log[stored.seq - self.log_start] = (label, key[1])
-        for base in [key for key in self.base if key[0] == customer]:
-            self.base[label, base[1], base[2]] = self.base.pop(base)
-
-
-def _moved(entry: Entry, customer: str) -> Entry:
-    found = copy(entry)
-    found.customer = customer
-    return found
+    def end_hold(self, cell: Account, hold: Hold) -> None:
+        """See `Ledger.end_hold`."""
+        key, told = (hold.customer, hold.id), hold.outcome
+        assert hold.ended is not None
+        self.answers[key] = (hold.ended, told.now, told.used, told.held, told.windows)
+        self.ended.append(key)
+        if self.everyone is not None:
+            self.everyone.take(hold, self.now)

@@ -10,7 +10,7 @@ from respan_guard.backends.cells import amounts_of
 
 if TYPE_CHECKING:
     from respan_guard.backends.memory_accounts import Account
-    from respan_guard.backends.memory_store import MemoryStore
+    from respan_guard.backends.memory_log import EntryLog
 
 __all__ = ["Totals"]
 
@@ -33,7 +33,7 @@ class Totals:
                 found = sums[when, model] = Amounts()
             found.add(amounts)
 
-    def catch_up(self, store: MemoryStore) -> None:
+    def catch_up(self, store: EntryLog) -> None:
         """Add what came since."""
         for (hour, day, model), requests in self.asked.items():
             self.add(model, day, hour * HOUR_MS, Amounts(requests))
@@ -41,9 +41,8 @@ class Totals:
         if self.seq == store.seq:
             return
         for seq in range(max(self.seq + 1, store.log_start + store.gone), store.seq + 1):
-            key = store.log[seq - store.log_start]
-            if key is not None and store.entries[key].rev == 1:  # a revision's difference came through `add`
-                entry = store.entries[key].entry
+            entry = store.log[seq - store.log_start]
+            if entry is not None and store.is_first(seq):  # a revision's difference came through `add`
                 self.add(entry.model, entry.day, entry.at_ms, amounts_of(entry))
         self.seq = store.seq
         first = store.now // HOUR_MS - HOURS_KEPT
@@ -52,5 +51,5 @@ class Totals:
 
     def forget(self, account: Account) -> None:
         """A customer is forgotten that nothing was spent for."""
-        for day in {day for _, day in account.sums or {}}:
+        for day in {day for _, day in account.sums}:
             self.customers[day] -= 1

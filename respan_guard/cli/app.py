@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from respan_guard.cli import customers, reports, store
+from respan_guard.cli import customers, export, reports, store
 from respan_guard.cli.output import FAILED, MISUSED, as_day, fail
 from respan_guard.cli.session import JSON, Storage
+from respan_guard.errors import ConfigurationError
 
 __all__ = ["app"]
 
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # a traceback with locals could show a storage URL's password
 )
 app.add_typer(customers.app, name="customers")
+app.add_typer(export.app, name="export")
 
 _DAY = ["%Y-%m-%d"]
 
@@ -42,16 +44,45 @@ def root(
 
 @app.command()
 def demo(
-    serve: Annotated[bool, typer.Option("--serve", help="Keep the gateway running and print a ready curl.")] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="Keep the gateway running, with the console.")] = False,
+    seed: Annotated[
+        bool, typer.Option("--seed", help="Fill 60 days of traffic of 200 customers, and show it in the console.")
+    ] = False,
+    storage: Annotated[
+        str | None, typer.Option(metavar="URL", help="With --seed: an empty store to fill, instead of showing it.")
+    ] = None,
 ) -> None:
     """See it work: a gateway, a stand-in provider, the real openai client, customers that meet their limits."""
+    if storage is not None and (serve or not seed):
+        fail("--storage is for --seed alone: the demo keeps its own", MISUSED)
     try:
-        from respan_guard.cli.demo import run_demo  # what only the demo needs
+        from respan_guard.cli.demo import run_demo, run_seed  # what only the demo needs
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("respan_guard"):
             raise
         fail(f"the demo needs {error.name}: pip install 'respan-guard[cli]'", MISUSED)
-    raise typer.Exit(run_demo(serve=serve))
+    raise typer.Exit(run_seed(storage) if seed and not serve else run_demo(serve=serve, seeded=seed))
+
+
+@app.command()
+def serve(
+    storage: Annotated[
+        str | None, typer.Argument(metavar="[STORAGE_URL]", help="Where everything is kept; else as the settings say.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port.")] = 8080,
+) -> None:
+    """Serve the console. Its password is CONSOLE_PASSWORD, else one that is made for this run and printed."""
+    try:
+        from respan_guard.cli.serve import run_serve  # what only this needs
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("respan_guard"):
+            raise
+        fail(f"serve needs {error.name}: pip install 'respan-guard[cli]'", MISUSED)
+    try:
+        run_serve(storage, host, port)
+    except ConfigurationError as error:
+        fail(str(error), MISUSED)
 
 
 @app.command()

@@ -25,7 +25,7 @@ app = typer.Typer(help="Show customers and change their limits.", no_args_is_hel
 
 _PAGE = 500
 _NOBODY = "(nobody)"
-_LIST = ("customer", "name", "rate limit", ">budget", ">total", ">requests", ">cost USD", ">last seen")
+_LIST = ("customer", "name", "rate limit", ">budget", ">total", ">requests", ">cost USD", ">with markup", ">last seen")
 
 Identifier = Annotated[str, typer.Argument(metavar="CUSTOMER", help="Its customer_identifier.")]
 
@@ -84,6 +84,7 @@ def list_(
                     row.customer.total_budget,
                     row.requests,
                     usd(row.cost),
+                    usd(row.cost_with_markup),
                     f"{row.last_seen:%Y-%m-%d}",
                 )
                 for row in shown

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
+import secrets
 import signal
 import tempfile
 import threading
@@ -11,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from types import ModuleType
@@ -19,12 +22,16 @@ from typing import Any
 import openai
 
 from respan_guard.cli.output import FAILED, columns, print_table, say, usd
+from respan_guard.cli.seed import seed
+from respan_guard.clock import SystemClock
+from respan_guard.console import Console
 from respan_guard.guard import Guard
+from respan_guard.settings import mask_url
 from respan_guard.testing.provider import MeteredCall, StandInProvider
 from respan_guard.testing.serving import serve as serve_app
 from respan_guard.usage import UsageRecord
 
-__all__ = ["run_demo"]
+__all__ = ["run_demo", "run_seed"]
 
 DEFAULT_LIMITS = {"rate_limit": 60, "budget_duration": "monthly", "period_budget": 5}
 ANSWER_TOKENS = 400
@@ -53,11 +60,12 @@ class Visitor:
         return ", ".join(f"{name}={value}" for name, value in self.limits.items())
 
 
-def run_demo(*, serve: bool = False) -> int:
+def run_demo(*, serve: bool = False, seeded: bool = False) -> int:
     """Run the demo.
 
     Args:
-        serve: Keep the gateway running afterwards, until Ctrl-C.
+        serve: Keep the gateway running afterwards, until Ctrl-C, with the console beside it.
+        seeded: Begin with a store that has 60 days of traffic in it.
 
     Returns:
         The exit code: 0 if a customer met 429, one met 402, and the ledger is the provider's meter to the last digit.
@@ -70,15 +78,44 @@ def run_demo(*, serve: bool = False) -> int:
         Visitor("crux", {"total_budget": 0.02}, calls=12),
         Visitor("newcomer", {}, calls=2),
     ]
-    with _direct_connections(), _gateway_running() as (url, guard, provider):
+    password = secrets.token_urlsafe(9) if serve else None
+    with _direct_connections(), _gateway_running(password, seeded=seeded) as (url, guard, provider):
         say(f"A gateway at {url}, guarded, on SQLite; behind it a stand-in provider. Four customers call gpt-4o.")
         say("")
         for visitor in visitors:
             _visit(visitor, f"{url}/v1", lambda: _settled(guard, len(provider.meter.charged)))
         right = _report(visitors, guard, provider)
-        if serve:
-            _keep_serving(url)
+        if password:
+            _keep_serving(url, password)
     return 0 if right else FAILED
+
+
+def run_seed(storage: str | None) -> int:
+    """Fill a store with 60 days of traffic; one of the demo's own is then shown in the console until Ctrl-C."""
+    with tempfile.TemporaryDirectory(prefix="respan-guard-demo-") as place:
+        url = storage or f"sqlite:///{Path(place, 'guard.db')}?synchronous=normal"
+        _fill(url)
+        if storage is None:
+            _show_console(url, place)
+    return 0
+
+
+def _fill(url: str) -> None:
+    say("Making 60 days of traffic of 200 customers; this takes half a minute.")
+    before = datetime.fromtimestamp(SystemClock().now_ms() / 1000, UTC) - timedelta(minutes=1)
+    say(f"{asyncio.run(seed(url, until=before)):,} calls are in {mask_url(url)}.")
+    say("")
+
+
+def _show_console(storage: str, journal: str) -> None:
+    from respan_guard.cli.serve import console_app
+
+    password = secrets.token_urlsafe(9)
+    guard = Guard(storage, mode="enforce", default_limits=DEFAULT_LIMITS, retention=None, journal_dir=journal)
+    with serve_app(console_app(guard, password)) as url:
+        say("")
+        say(f"The console is at {url}/ and the password for this run is {password}. Ctrl-C ends it.")
+        _wait()
 
 
 @contextmanager
@@ -98,12 +135,15 @@ def _direct_connections() -> Iterator[None]:
 
 
 @contextmanager
-def _gateway_running() -> Iterator[tuple[str, Guard, StandInProvider]]:
+def _gateway_running(password: str | None, *, seeded: bool) -> Iterator[tuple[str, Guard, StandInProvider]]:
     gateway = _example("gateway")
     provider = StandInProvider(default_output_tokens=ANSWER_TOKENS)
     with tempfile.TemporaryDirectory(prefix="respan-guard-demo-") as place, provider.serve() as provider_url:
+        storage = f"sqlite:///{Path(place, 'guard.db')}"
+        if seeded:
+            _fill(f"{storage}?synchronous=normal")
         guard = Guard(
-            f"sqlite:///{Path(place, 'guard.db')}",
+            storage,
             trust_customer_params=True,  # the demo is the gateway's only caller
             default_limits=DEFAULT_LIMITS,
             journal_dir=place,
@@ -115,7 +155,10 @@ def _gateway_running() -> Iterator[tuple[str, Guard, StandInProvider]]:
             budget_status_code=402,
             retention=None,
         )
-        with serve_app(gateway.create_app(guard, base_url=f"{provider_url}/v1", api_key="demo")) as url:
+        app = gateway.create_app(guard, base_url=f"{provider_url}/v1", api_key="demo")
+        if password:
+            app.mount("/console", Console(guard, password=password))
+        with serve_app(app) as url:
             yield url, guard, provider
 
 
@@ -189,11 +232,11 @@ def _report(visitors: list[Visitor], guard: Guard, provider: StandInProvider) ->
 
 
 def _settled(guard: Guard, count: int) -> list[UsageRecord]:
-    """All records, once there are so many: a client has its answer a moment before the gateway's request ends."""
+    """The visitors' records, once there are so many: an answer comes a moment before the gateway's request ends."""
     records: list[UsageRecord] = []
     for _ in range(500):
         guard.sync.flush()
-        records = list(guard.sync.records())
+        records = [record for record in guard.sync.records() if record.source != "manual"]  # those are of `seed`
         if len(records) >= count:
             break
         time.sleep(0.01)
@@ -223,12 +266,18 @@ curl -i {url}/v1/chat/completions -H 'Authorization: Bearer demo' -H 'Content-Ty
    "customer_params": {{"customer_identifier": "me", "rate_limit": 3}}}}'"""
 
 
-def _keep_serving(url: str) -> None:
+def _keep_serving(url: str, password: str) -> None:
     say("")
+    say(f"The console is at {url}/console/ and the password for this run is {password}")
     say("Still running. Three of these pass, the fourth is a 429. Ctrl-C ends it.")
     say("")
     for line in _CURL.format(url=url).splitlines():
         say(line)
+    _wait()
+
+
+def _wait() -> None:
+    """Until Ctrl-C or the signal that ends services."""
     ended = threading.Event()
     previous = signal.signal(signal.SIGTERM, lambda *_: ended.set())
     try:

@@ -47,7 +47,11 @@ def usage(
     if as_json:
         print_json([asdict(row) for row in found])
         return
-    table = columns(*by, ">requests", ">calls", ">input tokens", ">output tokens", ">cost USD", ">unpriced", ">errors")
+    marked = "customer" in by or customer is not None  # a sum over several has no one markup
+    more = [">with markup"] if marked else []
+    table = columns(
+        *by, ">requests", ">calls", ">input tokens", ">output tokens", ">cost USD", *more, ">unpriced", ">errors"
+    )
     table.show_footer = bool(found)
     if found:
         sums = (
@@ -56,6 +60,7 @@ def usage(
             sum(row.input_tokens for row in found),
             sum(row.output_tokens for row in found),
             usd(sum((row.cost for row in found), Decimal(0))),
+            *([usd(sum((row.cost_with_markup or Decimal(0) for row in found), Decimal(0)))] if marked else []),
             sum(row.unpriced for row in found),
             sum(row.errors for row in found),
         )
@@ -71,6 +76,7 @@ def usage(
                 row.input_tokens,
                 row.output_tokens,
                 usd(row.cost),
+                *([usd(row.cost_with_markup)] if marked else []),
                 row.unpriced,
                 row.errors,
             )

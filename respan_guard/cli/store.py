@@ -36,10 +36,15 @@ def check(storage: str | None, *, as_json: bool) -> bool:
 
         async def ask(guard: Guard) -> StoreInfo:
             nonlocal switched
-            switched = await guard.switch.look(guard.lane())
+            lane = guard.lane()
+            switched = await guard.switch.look(lane)
+            if lane.home is not None and lane.home.rates is not None:
+                await lane.home.rates.check()
             return await guard.info()
 
         info = opened(ask, storage, create=True)
+        if info.problems:
+            error = f"no budget can rest on this storage: {info.problems[0]}"
     except GuardError as problem:
         error = str(problem)
     if as_json:

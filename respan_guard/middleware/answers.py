@@ -8,7 +8,7 @@ from typing import Any
 from respan_guard.errors import GuardError
 from respan_guard.refusal import RefusalAnswer, is_refusal
 
-__all__ = ["refusal_in", "send_http", "send_websocket"]
+__all__ = ["can_respond", "refusal_in", "send_http", "send_websocket"]
 
 _POLICY_VIOLATION = 1008
 _TRY_AGAIN_LATER = 1013
@@ -39,6 +39,11 @@ def refusal_in(error: BaseException | None) -> GuardError | None:
     return None
 
 
+def can_respond(scope: MutableMapping[str, Any]) -> bool:
+    """Whether the server can send a response: to a WebSocket that was not accepted only by an ASGI extension."""
+    return scope["type"] == "http" or "websocket.http.response" in (scope.get("extensions") or {})
+
+
 async def send_http(answer: RefusalAnswer, scope: MutableMapping[str, Any], send: Send) -> None:
     """Send a refusal as the response of an HTTP request."""
     await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
@@ -51,7 +56,7 @@ async def send_websocket(answer: RefusalAnswer, scope: MutableMapping[str, Any],
 
     Servers turn a close before the accept into a bare 403.
     """
-    if "websocket.http.response" in (scope.get("extensions") or {}):
+    if can_respond(scope):
         start = {"type": "websocket.http.response.start", "status": answer.status, "headers": answer.headers}
         await send(start)
         await send({"type": "websocket.http.response.body", "body": answer.body, "more_body": False})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
@@ -15,6 +16,8 @@ __all__ = ["RequestBody", "single_names"]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 
+_LARGE = 256 * 1024
+"""Bytes of a body from which it is looked at on another thread: other requests need not wait for it."""
 # A body that says one of these twice means one thing to us and another to whoever reads it next.
 _ALWAYS_SINGLE = ("model", "n", "max_tokens", "max_completion_tokens", "max_output_tokens")
 
@@ -34,7 +37,9 @@ class RequestBody:
         single: What `single_names` made.
     """
 
-    __slots__ = ("_limit", "_messages", "_receive", "_scope", "_single", "_unreadable", "disconnected", "json")
+    __slots__ = (
+        "_limit", "_messages", "_receive", "_scope", "_single", "_unreadable", "disconnected", "is_large", "json"
+    )  # fmt: skip
 
     def __init__(
         self, scope: MutableMapping[str, Any], receive: Receive, limit: int, single: Mapping[str, bytes]
@@ -46,6 +51,7 @@ class RequestBody:
         self._messages: deque[Message] = deque()
         self._unreadable: InvalidInput | None = None
         self.disconnected = False
+        self.is_large = False
         self.json: dict[str, Any] | None = None
 
     async def read(self) -> None:
@@ -79,7 +85,12 @@ class RequestBody:
             parts.append(chunk)
             if not message.get("more_body", False):
                 break
-        self._parse(parts[0] if len(parts) == 1 else b"".join(parts))
+        raw = parts[0] if len(parts) == 1 else b"".join(parts)
+        self.is_large = size > _LARGE
+        if self.is_large:
+            await asyncio.to_thread(self._parse, raw)
+        else:
+            self._parse(raw)
 
     def require(self) -> None:
         """Refuse a body that has to be understood and could not be.

@@ -9,12 +9,13 @@ from typing import Any, Literal, TypeAlias
 
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.websockets import WebSocket
 
 from respan_guard.admitting import leave
 from respan_guard.context import current_slot
 from respan_guard.errors import ConfigurationError, GuardError, LimitExceeded
 from respan_guard.guard import Guard
-from respan_guard.middleware.answers import refusal_in, send_http, send_websocket
+from respan_guard.middleware.answers import can_respond, refusal_in, send_http, send_websocket
 from respan_guard.middleware.faults import Faults
 from respan_guard.middleware.gate import Gate
 from respan_guard.middleware.headers import RateLimitFields, is_preflight
@@ -35,7 +36,7 @@ Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
-RefusalHandler: TypeAlias = Callable[[Request, Any], Awaitable[Response]]
+RefusalHandler: TypeAlias = Callable[[Any, Any], Awaitable[Response]]
 
 SCOPE_KEY = "respan_guard"
 
@@ -59,10 +60,12 @@ class GuardMiddleware:
         exclude: Paths that are not guarded, although included.
         unidentified: What happens without a customer: "reject" answers 401; "anonymous" lets all such requests share
             one customer of that name.
-        refusal: `async (request, exc) -> Response` that makes the answer to a refused HTTP request. WebSockets are
-            always answered by us.
+        refusal: `async (request, exc) -> Response` that makes the answer to what is refused. For a WebSocket it is
+            given that, and asked only where the server can send a response (the ASGI extension
+            `websocket.http.response`): elsewhere a refused connection can but be closed.
         max_body_bytes: How much of a body is read at most to know customer and cost. Where they can't be known
-            otherwise, a longer body is refused (413), and so is a compressed one (400), which is never unpacked.
+            otherwise, a longer body is refused (413), and so is a compressed one (400), which is never unpacked. The
+            default leaves room for a few pictures; what is large is looked at on another thread.
 
     Raises:
         ConfigurationError: An argument can't work.
@@ -78,7 +81,7 @@ class GuardMiddleware:
         exclude: Sequence[str] = (),
         unidentified: Literal["reject", "anonymous"] = "reject",
         refusal: RefusalHandler | None = None,
-        max_body_bytes: int = 1024 * 1024,
+        max_body_bytes: int = 20 * 1024 * 1024,
     ) -> None:
         if not isinstance(guard, Guard):
             raise ConfigurationError(f"guard must be a Guard, got {guard!r}")
@@ -248,10 +251,12 @@ class GuardMiddleware:
         if isinstance(error, LimitExceeded):
             passage.refused = error.decision
             refused(passage.slot.span, error.decision)
-        if self._refusal is not None and scope["type"] == "http":
+        if self._refusal is not None and can_respond(scope):
             if passage.body is not None:
                 receive = passage.body.replay()
-            response = await self._refusal(Request(scope, receive), error)
+            http = scope["type"] == "http"
+            asked = Request(scope, receive) if http else WebSocket(scope, receive, send)
+            response = await self._refusal(asked, error)
             await response(scope, receive, send)
             return
         settings = self.guard.settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
@@ -104,6 +105,8 @@ class Gate:
                 body.require()  # else a body that we can't read but the provider can would hold nothing
             return None
         try:
+            if body.is_large:
+                return await asyncio.to_thread(call_from_request, path, body.json)
             return call_from_request(path, body.json)
         except Exception:
             self._faults.report("a request could not be read as an LLM call; it holds what `default_hold` says")

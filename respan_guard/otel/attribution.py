@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from opentelemetry import baggage
+
 from respan_guard.customer import normalise_identifier
 from respan_guard.errors import ConfigurationError, InvalidIdentifier
 from respan_guard.otel.names import as_json
@@ -81,55 +83,35 @@ class Attribution:
         self.noted = self.keys | {name for names in _PROFILE.values() for name in names}
         """Attributes that are noted when a span starts: they may be pushed out later, or be overwritten."""
 
-    def note(self, attributes: Mapping[str, Any], baggage: Mapping[str, object]) -> dict[str, Any] | None:
-        """What a span that starts says about the customer.
-
-        Args:
-            attributes: The span's.
-            baggage: In force where it starts. What an attribute has from there (some processors copy it) is a client's
-                word, hence not taken unless baggage is trusted.
-        """
-        noted: dict[str, Any] = {}
-        if not self.noted.isdisjoint(attributes):
-            noted = {name: attributes[name] for name in attributes if name in self.noted}
-        if baggage and not self.trust_baggage:
-            noted |= {name: None for name in baggage if name in self.noted}
-        return noted or None
-
-    def find(
-        self,
-        running: Running | None,
-        attributes: Mapping[str, Any],
-        context: str | None,
-        baggage: Mapping[str, object] | None = None,
-    ) -> str | None:
+    def find(self, running: Running | None, attributes: Mapping[str, Any], context: str | None) -> str | None:
         """The customer of a call, or None.
 
         Args:
             running: What was noted when its span started.
-            attributes: What its span says in the end.
+            attributes: What its span says now.
             context: For whom the code worked that made the call.
-            baggage: In force there, if it is trusted.
         """
-        own = _Layers(running.noted if running is not None else None, attributes)
+        given = self._baggage(running)
+        own = _Layers(running.noted if running is not None else None, attributes, {} if self.trust_baggage else given)
         for source in self.sources:
             if source == "context":
                 found = context
             elif source == "parent":
-                found = self._of_parents(running)
+                found = self._of_parents(running, given)
             else:
                 found = _identifier(own.get(source))
             if found is not None:
                 return found
-        if self.trust_baggage and baggage:
+        if self.trust_baggage:
             for source in self._attributes:
-                if (found := _identifier(baggage.get(source))) is not None:
+                if (found := _identifier(given.get(source))) is not None:
                     return found
         return None
 
     def profile(self, running: Running | None, attributes: Mapping[str, Any]) -> dict[str, str] | None:
         """Name and email that stand on the span."""
-        own = _Layers(running.noted if running is not None else None, attributes)
+        given = {} if self.trust_baggage else self._baggage(running)
+        own = _Layers(running.noted if running is not None else None, attributes, given)
         found = {
             field: value
             for field, names in _PROFILE.items()
@@ -137,34 +119,39 @@ class Attribution:
         }
         return found or None
 
-    def _of_parents(self, running: Running | None) -> str | None:
+    def _baggage(self, running: Running | None) -> Mapping[str, object]:
+        """The baggage that a call was made with. What an attribute has from there is a client's word."""
+        return {} if running is None or running.context is None else baggage.get_all(running.context)
+
+    def _of_parents(self, running: Running | None, given: Mapping[str, object]) -> str | None:
         if running is None:
             return None
         for above in running.open_above():
             span = above()
-            own = _Layers(above.noted, span.attributes or {} if span is not None else {})
+            attributes = span.attributes or {} if span is not None else {}
+            own = _Layers(above.noted, attributes, {} if self.trust_baggage else given)
             for source in self._attributes:
-                if (found := _identifier(own.get(source))) is not None and not self._is_baggage(running, source):
+                if (found := _identifier(own.get(source))) is not None:
                     return found
         return None
 
-    def _is_baggage(self, running: Running, source: str) -> bool:
-        """Whether the attribute's name is one that came as baggage: a processor may have put it on the parent."""
-        name = source.partition("#")[0]
-        return running.noted is not None and name in running.noted and running.noted[name] is None
-
 
 class _Layers:
-    """Attributes as they were at the start, over those at the end. None at the start hides what is below."""
+    """Attributes as they were at the start, over those at the end; those whose names came as baggage are hidden."""
 
-    __slots__ = ("_first", "_then")
+    __slots__ = ("_first", "_hidden", "_then")
 
-    def __init__(self, at_start: Mapping[str, Any] | None, at_end: Mapping[str, Any]) -> None:
+    def __init__(
+        self, at_start: Mapping[str, Any] | None, at_end: Mapping[str, Any], hidden: Mapping[str, object]
+    ) -> None:
         self._first: Mapping[str, Any] = at_start or {}
         self._then = at_end
+        self._hidden = hidden
 
     def get(self, source: str) -> Any:
         name, _, path = source.partition("#")
+        if name in self._hidden:
+            return None
         value = self._first[name] if name in self._first else self._then.get(name)
         if not path or value is None:
             return value

@@ -40,6 +40,7 @@ class Books:
             seen.slot.recorded = True
         entry = self._guard.admissions.presume(admission, self._call(seen))
         entry.usage.metadata = seen.usage.metadata
+        seen.let_go()
         return entry
 
     def record(self, seen: Seen) -> None:
@@ -50,10 +51,11 @@ class Books:
         usage, admission = seen.usage, seen.admission
         if admission is not None:
             admission.book(admission.entry(usage, "span"))
-            return
-        if seen.slot is not None:
-            seen.slot.recorded = True
-        self._guard.lane().post(Record(self._guard.make_entry(usage, seen.customer or "", source="span")))
+        else:
+            if seen.slot is not None:
+                seen.slot.recorded = True
+            self._guard.lane().post(Record(self._guard.make_entry(usage, seen.customer or "", source="span")))
+        seen.let_go()
         if self._standing is not None and seen.customer is not None:
             self._standing.ask(seen.customer)
 
@@ -92,6 +94,7 @@ class Books:
             admission.book(entry)
         else:
             guard.lane().post(Record(entry))
+        seen.let_go()
 
     def _call(self, seen: Seen) -> Call:
         usage = seen.usage

@@ -69,7 +69,7 @@ FAMILIES = (
         lacks=("cache_write_tokens", "reasoning_tokens"),
     ),
     Family("Traceloop: openai-agents", ("opentelemetry.instrumentation.openai_agents",), "framework"),
-    Family("Traceloop: LiteLLM", ("opentelemetry.instrumentation.litellm",), "framework", lacks=_CACHE, stops="yes"),
+    Family("Traceloop: LiteLLM", ("opentelemetry.instrumentation.litellm",), "framework", lacks=_CACHE),
     Family("Traceloop: OpenAI", ("opentelemetry.instrumentation.openai",), stops="yes"),
     Family("Traceloop: Anthropic", ("opentelemetry.instrumentation.anthropic",), extra_output=1, stops="yes"),
     Family(
@@ -89,7 +89,7 @@ FAMILIES = (
             "opentelemetry.instrumentation.together",
         ),
     ),
-    Family("OpenInference: LiteLLM", ("openinference.instrumentation.litellm",), "framework", stops="yes"),
+    Family("OpenInference: LiteLLM", ("openinference.instrumentation.litellm",), "framework"),
     Family("OpenInference: openai-agents", ("openinference.instrumentation.openai_agents",), "framework", lacks=_CACHE),
     Family(
         "OpenInference: frameworks",
@@ -113,7 +113,7 @@ FAMILIES = (
     Family("pydantic-ai", ("pydantic-ai",), "framework", stops="yes"),
     Family("Logfire", ("logfire.openai", "logfire.anthropic"), ends_in_log=True),
     Family("LiteLLM's callback", ("litellm",), "callback", invents_ids=True, stops="late"),
-    Family("Langfuse", ("langfuse-sdk",), stops="yes"),
+    Family("Langfuse", ("langfuse-sdk",)),
     Family(
         "Respan: Anthropic",
         ("respan_instrumentation_anthropic", "respan-instrumentation-anthropic"),
@@ -150,7 +150,7 @@ def family_of(scope: str | None, attributes: Mapping[str, Any] | None = None) ->
 
 
 def _within(scope: str, name: str) -> bool:
-    return scope == name or scope.startswith((f"{name}.", f"{name}_", f"{name}["))
+    return scope == name or scope.startswith(f"{name}.")
 
 
 # -- which spans are calls -----------------------------------------------------------------------------
@@ -187,10 +187,11 @@ def is_call(attributes: Mapping[str, Any]) -> bool:
     call: spans of agents carry the sums of their children.
     """
     operation = attributes.get("gen_ai.operation.name")
-    if operation in _CALLS:
-        return True
-    if operation in _NO_CALLS or (isinstance(operation, str) and operation.endswith("_memory")):
-        return False
+    if isinstance(operation, str):
+        if operation in _CALLS:
+            return True
+        if operation in _NO_CALLS or operation.endswith("_memory"):
+            return False
     for name, kinds in _KINDS.items():
         kind = attributes.get(name)
         if isinstance(kind, str):

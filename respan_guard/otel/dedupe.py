@@ -33,12 +33,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Dedupe", "Seen"]
 
-_MOST_IDS = 65_536
-_MOST_MODELS = 256
-_MOST_RECENT = 256  # calls of one model
+_MOST_IDS = 16_384
+_MOST_MODELS = 64
+_MOST_RECENT = 128  # calls of one model
 _MOST_INNER = 64
 _REMEMBERED_NS = 120 * 10**9
 _SLACK_NS = 20 * 10**6  # spans of one call begin and end some moments apart
+_LOG_SLACK_NS = 2 * 10**9  # from a request's end until what it answered begins to be read
 DOOR = "respan_guard"
 """The scope under which calls stand here that another door of the guard recorded."""
 
@@ -89,6 +90,13 @@ class Seen:
 
     def __post_init__(self) -> None:
         self.key = model_key(self.usage.model or self.usage.response_model or "")
+
+    def let_go(self) -> None:
+        """It is booked. It is remembered for minutes, which must not keep requests and their spans alive."""
+        self.admission = self.slot = None
+        running = self.running
+        if running is not None:
+            running.admission = running.slot = running.context = running.noted = None
 
 
 class Dedupe:
@@ -183,12 +191,13 @@ class Dedupe:
     def _beside(self, seen: Seen) -> Seen | None:
         """A call that only looks the same."""
         for other in self._candidates(seen):
+            slack = _LOG_SLACK_NS if other.awaits_log and other.family is seen.family else _SLACK_NS
             if (
                 other.scope != seen.scope
                 and seen.scope not in other.merged
                 and _pair(other, seen)
-                and other.start <= seen.end + _SLACK_NS
-                and seen.start <= other.end + _SLACK_NS
+                and other.start <= seen.end + slack
+                and seen.start <= other.end + slack
                 and _alike(other, seen)
             ):
                 self._merged.add(1, {"kept": other.scope, "merged": seen.scope})
@@ -223,8 +232,6 @@ def _alike(one: Seen, other: Seen) -> bool:
     ids = _unique_id(one.usage), _unique_id(other.usage)
     if None not in ids and ids[0] != ids[1]:
         return False
-    if one.usage.operation == "embeddings" or other.usage.operation == "embeddings":
-        return one.complete and other.complete and one.usage.input_tokens == other.usage.input_tokens
     if not (one.key and other.key) and one.usage.provider != other.usage.provider:
         return False
     if not one.complete or not other.complete:

@@ -11,18 +11,21 @@ from __future__ import annotations
 import _thread
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 __all__ = ["Inbox"]
 
 T = TypeVar("T")
-Item = Callable[[], object]
+Item: TypeAlias = tuple[Any, ...]
+"""What is to be called, and with what: a tuple is the cheapest thing to make."""
 logger = logging.getLogger("respan_guard")
 
 _IDLE = 5.0  # seconds after which a thread that has nothing to do ends
+_GATHER = 0.02  # seconds from the first item until it is done, with all that came meanwhile: a wake-up costs much
 
 
 class Inbox:
@@ -44,13 +47,16 @@ class Inbox:
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._lock = threading.Lock()
         self._holder = 0  # the thread that holds the lock: a collection may bring it here again
+        self._asleep = True
         self._draining = threading.Lock()  # held by the thread that drains; never waited for
         self.exiting = False
 
     def put(self, item: Item) -> None:
         """Have `item` done, soon. From any thread, from within anything."""
         self._items.append(item)
-        self._bell.put(None)
+        if self._asleep:  # looked at behind the append, as the thread looks at the items after it has set this
+            self._asleep = False
+            self._bell.put(None)
         if self.exiting:  # no thread would get to it
             self.do(lambda: None, timeout=0)
         elif self._draining.acquire(blocking=False):
@@ -98,32 +104,39 @@ class Inbox:
             item = self._items.popleft()
         except IndexError:
             return False
-        _quietly(item)
+        _quietly(item[0], *item[1:])
         return True
 
     def _drain(self, bell: SimpleQueue[None], draining: threading.Lock) -> None:
         due: float | None = None
         while True:
-            try:
-                bell.get(timeout=_IDLE if due is None else min(due + 0.01, _IDLE))
-            except Empty:
-                if due is None:
-                    draining.release()
-                    # Who put something in just before saw a thread at work, and relies on it.
-                    if bell.empty() or not draining.acquire(blocking=False):
-                        return
-            self._hold(-1)
-            try:
-                self._one()
-                _quietly(self._settle)
-                due = _quietly(self._due)
-            finally:
-                self._let_go()
+            self._asleep = True
+            if not self._items:
+                try:
+                    bell.get(timeout=_IDLE if due is None else min(due + 0.01, _IDLE))
+                except Empty:
+                    if due is None:
+                        draining.release()
+                        # Who put something in just before saw a thread at work, and relies on it.
+                        if not self._items or not draining.acquire(blocking=False):
+                            return
+            self._asleep = False
+            time.sleep(_GATHER)
+            busy = True
+            while busy:
+                self._hold(-1)  # anew for each: a request that ends wants it, too
+                try:
+                    busy = self._one()
+                    if not busy:
+                        _quietly(self._settle)
+                        due = _quietly(self._due)
+                finally:
+                    self._let_go()
 
 
-def _quietly(work: Callable[[], T]) -> T | None:
+def _quietly(work: Callable[..., T], *arguments: Any) -> T | None:
     try:
-        return work()
+        return work(*arguments)
     except Exception:
         logger.exception("a span could not be turned into a usage record")
         return None

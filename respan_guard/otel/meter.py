@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from respan_guard.otel.attribution import Attribution
@@ -58,7 +57,6 @@ class Meter:
         running: Running | None,
         slot: Slot | None,
         at_ms: int,
-        baggage: Mapping[str, object] | None,
     ) -> None:
         """Take a span of an LLM call that ended.
 
@@ -67,9 +65,8 @@ class Meter:
             running: What was noted when it started; None if that was not seen.
             slot: In force where it ended, for spans that are handed in where the call was made.
             at_ms: When it ended, by the guard's clock.
-            baggage: In force where it started, if it is trusted.
         """
-        attributes = span.attributes or {}
+        attributes = dict(span.attributes or {})  # a plain one: it is read a hundred times
         context = span.get_span_context()
         if context is None or not is_call(attributes) or not self._dedupe.is_new(context.trace_id, context.span_id):
             return
@@ -106,7 +103,7 @@ class Meter:
         if running is None and family.injects and slot is not None:
             admission = None if slot.customer is not None else slot.in_force
             named = slot.customer if admission is None else admission.customer_identifier
-        customer = self._attribution.find(running, attributes, named, baggage)
+        customer = self._attribution.find(running, attributes, named)
         if admission is not None and admission.customer_identifier != customer:
             admission = None  # the order of sources was changed, and another one's word counts
         seen = Seen(
@@ -118,7 +115,7 @@ class Meter:
             end,
             customer,
             admission,
-            running.slot if running is not None else slot and slot.request,
+            request_of(running.slot if running is not None else slot),
             running,
             estimate=reading.estimate,
             max_output=reading.max_output,
@@ -133,12 +130,16 @@ class Meter:
 
     def lost(self, running: Running, at_ms: int) -> None:
         """Take a span that was known to be a call when it started, and that nobody can end any more."""
-        if running.begun is None or not self._dedupe.is_new(running.trace, running.key):
+        if running.begun is None:
             return
-        scope, attributes, start = running.begun
+        scope, given, context, began = running.begun
+        start = began or 0
+        attributes, running.begun = dict(given), None
+        if not is_call(attributes) or not self._dedupe.is_new(context.trace_id, context.span_id):
+            return
         usage = read(attributes, family_of(scope)).usage
         usage.status, usage.metadata = "error", {"span": "never ended"}
-        usage.trace_id, usage.span_id = f"{running.trace:032x}", f"{running.key:016x}"
+        usage.trace_id, usage.span_id = f"{context.trace_id:032x}", f"{context.span_id:016x}"
         customer = self._attribution.find(running, attributes, running.customer)
         seen = Seen(
             usage,
@@ -149,7 +150,7 @@ class Meter:
             start,
             customer,
             running.admission if running.customer == customer else None,
-            running.slot,
+            request_of(running.slot),
             running,
             at_ms=at_ms,
         )
@@ -276,3 +277,8 @@ class Meter:
             self._books.record(seen)
         else:
             self._books.presume(seen)
+
+
+def request_of(slot: Slot | None) -> Slot | None:
+    """The slot of the request around."""
+    return None if slot is None else slot.request

@@ -6,16 +6,16 @@ What runs in `on_start` and `on_end` waits for nothing and takes no lock; see `i
 from __future__ import annotations
 
 import atexit
-import itertools
 import logging
 import os
+import sys
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry import baggage
+from opentelemetry.context import get_current
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.trace import get_current_span
 
@@ -35,6 +35,7 @@ from respan_guard.otel.sampler import warn_of_sampling
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import ReadableSpan, Span
+    from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
     from respan_guard.admission import Admission
     from respan_guard.backends.base import Entry
@@ -44,10 +45,7 @@ __all__ = ["GuardSpanProcessor"]
 logger = logging.getLogger("respan_guard")
 
 _HELP = 256  # spans that the end of a request reads at most
-_AT_START = frozenset(
-    {"gen_ai.request.model", "gen_ai.response.model", "gen_ai.provider.name", "gen_ai.system", "llm.system"}
-    | {"llm.model_name", "llm.request.model_name", "llm.invocation_parameters"}
-)
+_MOST_SCOPES = 4096
 
 
 class GuardSpanProcessor(SpanProcessor):
@@ -79,12 +77,11 @@ class GuardSpanProcessor(SpanProcessor):
             raise ConfigurationError(f"guard must be a Guard, got {guard!r}")
         self.guard = guard
         self._attribution = Attribution(customer_sources, trust_baggage=trust_baggage)
-        self._trust_baggage = trust_baggage
-        self._off = guard.settings.mode == "off"
-        self._standing = Standing(guard) if enforce and guard.settings.mode == "enforce" else None
+        self._switch = guard.switch
+        self._standing = Standing(guard) if enforce else None
         self._running: dict[int, Running] = {}
-        self._numbers = itertools.count(1)
-        self._sampling_seen = False
+        self._scopes: dict[int, str | None] = {}
+        self._met: list[InstrumentationScope | None] = []
         self._meter: Meter
         self._inbox: Inbox
         self._forget = self._gone
@@ -92,7 +89,8 @@ class GuardSpanProcessor(SpanProcessor):
         first = guard.recorder.witness
         if isinstance(first, GuardSpanProcessor):  # of another tracer provider, which may see the same calls
             self._running, self._meter, self._inbox = first._running, first._meter, first._inbox
-        elif not self._off:
+            self._ended = self._meter.ended
+        else:
             guard.recorder.witness = self
         _all.add(self)
 
@@ -104,60 +102,47 @@ class GuardSpanProcessor(SpanProcessor):
         Raises:
             LimitExceeded: With `enforce`, the customer is over a limit.
         """
-        if self._off:
+        if self._switch.off:
             return
         running = Running(span, self._forget)
-        context, around = span.context, span.parent
-        running.key = key = context.span_id
-        running.trace = context.trace_id
-        parent = self._running.get(around.span_id) if around is not None else None
-        running.parent = parent
-        running.born = next(self._numbers)
-        running.died = 0
-        running.metered = running.call = running.inner = running.begun = running.noted = None
+        running.key = key = span.context.span_id
+        around = span.parent
+        parent = None
+        if around is not None and (parent := self._running.get(around.span_id)) is not None:
+            running.parent = parent
         slot = current_slot.get()
-        if slot is None:
-            running.slot = running.admission = running.customer = None
-        else:
-            running.slot = slot.request
+        if slot is not None:
+            running.slot = slot
             if slot.customer is not None:
-                running.customer, running.admission = slot.customer, None
-            else:
-                running.admission = admission = slot.in_force
-                running.customer = None if admission is None else admission.customer_identifier
-        if parent is not None and running.customer is None and parent.customer is not None:
+                running.customer = slot.customer
+            elif (admission := slot.in_force) is not None:
+                running.admission, running.customer = admission, admission.customer_identifier
+        elif parent is not None and parent.customer is not None:
             # Code without the context, a thread say, that was given the span.
             admission = parent.admission
             if admission is None or not admission.ended:  # an ended admission is nobody's
-                running.customer, running.admission = parent.customer, admission
-                running.slot = running.slot or parent.slot
+                running.customer, running.admission, running.slot = parent.customer, admission, parent.slot
         scope = span.instrumentation_scope
-        if scope is not None and family_of(scope.name) is not UNKNOWN:
-            try:
-                self._start_call(running, span, scope.name, parent_context)
-            except GuardError:
-                raise
-            except Exception:
-                logger.exception("the start of a span could not be read")
-        elif self._standing is not None and is_call(span.attributes or {}):
-            self._enforce(running, span.attributes or {})
+        try:
+            known = self._scopes[id(scope)]
+        except KeyError:
+            known = self._meet(scope)
+        if known is not None or self._standing is not None:
+            self._start_call(running, span, known, parent_context)
         self._running[key] = running
-        if not self._sampling_seen:
-            self._sampling_seen = True
-            warn_of_sampling()
 
     def on_end(self, span: ReadableSpan) -> None:
         """Hand the span on if it is an LLM call. Waits for nothing and never raises."""
         try:
-            context = span.context
-            running = self._running.pop(context.span_id, None)
+            running = self._running.pop(span.context.span_id, None)
             if running is not None:
-                running.died = next(self._numbers)
-            if self._off or MARKERS.isdisjoint(span.attributes):  # type: ignore[arg-type]
+                running.ended = True
+            if self._switch.off or MARKERS.isdisjoint(_attributes(span)):
                 return
+            if running is not None:
+                running.begun = None
             slot = current_slot.get() if running is None else None
-            given = baggage.get_all() if self._trust_baggage and running is None else None
-            self._inbox.put(partial(self._meter.ended, span, running, slot, self.guard.now_ms(), given))
+            self._inbox.put((self._ended, span, running, slot, self.guard.now_ms()))
         except Exception:
             logger.exception("a span could not be taken")
 
@@ -172,7 +157,7 @@ class GuardSpanProcessor(SpanProcessor):
             Whether they are stored. On the event loop that opened the guard it can't wait for that loop: they are then
             in the guard's inbox (`await guard.flush()` waits).
         """
-        if self._off:
+        if self._switch.off:
             return True
         warn_of_sampling()
         if not self._inbox.do(self._meter.settle_all, timeout=timeout_millis / 1000):
@@ -185,6 +170,7 @@ class GuardSpanProcessor(SpanProcessor):
             except StorageUnavailable:
                 if clock.monotonic() >= until:
                     return False
+                time.sleep(0.05)
             except (GuardError, RuntimeError) as error:
                 logger.debug("records of spans can't be waited for here: %s", error)
                 return False
@@ -201,8 +187,12 @@ class GuardSpanProcessor(SpanProcessor):
 
     def saw(self, entry: Entry) -> None:
         """Another door made an entry."""
-        if entry.source != "span" and entry.kind != "adjustment":
-            self._inbox.put(partial(self._meter.door, entry))
+        if entry.source not in ("span", "api") and entry.kind != "adjustment":
+            self._inbox.put((self._meter.door, entry))
+
+    def hand_on(self) -> None:
+        """Book what has ended; calls that lack usage or customer still wait for a sighting that has them."""
+        self._inbox.do(lambda: None, most=_HELP)
 
     def settle(self, admission: Admission) -> list[Entry]:
         """An admission ends: book what spans under it told, before its hold is released.
@@ -216,38 +206,59 @@ class GuardSpanProcessor(SpanProcessor):
         """Begin with nothing to do; in a forked child, what waits is the parent's."""
         self._meter = Meter(self.guard, self._attribution, self._standing)
         self._inbox = Inbox(self._meter.settle, self._meter.due)
+        self._ended = self._meter.ended
 
     def _gone(self, running: Running) -> None:
         """A span was collected. If it had not ended, nobody will end it."""
-        if self._running.pop(running.key, None) is not None and running.begun is not None and not running.died:
-            self._inbox.put(partial(self._meter.lost, running, self.guard.now_ms()))
+        if self._running.pop(running.key, None) is running and running.begun is not None:
+            self._inbox.put((self._meter.lost, running, self.guard.now_ms()))
 
     # -- the start of a call -----------------------------------------------------------------------
 
-    def _start_call(self, running: Running, span: Span, scope: str, parent_context: Context | None) -> None:
-        attributes: Mapping[str, Any] = span.attributes or {}
-        given = baggage.get_all(parent_context)
-        running.noted = self._attribution.note(attributes, given)
-        if self._trust_baggage and given:
-            trusted = {name: value for name, value in given.items() if name in self._attribution.noted}
-            running.noted = trusted | (running.noted or {})
-        propagated = propagated_by_respan()
-        if propagated is not None:
-            kept = {name: value for name, value in propagated.items() if name in self._attribution.noted}
-            running.noted = kept | (running.noted or {})
-        if is_call(attributes):
-            facts = {name: attributes[name] for name in attributes if name in _AT_START or name in MARKERS}
-            running.begun = (scope, facts, span.start_time or 0)
-        if self._standing is not None:
-            self._enforce(running, attributes)
+    def _meet(self, scope: InstrumentationScope | None) -> str | None:
+        """Look a scope up that was not seen before: its name, if it may tell of calls."""
+        if len(self._scopes) > _MOST_SCOPES:
+            self._scopes, self._met = {}, []
+        self._met.append(scope)  # while it is here nobody else has its id
+        name = "" if scope is None else str(scope.name)
+        found = self._scopes[id(scope)] = None if family_of(name) is UNKNOWN else name
+        warn_of_sampling()
+        return found
 
-    def _enforce(self, running: Running, attributes: Mapping[str, Any]) -> None:
-        assert self._standing is not None
-        if running.admission is not None or not (running.begun or is_call(attributes)):
-            return  # admitted already; or no call, as far as it can be told
-        customer = self._attribution.find(running, attributes, running.customer)
-        if customer is not None:
-            self._standing.check(customer)
+    def _start_call(self, running: Running, span: Span, scope: str | None, parent_context: Context | None) -> None:
+        """Note what a call may need to be known by; all reading is left to the thread that drains."""
+        try:
+            attributes = _attributes(span)
+            running.context = parent_context if parent_context is not None else get_current()
+            noted = self._attribution.noted
+            if not noted.isdisjoint(attributes):
+                running.noted = {name: attributes[name] for name in list(attributes) if name in noted}
+            if "respan_tracing.utils.span_factory" in sys.modules and (said := propagated_by_respan()):
+                kept = {name: value for name, value in said.items() if name in noted}
+                running.noted = kept | (running.noted or {})
+            if running.parent is not None:
+                running.roof = next((above for above in running.above() if above.ended), None)
+            if scope is not None:
+                running.begun = (scope, attributes, span.context, span.start_time)
+        except Exception:
+            logger.exception("the start of a span could not be read")
+            return
+        if self._standing is not None and running.admission is None and is_call(attributes):
+            customer = self._attribution.find(running, attributes, running.customer)
+            if customer is not None:
+                self._standing.check(customer)
+
+
+def _attributes(span: ReadableSpan) -> Mapping[str, Any]:
+    """A span's attributes: the SDK's own dict, if it is there.
+
+    To look through the public mapping takes as long as all else that is done here, and of a span that runs it takes a
+    lock.
+    """
+    try:
+        return span._attributes._dict  # type: ignore[union-attr, no-any-return]
+    except AttributeError:
+        return span.attributes or {}
 
 
 _all: weakref.WeakSet[GuardSpanProcessor] = weakref.WeakSet()
@@ -267,7 +278,7 @@ def _begin_all() -> None:
     for processor in list(_all):
         first = processor.guard.recorder.witness
         if isinstance(first, GuardSpanProcessor):
-            processor._meter, processor._inbox = first._meter, first._inbox
+            processor._meter, processor._inbox, processor._ended = first._meter, first._inbox, first._ended
 
 
 atexit.register(_exit_all)  # behind that of `respan_guard.homes`, hence before it: what is posted is stored

@@ -192,7 +192,8 @@ def _raw(attributes: Mapping[str, Any]) -> Usage | None:
         body = {"type": "message", "usage": usage}
     elif "input_tokens" in usage:
         body = {"object": "response", "usage": usage}
-    elif "input" in usage and "output" in usage:  # Langfuse's own words
+    elif "input" in usage and ("output" in usage or attributes.get("langfuse.observation.type") == "embedding"):
+        # Langfuse's own words
         names = {"input": "input_tokens", "output": "output_tokens", "input_cached_tokens": "cached"}
         found = {names.get(name, name): value for name, value in usage.items()}
         body = {

@@ -248,7 +248,7 @@ def measure(body: Mapping[str, Any], layout: Layout, *, has_tools: bool = False)
                 else:
                     other.append(name)
                     (other if name in layout.opaque else content).append(part)
-        elif isinstance(value, list):
+        elif isinstance(value, list) and not _is_numbers(value):
             nodes += 1
             content.extend(value)
         else:
@@ -265,9 +265,13 @@ def measure(body: Mapping[str, Any], layout: Layout, *, has_tools: bool = False)
             other.extend(value)
             other.extend(value.values())
         elif kind is list:
-            other.extend(value)
+            if _is_numbers(value):  # ready-made tokens, maybe millions
+                nodes += len(value)
+                total += len(value) * _digits(max(max(value), -min(value)))
+            else:
+                other.extend(value)
         elif kind is int:
-            total += value.bit_length() // 3 + 1  # at least its digits, without writing them
+            total += _digits(value)
         elif kind is float:
             total += 24
         if nodes > MAX_NODES:
@@ -275,6 +279,14 @@ def measure(body: Mapping[str, Any], layout: Layout, *, has_tools: bool = False)
             break
     found.tokens = min(found.tokens + total + nodes * NODE_BYTES, MAX_TOKENS)
     return found
+
+
+def _is_numbers(value: list[Any]) -> bool:
+    return bool(value) and value[0].__class__ is int and set(map(type, value)) == {int}
+
+
+def _digits(value: int) -> int:
+    return value.bit_length() // 3 + 1  # at least its digits, without writing them
 
 
 def _mark(found: Measure, media: Media) -> None:

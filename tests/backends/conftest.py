@@ -16,8 +16,9 @@ BACKENDS = ["memory", "sqlite", "redis", "postgresql"]
 
 
 def new_store(name: str, directory: Path) -> Callable[[], Backend]:
-    """Makes instances of one new store of that kind."""
-    return backend_factory(storage_url(name, directory), namespace=f"test-{secrets.token_hex(6)}")
+    """Makes instances of one new store of that kind; of PostgreSQL there is one at a time, emptied."""
+    namespace = "default" if name == "postgresql" else f"test-{secrets.token_hex(6)}"
+    return backend_factory(storage_url(name, directory), namespace=namespace)
 
 
 def storage_url(name: str, directory: Path) -> str:

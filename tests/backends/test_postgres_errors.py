@@ -115,7 +115,7 @@ async def test_names_that_the_server_does_not_know(server: postgres_server.Postg
         await PostgresBackend(server.url.removesuffix("postgres") + "nowhere").open()
     with pytest.raises(ConfigurationError, match="no such user"):
         await PostgresBackend(server.url.replace("postgres@", "nobody-at-all@")).open()
-    with pytest.raises((BackendError, ConfigurationError), match="host|reached"):
+    with pytest.raises((BackendError, ConfigurationError), match=r"host|reached"):
         await PostgresBackend(server.url.replace("127.0.0.1", "no.such.host.invalid")).open()
 
 
@@ -285,5 +285,5 @@ async def test_tampering_is_found(url: str) -> None:
             asked(url, f"UPDATE {{schema}}.{table} SET {change}")
             assert await backend.verify() != [], (table, change)
             left, _, added = change.partition(" = ")
-            asked(url, f"UPDATE {{schema}}.{table} SET {left} = "
-                  + (added.replace("+", "-") if "+" in added else "(SELECT max(seq) FROM {schema}.entries)"))  # fmt: skip
+            back = added.replace("+", "-") if "+" in added else "(SELECT max(seq) FROM {schema}.entries)"
+            asked(url, f"UPDATE {{schema}}.{table} SET {left} = {back}")

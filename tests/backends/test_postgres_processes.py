@@ -9,7 +9,18 @@ import time
 
 import pytest
 
-from respan_guard.backends.base import Admit, Allowed, CustomerQuery, Limit, Record, RecordQuery, Release, StoredEntry
+from respan_guard.backends.base import (
+    Admit,
+    Allowed,
+    CustomerQuery,
+    Limit,
+    Op,
+    Outcome,
+    Record,
+    RecordQuery,
+    Release,
+    StoredEntry,
+)
 from respan_guard.backends.postgres import PostgresBackend
 from respan_guard.errors import StorageUnavailable
 from tests.backends import postgres_server
@@ -117,7 +128,7 @@ async def test_several_open_a_store_that_is_not_there(url: str) -> None:
 
 
 async def test_a_crashing_server_loses_nothing_that_was_acknowledged() -> None:
-    """`pg_ctl stop -m immediate` under load, three times: every acknowledged record is there, once, all sums are right."""
+    """`pg_ctl stop -m immediate` under load, repeated: what was acknowledged is there, once, and all sums are right."""
     server = postgres_server.PostgresServer.newest(fsync=True)
     url = postgres_server.new_store(server.url)
     acknowledged: set[str] = set()
@@ -131,8 +142,8 @@ async def test_a_crashing_server_loses_nothing_that_was_acknowledged() -> None:
                 while not stopping:
                     number += 1
                     entry, customer = f"{name}-{number}", f"customer-{number % 5}"
-                    ops = [admit(entry, customer, cost=5, limits=()), record(entry, customer, cost=5),
-                           Release(customer, entry)]  # fmt: skip
+                    ask, spent = admit(entry, customer, cost=5, limits=()), record(entry, customer, cost=5)
+                    ops: list[Op] = [ask, spent, Release(customer, entry)]
                     sent.add(entry)
                     while True:  # as a guard does: the same ids until there is an answer
                         try:
@@ -181,7 +192,7 @@ async def test_what_collides_is_sent_again(url: str) -> None:
             f"EXECUTE FUNCTION {{schema}}.plant('\"{schema}\".planted')",
         )
         for number in range(30):
-            ops = [admit(f"a{number}", cost=1), record(f"e{number}", cost=1), Release("alice", f"a{number}")]
+            ops: list[Op] = [admit(f"a{number}", cost=1), record(f"e{number}", cost=1), Release("alice", f"a{number}")]
             outcomes = await backend.apply(ops, NOW)
             assert isinstance(outcomes[0], Allowed)
         assert asked(url, "SELECT last_value > 60 FROM {schema}.planted") == [(True,)]
@@ -207,7 +218,7 @@ async def test_workers_with_overlapping_limits_never_deadlock() -> None:
             await backend.open()
             for turn in range(4):
                 names = [f"customer-{chance.randrange(12 + turn)}" for _ in range(8)]
-                ops = [op for place, name in enumerate(names) for op in (
+                ops: list[Op] = [op for place, name in enumerate(names) for op in (
                     admit(f"{number}-{turn}-{place}", name, cost=1, limits=wide if number % 4 == 0 else ()),
                     record(f"{number}-{turn}-{place}", name, cost=1),
                     Release(name, f"{number}-{turn}-{place}"),
@@ -344,7 +355,7 @@ async def test_clocks_of_processes_may_differ(url: str) -> None:
 
 
 async def test_pruning_and_booking_at_once(url: str) -> None:
-    """A record of a day that is being pruned is either booked before, and kept in the sums, or too late: never twice."""
+    """A record of a day that is being pruned is booked before, and kept in the sums, or it is too late: never twice."""
     async with opened(url) as booking, opened(url) as pruning:
         await booking.apply([record(f"e{number}", day=DAY - 50) for number in range(50)], NOW)
         batcher = Batcher(booking, NOW)
@@ -370,16 +381,15 @@ async def test_a_loop_that_closes_under_a_batch(url: str) -> None:
     """A loop that is gone while its batch runs takes its connection with it, but no lock, and leaves no half batch."""
     async with opened(url):
         pass
-    left: list[PostgresBackend] = []
+    tasks: list[asyncio.Task[list[Outcome]]] = []
 
     def run() -> None:
         backend = PostgresBackend(url)
-        left.append(backend)
         loop = asyncio.new_event_loop()
 
         async def main() -> None:
             await backend.open()
-            asyncio.ensure_future(backend.apply([record("e1"), record("e2")], NOW))
+            tasks.append(asyncio.create_task(backend.apply([record("e1"), record("e2")], NOW)))
             await asyncio.sleep(0.001)
 
         loop.run_until_complete(main())

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import random
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from respan_guard.backends.base import CustomerQuery, Op, RecordQuery, UsageQuery
-from respan_guard.backends.sqlite import SQLiteBackend, reads
+from respan_guard.backends.sqlite import SQLiteBackend, reads, tops
 from respan_guard.errors import InvalidInput
 
 from .sqlite_support import DAY, NOW, admit, inside, opened, record
 
+TOPS = ("cost", "requests", "calls", "tokens")
 SORTS = ("customer", "name", "first_seen", "last_seen", "requests", "calls", "cost", "tokens")
 
 
@@ -118,6 +121,7 @@ async def test_unknown_names_are_refused(store: SQLiteBackend) -> None:
         (RecordQuery(since_ms=NOW + 4000), "SEARCH entries USING INTEGER PRIMARY KEY (rowid>?)"),
         (RecordQuery(trace_id="t"), "entries_by_trace (trace_id=?)"),
         (RecordQuery(unpriced=True), "entries_unpriced"),
+        (RecordQuery(status="error", descending=True), "entries_errors"),
     ],
 )
 async def test_pages_of_records_walk_an_index(store: SQLiteBackend, query: RecordQuery, uses: str) -> None:
@@ -164,6 +168,25 @@ async def test_usage_reads_days_not_records(store: SQLiteBackend) -> None:
         assert "entries" not in found
         if "customer" not in query.by and query.customer is None:
             assert "rollups" not in found
+
+
+async def test_the_largest_customers_are_found_without_adding_up_all(tmp_path: Path, monkeypatch: Any) -> None:
+    """Whatever was spent when, given back included: the shortcut finds the very rows that adding everything up does."""
+    chance = random.Random(5)
+    async with opened(tmp_path / "x.db") as backend:
+        for number in range(400):
+            name, day = f"c{chance.randrange(40):02}", DAY - chance.randrange(6)
+            cost = chance.choice((1, 2, 3, 50, 900, None)) if chance.random() < 0.9 else -chance.randrange(500)
+            ops: list[Op] = [record(f"e{number}", name, cost=cost, day=day, input_tokens=chance.randrange(4))]
+            if chance.random() < 0.5:
+                ops.append(admit(f"a{number}", name, cost=0))
+            await backend.apply(ops, NOW)
+        for first, end, limit, top in itertools.product(range(DAY - 6, DAY + 1), (DAY, DAY + 1), (1, 3, 10, 100), TOPS):
+            query = UsageQuery(first, end, by=("customer",), top=top, limit=limit)
+            monkeypatch.setattr(tops, "_FEW", 1 << 40)
+            right = await backend.usage(query)
+            monkeypatch.setattr(tops, "_FEW", -1)
+            assert await backend.usage(query) == right, query
 
 
 async def test_a_page_is_read_while_a_batch_is_written(store: SQLiteBackend, tmp_path: Path) -> None:

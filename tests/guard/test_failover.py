@@ -16,6 +16,7 @@ from respan_guard import (
     StorageUnavailable,
     Usage,
 )
+from respan_guard.errors import StorageCorrupt
 from respan_guard.home import Home
 from respan_guard.testing import FakeClock
 
@@ -351,6 +352,23 @@ async def test_what_was_journalled_behind_an_open_breaker_outlives_the_process(
         assert (await guard.status("c1")).total_spend == 1
 
 
+async def test_who_waits_when_the_breaker_opens_is_told_at_once(
+    store: FaultyBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fifty ask, one is sent at a time: after three failures the others don't wait for their deadlines of a minute."""
+    monkeypatch.setattr("respan_guard.drain.BATCH", 1)
+    async with faulty_guard(tmp_path, default_limits={"total_budget": 1}, storage_timeout=60) as guard:
+        store.error = DOWN
+        guard.record_soon(Usage(cost=1), "c2")
+        async with asyncio.timeout(20):
+            answers = await asyncio.gather(*[spend(guard) for _ in range(50)])
+        assert not any(answers)
+        store.error = None
+        await stored(guard)
+        assert (await guard.status("c2")).total_spend == 1
+        assert await live_holds(guard) == 0
+
+
 async def test_reads_fail_at_once_while_the_breaker_is_open(store: FaultyBackend, tmp_path: Path) -> None:
     """A page that asks a dead store gets its error now, not after ten seconds."""
     async with faulty_guard(tmp_path, default_limits={"total_budget": 1}) as guard:
@@ -359,3 +377,27 @@ async def test_reads_fail_at_once_while_the_breaker_is_open(store: FaultyBackend
             await spend(guard)
         with pytest.raises(StorageUnavailable, match="down"):
             await guard.status("c1")
+
+
+# -- starting without storage ------------------------------------------------------------------------
+
+
+async def test_an_app_starts_without_storage_unless_budgets_fail_closed(store: FaultyBackend, tmp_path: Path) -> None:
+    """Closed could serve nobody with a budget; the others serve by their failure modes until storage is back."""
+    limits = {"rate_limit": 10, "total_budget": 5}
+    store.error = store.other_error = DOWN
+    with pytest.raises(StorageUnavailable):
+        await faulty_guard(tmp_path, default_limits=limits).open()
+    async with faulty_guard(tmp_path, default_limits=limits, budget_failure="open") as guard:
+        async with guard.admit("c1") as admission:
+            await admission.record(Usage(cost=1))
+        store.error = store.other_error = None
+        await stored(guard)
+        assert (await guard.status("c1")).total_spend == 1
+
+
+async def test_what_is_wrong_for_good_stops_every_start(store: FaultyBackend, tmp_path: Path) -> None:
+    """No failure mode makes a damaged store usable."""
+    store.other_error = StorageCorrupt("damaged")
+    with pytest.raises(StorageCorrupt):
+        await faulty_guard(tmp_path, budget_failure="open").open()

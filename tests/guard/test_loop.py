@@ -39,7 +39,7 @@ async def test_known_policies_are_bounded_and_learned_again(tmp_path: Path) -> N
 async def test_strangers_leave_nothing_in_the_process(tmp_path: Path) -> None:
     """10,000 random ids that are refused leave no customer, no policy and a bounded count of refusals."""
     async with Guard(
-        f"sqlite:///{tmp_path / 'guard.db'}", default_limits={"rate_limit": 0}, clock=FakeClock()
+        f"sqlite:///{tmp_path / 'guard.db'}", default_limits={"rate_limit": 0}, clock=FakeClock(), storage_timeout=30
     ) as guard:
         for start in range(0, 12_000, 400):
             await asyncio.gather(*[guard.try_admit(f"stranger-{start + n}") for n in range(400)])

@@ -14,6 +14,7 @@ import pytest
 from respan_guard import (
     BudgetExceeded,
     Customer,
+    CustomerBlocked,
     Guard,
     GuardMiddleware,
     RateLimitExceeded,
@@ -115,13 +116,13 @@ async def test_exactly_the_limit_is_let_in(counting: dict[str, Any], tmp_path: P
 
 async def test_after_retry_after_it_fits_again(counting: dict[str, Any], tmp_path: Path) -> None:
     """Whatever the strategy: whoever waits as long as told is let in."""
-    limits = {"rate_limit": "2/2second"}
+    limits = {"rate_limit": "2/second"}
     async with make(tmp_path, **counting, default_limits=limits) as guard:
         while answer := await guard.try_admit("c1"):
             pass
         wait = answer.retry_after  # type: ignore[union-attr]  # it is a Refusal
         assert wait is not None
-        assert wait < 4.1
+        assert wait < 2.1
         await asyncio.sleep(wait + 0.01)
         assert await admitted(guard) == 1
 
@@ -172,6 +173,17 @@ async def test_work_within_an_admission_counts_once(rates: str, tmp_path: Path) 
             async with guard.admit("c1"):
                 pass
         assert (await guard.status("c1")).limits[0].used == 1
+
+
+async def test_a_blocked_customer_is_blocked_whatever_its_rate(rates: str, tmp_path: Path) -> None:
+    """403, not 429, and nothing is counted."""
+    async with make(tmp_path, rates) as guard:
+        await guard.put_customer(Customer(customer_identifier="c1", blocked=True, rate_limit="1/hour"))
+        for _ in range(3):
+            with pytest.raises(CustomerBlocked):
+                await guard.admit("c1")
+        await guard.update_customer("c1", blocked=None)
+        assert await admitted(guard, times=2) == 1
 
 
 async def test_a_rate_of_nothing_refuses_without_asking(rates: str, tmp_path: Path) -> None:
@@ -353,8 +365,10 @@ async def test_rates_without_an_answer_do_as_configured(
                 refused.add("local")
         assert count == expected
         assert refused == {mode} - {"open"}
-        assert guard._homes._app is not None
-        assert guard._homes._app.rates.breaker.is_open
+        home = guard._homes._app
+        assert home is not None
+        assert home.rates is not None
+        assert home.rates.breaker.is_open
         proxy.recover(cut=True)
         async with asyncio.timeout(20):
             while not await works(guard):

@@ -127,7 +127,7 @@ def test_it_reaches_a_running_process_from_the_command_line(tmp_path: Path) -> N
         watchdog.start()
         try:
             assert process.stdout.readline() == "out\n"
-            for mode, expected in (("off", "in"), ("enforce", "out"), ("shadow", "in"), ("configured", "out")):
+            for mode, expected in (("off", "in"), ("configured", "out")):
                 command = [sys.executable, "-m", "respan_guard", "switch", mode, "--storage", url]
                 subprocess.run(command, check=True, capture_output=True)
                 assert process.stdout.readline() == f"{expected}\n"
@@ -220,6 +220,31 @@ async def test_looking_is_cheap_and_ends_with_use(store: FaultyBackend, tmp_path
         assert not home.asleep
 
 
+async def test_who_wakes_it_while_storage_hangs_goes_on(store: FaultyBackend, tmp_path: Path, monkeypatch: Any) -> None:
+    """The first request after a pause goes by what was last seen; and giving up on it doesn't end the looking."""
+    monkeypatch.setattr("respan_guard.switch._EVERY", 0.02)
+    async with faulty_guard(tmp_path, **REFUSING, storage_timeout=30) as guard:
+        home = guard._homes._app
+        assert home is not None
+
+        async def asleep() -> bool:
+            return home.asleep
+
+        await until(asleep)
+        facts, hanging = store.facts, asyncio.Event()
+
+        async def hangs(*args: Any, **options: Any) -> Any:
+            await hanging.wait()
+            return await facts(*args, **options)
+
+        store.facts = hangs  # type: ignore[method-assign]
+        async with asyncio.timeout(10):
+            assert not await admits(guard)
+        hanging.set()
+        await store.set_fact(SPACE, "mode", '{"mode": "off", "at_ms": 1, "actor": "", "reason": ""}')
+        await until(lambda: admits(guard))
+
+
 async def test_an_outage_keeps_the_last_word(store: FaultyBackend, tmp_path: Path, monkeypatch: Any) -> None:
     """While storage is down the switch is where it was last seen, and nothing is logged twice a second."""
     monkeypatch.setattr("respan_guard.switch._EVERY", 0.01)
@@ -248,6 +273,32 @@ async def test_a_switch_that_cannot_be_read_is_left_aside(
             assert await guard.switch.look(guard.lane()) is None
             assert not await admits(guard)
     assert caplog.text.count("can't be read") == 5
+
+
+async def test_recording_alone_wakes_it(tmp_path: Path) -> None:
+    """A guard that only records, never opened: it is switched off like any other, and on again."""
+    url = f"sqlite:///{tmp_path / 'guard.db'}"
+    meter = Guard(url)
+    async with Guard(url) as guard:
+
+        async def is_off() -> bool:
+            meter.record_soon(Usage(cost=1), "c1")
+            return meter.switch.off
+
+        async def is_on() -> bool:
+            return not await is_off()
+
+        await guard.switch.set("off")
+        await until(is_off)
+        await meter.flush()
+        before = (await guard.status("c1")).total_calls
+        for _ in range(10):
+            meter.record_soon(Usage(cost=1), "c1")
+        await meter.flush()
+        assert (await guard.status("c1")).total_calls == before
+        await guard.switch.set(None)
+        await until(is_on)
+    await asyncio.to_thread(meter.sync.close)
 
 
 def test_the_blocking_twin_throws_it(make_guard: MakeGuard) -> None:

@@ -168,13 +168,15 @@ class Ledger:
         self.guard = guard
         self.ops: list[Op] = []
         lane: Any = guard.lane()
-        apply = lane._apply
 
-        def spy(ops: Any, now: int) -> Any:
-            self.ops.extend(ops)
-            return apply(ops, now)
+        def watched(way: Any) -> Any:
+            def spy(ops: Any, *more: Any) -> Any:
+                self.ops.extend(ops)
+                return way(ops, *more)
 
-        lane._apply = spy
+            return spy
+
+        lane._apply, lane._post = watched(lane._apply), watched(lane._post)
 
     @property
     def admits(self) -> list[Admit]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from respan_guard.errors import BodyTooLarge, InvalidInput
+from respan_guard.middleware import body as body_module
 from respan_guard.middleware.body import RequestBody, single_names
+from tests.middleware.support import call, gateway, make_guard
 
 MIB = 1024 * 1024
 NAMES = single_names(["customer_identifier", "customer_params", "respan_params"])
@@ -82,6 +86,46 @@ async def test_ten_mebibytes_pass_the_cap_unharmed() -> None:
         body.require()
     receive = body.replay()
     assert [(await receive())["body"] for _ in chunks] == chunks
+
+
+async def test_a_large_body_is_parsed_on_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Megabytes of JSON take tens of milliseconds, for which other requests of the loop need not wait."""
+    threads: list[int] = []
+
+    def loads(raw: bytes, **how: Any) -> Any:
+        threads.append(threading.get_ident())
+        return json.JSONDecoder(**how).decode(raw.decode())
+
+    monkeypatch.setattr(body_module, "json", SimpleNamespace(loads=loads))
+    small, large = (json.dumps({"model": "m", "input": "x" * size}).encode() for size in (1000, 300_000))
+    assert (await read(small)).json == json.loads(small)
+    assert (await read(large)).json == json.loads(large)
+    here = threading.get_ident()
+    assert [thread == here for thread in threads] == [True, False]
+
+
+async def test_a_request_with_pictures_passes_by_default() -> None:
+    """Eight megabytes of base64 are held as the pictures that they are, and reach the app byte for byte."""
+    guard, ledger = make_guard(default_limits={"period_budget": 100}, hold="upper_bound")
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 4 * MIB}}
+    message = {"role": "user", "content": [{"type": "text", "text": "what is it?"}, picture, picture]}
+    raw = json.dumps({"model": "gpt-4o-mini", "max_tokens": 10, "messages": [message]}).encode()
+    seen: list[bytes] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        more = True
+        while more:
+            part = await receive()
+            seen.append(part["body"])
+            more = part["more_body"]
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    parts = [raw[at : at + 65_536] for at in range(0, len(raw), 65_536)]
+    answer = await call(gateway(app, guard), body=parts, customer="ann")
+    assert answer.status == 200
+    assert seen == parts
+    assert 0 < ledger.admits[0].cost < 100_000_000  # two pictures' worth, not eight million characters'
 
 
 async def test_a_declared_length_beyond_the_cap_is_not_read() -> None:

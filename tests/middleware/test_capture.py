@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import itertools
 import json
+import tracemalloc
 import zlib
 from decimal import Decimal
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from respan_guard.money import from_nano
-from tests.middleware.support import QUESTION, USAGE, Ledger, call, chunks, gateway, make_guard, reply
+from tests.middleware.support import QUESTION, USAGE, Ledger, call, chunks, gateway, http_scope, make_guard, reply
 
 JSON = b"application/json"
 SSE = b"text/event-stream"
@@ -165,6 +166,48 @@ async def test_missing_usage_follows_its_setting(policy: str, cost: bool) -> Non
     ledger = await book([b"{}"], JSON, missing_usage=policy)
     assert ledger.kinds == ["presumed"]
     assert (ledger.entries[0].cost is not None) is cost
+
+
+EVENT = b'data: {"id":"chatcmpl-1","choices":[{"index":0,"delta":{"content":"word "}}],"usage":null}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("kind", "chunk"),
+    [
+        ("text/event-stream", (EVENT * 700)[:65_536]),
+        ("text/event-stream", b"x" * 65_536),  # one event that never ends
+        ("application/json", b"[" + b"1," * 32_767 + b"1"),
+    ],
+)
+async def test_64_mebibytes_pass_and_are_not_kept(kind: str, chunk: bytes) -> None:
+    """A response may be endless: what the door remembers of it is bounded."""
+    guard, ledger = make_guard()
+    sent = 0
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind.encode())]})
+        for _ in range(1024):
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": json.dumps(QUESTION).encode(), "more_body": False}
+
+    async def send(message: Any) -> None:
+        nonlocal sent
+        sent += len(message.get("body", b""))
+
+    door = gateway(app, guard)
+    guard.prices.load()  # importing the tables would count, too
+    tracemalloc.start()
+    try:
+        await door(http_scope(headers=[(b"x-customer", b"ann")]), receive, send)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sent == 1024 * len(chunk)
+    assert peak < 32 * 1024 * 1024  # a JSON body is kept up to 8 MiB, and joined once
+    await ledger.settled(1)
 
 
 async def test_streams_tell_how_long_they_took() -> None:

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 from starlette.applications import Starlette
+from starlette.requests import HTTPConnection
+from starlette.responses import JSONResponse
 from starlette.routing import WebSocketRoute
 from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from respan_guard.errors import StorageUnavailable
+from respan_guard.errors import LimitExceeded, StorageUnavailable
 from respan_guard.guard import Guard
 from respan_guard.middleware import GuardMiddleware
 from respan_guard.usage import Usage
@@ -63,6 +65,29 @@ def test_denied_with_a_response_where_the_server_can(admits: bool, customer: str
     assert denied.value.status_code == status
     assert denied.value.json()["status"] == status
     assert ("ratelimit" in denied.value.headers) == (status == 429)
+
+
+@pytest.mark.parametrize("admits", [False, True])
+async def test_a_refusal_of_the_apps_own_denies_websockets_too(admits: bool) -> None:
+    """It is given the WebSocket and its response is sent as it is; where the server can't, the connection is closed."""
+    guard, ledger = make_guard(default_limits={"rate_limit": 0})
+    asked: list[Any] = []
+
+    async def refusal(connection: HTTPConnection, error: LimitExceeded) -> JSONResponse:
+        asked.append(connection)
+        return JSONResponse({"sorry": connection.headers["x-customer"]}, 418, {"x-own": "yes"})
+
+    app = echo(guard, admits=admits, refusal=refusal, **({} if admits else DOOR))
+    with pytest.raises(WebSocketDenialResponse) as denied:
+        TestClient(app).websocket_connect("/v1/realtime", headers={"x-customer": "org_1"}).__enter__()
+    assert (denied.value.status_code, denied.value.json()) == (418, {"sorry": "org_1"})
+    assert denied.value.headers["x-own"] == "yes"
+    assert "ratelimit" in denied.value.headers
+    assert isinstance(asked[0], WebSocket)
+    sent = await converse(app)
+    assert [message["type"] for message in sent] == ["websocket.close"]
+    assert len(asked) == 1
+    await ledger.settled(0)
 
 
 async def converse(app: Any, *, extensions: Any = None, first: str = "websocket.connect") -> list[dict[str, Any]]:

@@ -55,6 +55,29 @@ class Writer(SpanProcessor):
         return facts
 
 
+def fails_as_told(stand_in: StandInProvider) -> None:
+    """Let calls fail whose header says so: `x-fail: 503`, or `once`."""
+
+    def fails(request: Any) -> bool:
+        wanted = request.headers.get("x-fail")
+        retried = request.headers.get("x-stainless-retry-count", "0") != "0"
+        return wanted is not None and not (wanted == "once" and retried)
+
+    stand_in.fault("error", times=None, status=503, match=fails)
+
+
+_FACTS = ("response_id", "provider", "model", "completed", "input_tokens", "output_tokens")
+_KINDS = ("cache_read_tokens", "cache_write_tokens", "cache_write_1h_tokens", "reasoning_tokens")
+
+
+def served_by(stand_in: StandInProvider) -> list[dict[str, Any]]:
+    """What the provider charged for."""
+    return [
+        {name: getattr(call, name) for name in (*_FACTS, *_KINDS)} | {"cost": str(call.cost)}
+        for call in stand_in.meter.charged
+    ]
+
+
 def main() -> None:
     """Print the cases."""
     which, *names = sys.argv[1:]
@@ -70,16 +93,7 @@ def main() -> None:
         current: Any = trace.get_tracer_provider()
         current.add_span_processor(writer)
     stand_in = StandInProvider()
-    failing = []
-
-    def fails(request: Any) -> bool:
-        wanted = request.headers.get("x-fail")
-        if wanted == "once":
-            wanted = None if request.headers.get("x-stainless-retry-count", "0") != "0" else "503"
-        failing.append(wanted)
-        return wanted is not None
-
-    stand_in.fault("error", times=None, status=503, match=fails)
+    fails_as_told(stand_in)
     cases = []
     with stand_in.serve() as url, families.instrumented(names, provider):
         for case, call in families.CALLS[which](url).items():
@@ -92,26 +106,15 @@ def main() -> None:
                 continue
             gc.collect()
             time.sleep(0.4 if which == "litellm" else 0.05)
-            served = [
+            cases.append(
                 {
-                    name: str(getattr(call, name)) if name == "cost" else getattr(call, name)
-                    for name in (
-                        "response_id",
-                        "provider",
-                        "model",
-                        "input_tokens",
-                        "output_tokens",
-                        "cache_read_tokens",
-                        "cache_write_tokens",
-                        "cache_write_1h_tokens",
-                        "reasoning_tokens",
-                        "cost",
-                        "completed",
-                    )
+                    "families": names,
+                    "calls": which,
+                    "case": case,
+                    "events": writer.events,
+                    "served": served_by(stand_in),
                 }
-                for call in stand_in.meter.charged
-            ]
-            cases.append({"families": names, "calls": which, "case": case, "events": writer.events, "served": served})
+            )
     json.dump(cases, sys.stdout, default=str)
     sys.stdout.flush()
     os._exit(0)

@@ -355,6 +355,30 @@ def test_middleware_client_and_span_at_once(
     assert holds == 0
 
 
+@pytest.mark.parametrize("ids", [True, False])
+def test_the_response_knows_what_the_span_does_not(ids: bool, make_metered: MakeMetered, url: str) -> None:
+    """Some spans tell no usage although the reply has it: the response that passes the middleware is then recorded."""
+    metered = make_metered(default_limits={"period_budget": 10})
+    client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="k", max_retries=0)
+
+    async def forward(request: Request) -> Response:
+        async with client:
+            span = metered.start({"gen_ai.operation.name": "chat", "gen_ai.request.model": "gpt-4o"})
+            reply = await client.chat.completions.create(**await request.json())
+            if ids:
+                span.set_attribute("gen_ai.response.id", reply.id)
+            span.end()
+            return JSONResponse(reply.model_dump(mode="json"))
+
+    app = Starlette(routes=[Route("/v1/chat/completions", forward, methods=["POST"])])
+    app.add_middleware(GuardMiddleware, guard=metered.guard, identify="header:x-customer", include=["/v1/*"])
+    with TestClient(app) as browser:
+        body = {"model": "gpt-4o", "messages": ASK}
+        assert browser.post("/v1/chat/completions", json=body, headers={"x-customer": "org_1"}).status_code == 200
+        (record,) = metered.records()
+    assert (record.kind, record.source, record.customer_identifier) == ("usage", "response", "org_1")
+
+
 def test_a_span_charges_the_requests_hold_before_it_is_released(make_metered: MakeMetered) -> None:
     """What spans told is booked under the admission, ahead of its release, without anybody flushing."""
     metered = make_metered(default_limits={"period_budget": 10})

@@ -46,9 +46,9 @@ from respan_guard.errors import StorageUnavailable
 __all__ = ["PostgresBackend"]
 
 T = TypeVar("T")
-_ARGUMENTS = 52
 _SWEEP_EVERY = 64  # batches
 _SWEEP_ALL_MS = 3_600_000
+_LONG = 6 * 3600.0  # seconds that a proof, or forgetting somebody with very many entries, may take
 _READ_TIMEOUT = 30.0  # seconds that a page or report may take
 _DELETED = "RG003"
 
@@ -80,8 +80,7 @@ class PostgresBackend(Backend):
             f"SET LOCAL statement_timeout = {milliseconds}; SET LOCAL lock_timeout = {milliseconds};"
             " SET TRANSACTION ISOLATION LEVEL READ COMMITTED; "
         )
-        places = ", ".join(["%s"] * _ARGUMENTS)
-        self._apply = in_schema(f"{before}SELECT {{schema}}.apply({places})", self._at.schema)
+        self._apply = in_schema(f"{before}SELECT {{schema}}.apply(%s, %s, %s, %s)", self._at.schema)
         self._reads = Reads(self._at.schema)
         self._changes = Changes(self._at.schema)
         self._epoch: str | None = None
@@ -139,6 +138,15 @@ class PostgresBackend(Backend):
     async def _look(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         return await self._opened(self._read_link).run(work)
 
+    async def _beside(self, work: Callable[[Connection], Awaitable[T]], *, repeatable: bool = True) -> T:
+        """Do what may take long on a connection of its own, so that neither batches nor pages wait for it."""
+        self._opened(self._read_link)
+        link = Link(self._at, _LONG)
+        try:
+            return await link.run(work, repeatable=repeatable)
+        finally:
+            await link.close()
+
     # -- operations --------------------------------------------------------------------------------
 
     async def apply(self, ops: Sequence[Op], now: int | None = None) -> list[Outcome]:
@@ -154,7 +162,7 @@ class PostgresBackend(Backend):
             cursor = psycopg.AsyncClientCursor(db)
             for _ in range(len(ops) + 1):
                 try:
-                    await cursor.execute(self._apply, (self._epoch, now, self._latest, *batch.arguments))
+                    await cursor.execute(*self._statement(batch, now))
                 except psycopg.Error as error:
                     if error.sqlstate != _DELETED:
                         raise
@@ -172,6 +180,10 @@ class PostgresBackend(Backend):
         self._latest = max(self._latest, at)
         self._sweep_sometimes()
         return outcomes
+
+    def _statement(self, batch: Batch, now: int | None) -> tuple[bytes, tuple[object, ...]]:
+        """What is sent for a batch, and its values."""
+        return self._apply, (self._epoch, now, self._latest, batch.argument)
 
     def _sweep_sometimes(self) -> None:
         """Beside the batches: what ended long ago goes, little by little."""
@@ -204,7 +216,9 @@ class PostgresBackend(Backend):
     async def delete(self, customer: str, *, actor: str = "", now: int | None = None) -> bool:
         """See `Backend.delete`."""
         epoch = self._epoch or ""
-        found = await self._change(lambda db: self._changes.delete(db, epoch, customer, actor, now, self._latest))
+        found = await self._beside(
+            lambda db: self._changes.delete(db, epoch, customer, actor, now, self._latest), repeatable=False
+        )
         self._latest = max(self._latest, now or 0)
         return found
 
@@ -299,13 +313,8 @@ class PostgresBackend(Backend):
         return await self._change(lambda db: self._changes.prune(db, before_day, limit))
 
     async def verify(self) -> list[Discrepancy]:
-        """See `Backend.verify`. Runs on a connection of its own: it takes long, and pages shall not wait."""
-        self._opened(self._read_link)
-        link = Link(self._at, 24 * 3600)
-        try:
-            return await link.run(lambda db: checks.verify(db, self._at.schema))
-        finally:
-            await link.close()
+        """See `Backend.verify`."""
+        return await self._beside(lambda db: checks.verify(db, self._at.schema))
 
     async def info(self) -> StoreInfo:
         """See `Backend.info`."""

@@ -1,7 +1,7 @@
-"""A batch of operations as the arguments of the function that applies it, and its answers as outcomes.
+"""A batch of operations as the argument of the function that applies it, and its answers as outcomes.
 
-Everything travels as arrays, one column each: numbers point from one family of arrays into another, so the server
-looks nothing up twice. The families are described in `migrations/0002_apply.sql`.
+Everything travels as arrays, one column each, in one array of their texts: numbers point from one family of arrays
+into another, so the server looks nothing up twice. The families are described in `migrations/0002_apply.sql`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Batch:
         self._limits: list[tuple[bool, int, int]] = []
         self._planned: dict[tuple[int, int, str], int] = {}
         rows = [self._row(place, op) for place, op in enumerate(ops)]
-        self.arguments = [*self._families(), *_columns(rows)]
+        self.argument = _texts([*self._families(), *_columns(rows)])
 
     # -- there -------------------------------------------------------------------------------------
 
@@ -123,8 +123,8 @@ class Batch:
                 self._limits.append((False, _number(self._sums, asked), limit.amount))
         return found
 
-    def _families(self) -> Iterable[str | int]:
-        """The arguments that operations point into."""
+    def _families(self) -> Iterable[str]:
+        """The arrays that operations point into."""
         names = self._names
         yield _texts(names)
         yield _texts([search_text(name, None) for name in names])
@@ -149,7 +149,7 @@ class Batch:
                 wide = number
         yield _array(first)
         yield _array(last)
-        yield wide
+        yield str(wide)
         yield _array(who for who, _ in self._rates)
         yield _array(width for _, width in self._rates)
         yield _array(is_rate for is_rate, _, _ in self._limits)

@@ -26,6 +26,7 @@ __all__ = ["Connection", "Link"]
 T = TypeVar("T")
 Connection: TypeAlias = psycopg.AsyncConnection[tuple[object, ...]]
 _GRACE = 0.25  # seconds that the server's own timeout gets to be first
+_CLOSING = 1.0  # seconds that the last statement gets
 _TRIES = 10  # of a statement that deadlocked or did not serialise
 _clock = SystemClock()
 
@@ -45,6 +46,7 @@ class Link:
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[object]] = set()  # the loop itself holds tasks weakly
         self._process = os.getpid()
+        self._closed = False
 
     async def run(self, work: Callable[[Connection], Awaitable[T]], *, repeatable: bool = True) -> T:
         """Run `work`, which sends one statement, and return what it returns; in order of the calls.
@@ -67,6 +69,8 @@ class Link:
 
     async def _run(self, work: Callable[[Connection], Awaitable[T]], repeatable: bool) -> T:
         async with self._lock:
+            if self._closed:
+                raise StorageUnavailable(f"{self._at.shown} was closed meanwhile")
             deadline = _clock.monotonic() + self._timeout
             failures = 0
             while True:
@@ -83,7 +87,7 @@ class Link:
                     left = deadline - _clock.monotonic()
                     failures += 1
                     again = failures < _TRIES and error.sqlstate in RETRIED
-                    if left <= 0 or not (again or (lost and not fresh and repeatable)):
+                    if left <= 0 or not (again or (lost and not fresh and repeatable and not self._closed)):
                         if lost and left <= 0:
                             raise StorageUnavailable(f"{self._at.shown} gave no answer in time") from error
                         raise translated(error, self._at.shown) from error
@@ -94,7 +98,7 @@ class Link:
 
     async def _timed(self, connection: Connection, work: Callable[[Connection], Awaitable[T]], deadline: float) -> T:
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(max(0.0, deadline - _clock.monotonic()), _cut, connection)
+        timer = loop.call_later(max(0.0, deadline - _clock.monotonic()), self._cut)
         try:
             return await work(connection)
         finally:
@@ -133,11 +137,16 @@ class Link:
                 self._connection = await self._connect(self._timeout)
 
     async def close(self) -> None:
-        """Give the connection back, after what runs on it."""
-        async with self._lock:
-            connection, self._connection = self._connection, None
-            if connection is not None:
-                await connection.close()
+        """Give the connection back, after what runs on it; what runs for long is cut."""
+        self._closed = True
+        timer = asyncio.get_running_loop().call_later(_CLOSING, self._cut)
+        try:
+            async with self._lock:
+                connection, self._connection = self._connection, None
+                if connection is not None:
+                    await connection.close()
+        finally:
+            timer.cancel()
 
     def abandon(self) -> None:
         """Let go; from any thread. A forked child leaves the parent's connection alone."""
@@ -145,8 +154,11 @@ class Link:
         if connection is not None and self._process == os.getpid():
             connection.pgconn.finish()
 
-
-def _cut(connection: Connection) -> None:
-    """End both directions: whoever waits for a reply is told at once that there will be none."""
-    with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as ours:
-        ours.shutdown(socket.SHUT_RDWR)
+    def _cut(self) -> None:
+        """End both directions: whoever waits for a reply is told at once that there will be none."""
+        if self._connection is None:
+            return
+        with contextlib.suppress(OSError, psycopg.Error):
+            ours = socket.socket(fileno=os.dup(self._connection.fileno()))
+            with ours:
+                ours.shutdown(socket.SHUT_RDWR)

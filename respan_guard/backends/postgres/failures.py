@@ -87,4 +87,4 @@ def at_connecting(error: Exception, where: str) -> GuardError:
 
 def _said(error: Exception) -> str:
     diag = getattr(error, "diag", None)
-    return str(getattr(diag, "message_primary", None) or error).strip().replace("\n", " ") or repr(error)
+    return " ".join(str(getattr(diag, "message_primary", None) or error).split()) or repr(error)

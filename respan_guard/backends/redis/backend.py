@@ -180,20 +180,24 @@ class RedisBackend(Backend):
         recent = self._recent[part]
         if recent.suspicious:
             await self._compare(shelf, part, recent, now)
+        known = recent.seq
         try:
             before, after, outcomes = await self._send(shelf, part, ops, now)
         except BaseException:
             recent.suspicious = True
             raise
-        recent.keep(ops, outcomes, before, after)
+        recent.keep(ops, outcomes, known, before, after)
         if recent.suspicious:
             await self._compare(shelf, part, recent, now)
         return outcomes
 
     async def _compare(self, shelf: Shelf, part: int, recent: Recent, now: int | None) -> None:
         """The connection broke, or the log is shorter than it was: is all there that was acknowledged?"""
-        before, after, outcomes = await self._send(shelf, part, recent.to_compare(), now)
-        recent.compared(outcomes, before, after, self._at.url)
+        before, after, newest = await self._send(shelf, part, recent.newest, now)
+        if not recent.is_there(newest, before):
+            _, after, others = await self._send(shelf, part, recent.all[:-1], now)
+            recent.restored([*others, *newest], before, self._at.url)
+        recent.trusted(after)
 
     async def _send(
         self, shelf: Shelf, part: int, ops: Sequence[Op], now: int | None

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from typing import Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
@@ -15,12 +15,14 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError, NoScriptError, RedisClusterException  # noqa: A004 - theirs
 
 from respan_guard.backends.redis.failures import FAILURES, translated
+from respan_guard.backends.redis.line import Line
 from respan_guard.backends.redis.location import Location
-from respan_guard.backends.redis.scripts import READS, script
+from respan_guard.backends.redis.scripts import AGAIN, script
 from respan_guard.errors import ConfigurationError
 
 __all__ = ["Link"]
 
+_TRIES = 4
 logger = logging.getLogger("respan_guard")
 
 
@@ -71,6 +73,7 @@ class Link:
     def __init__(self, at: Location) -> None:
         self.at = at
         self._client: _Client | None = None
+        self._line: Line | None = None  # of a single server, for batches
         self.opening = True
 
     async def connect(self) -> None:
@@ -81,18 +84,23 @@ class Link:
             "socket_timeout": at.timeout,
             "socket_connect_timeout": at.timeout,
             "decode_responses": True,
+            "driver_info": None,  # two commands fewer for each new connection
             "protocol": 2,  # replies of scripts are the same in 3, which costs a round trip more to begin with
         }
         if not at.nodes:
             self._client = Redis.from_url(at.address, **given)
+            self._line = Line(at.address, at.timeout, given)
             return
         parts = urlsplit(at.address)
         nodes = [ClusterNode(host, port) for host, port in at.nodes]
         login: dict[str, Any] = {
-            "username": parts.username,
-            "password": parts.password,
+            "username": parts.username and unquote(parts.username),
+            "password": parts.password and unquote(parts.password),
             "ssl": parts.scheme == "rediss",
+            **dict(parse_qsl(parts.query)),
         }
+        if "ssl_check_hostname" in login:
+            login["ssl_check_hostname"] = login["ssl_check_hostname"].lower() in ("1", "true", "yes")
         cluster = RedisCluster(startup_nodes=nodes, **login, **given)
         try:
             await cluster.initialize()
@@ -106,11 +114,15 @@ class Link:
     async def close(self) -> None:
         """Give the connections back."""
         client, self._client = self._client, None
+        line, self._line = self._line, None
         if client is not None:
             try:
+                if line is not None:
+                    await line.close()
                 await client.aclose()
             except FAILURES as error:
                 logger.debug("closing a connection to %s failed: %s", self.at.url, error)
+            await asyncio.sleep(0)  # a transport that was closed without waiting ends with the loop's next pass
 
     def abandon(self) -> None:
         """Let go of the connections without a word: their loop, or the process that made them, is gone.
@@ -119,7 +131,8 @@ class Link:
         parent's sockets out of the parent's own selector. What knew such a socket is kept from being collected.
         """
         client, self._client = self._client, None
-        for connection in _connections(client):
+        line, self._line = self._line, None
+        for connection in (*_connections(client), *([] if line is None else [line.connection])):
             writer = getattr(connection, "_writer", None)
             if writer is not None:
                 connection._writer = connection._reader = None
@@ -149,18 +162,20 @@ class Link:
         """Run a script on a part of the store."""
         assert self._client is not None
         execute, wanted, keys = self._client.execute_command, script(name), self.at.keys(shard)
-        try:
+        if name == "apply" and self._line is not None:
+            execute = self._line.execute
+        again = _TRIES if name in AGAIN else 1
+        command, what = "EVALSHA", wanted.sha
+        while True:
             try:
-                return await execute("EVALSHA", wanted.sha, len(keys), *keys, *arguments)
+                return await execute(command, what, len(keys), *keys, *arguments)
             except NoScriptError:
-                return await execute("EVAL", wanted.source, len(keys), *keys, *arguments)  # which loads it, too
-            except ConnectionError:
-                if name not in READS:
-                    raise
-                # The connection had died while nobody used it; to look once more changes nothing.
-                return await execute("EVAL", wanted.source, len(keys), *keys, *arguments)
-        except FAILURES as error:
-            raise translated(error, self.at.url, opening=self.opening) from error
+                command, what = "EVAL", wanted.source  # which loads it, too
+            except FAILURES as error:
+                again -= 1
+                # A connection may have died while nobody used it, on a cluster several of them.
+                if not (again and isinstance(error, ConnectionError)):
+                    raise translated(error, self.at.url, opening=self.opening) from error
 
     async def run_all(self, name: str, *arguments: Any) -> list[Any]:
         """Run a script on every part of the store."""

@@ -29,33 +29,46 @@ class Recent:
         self.suspicious = False
         self._counted = counted
         self._records: deque[Record] = deque(maxlen=_MOST)
-        self._seq = 0
+        self.seq = 0
 
-    def keep(self, ops: Sequence[Op], outcomes: Iterable[Outcome], before: int, after: int) -> None:
-        """Take note of an acknowledged batch; the log went from `before` to `after`."""
-        if before < self._seq:
+    def keep(self, ops: Sequence[Op], outcomes: Iterable[Outcome], known: int, before: int, after: int) -> None:
+        """Take note of an acknowledged batch: the log was known to reach `known`, and went from `before` to `after`."""
+        if before < known:
             self.suspicious = True
         else:
-            self._seq = after
+            self.seq = max(self.seq, after)
         for op, outcome in zip(ops, outcomes, strict=True):
             if isinstance(op, Record) and isinstance(outcome, Recorded) and outcome.new:
                 self._records.append(op)
 
-    def to_compare(self) -> list[Op]:
-        """What to send again because the store is suspected to have lost it."""
+    @property
+    def newest(self) -> Sequence[Op]:
+        """The last one. What a store loses is always the end of what it was told: if it has this, it has all."""
+        return list(self._records)[-1:]
+
+    @property
+    def all(self) -> Sequence[Op]:
+        """All, to be sent again."""
         return list(self._records)
 
-    def compared(self, outcomes: Iterable[Outcome], before: int, after: int, url: str) -> None:
-        """See what the store said to that, and tell people of what it had lost."""
+    def is_there(self, outcomes: Iterable[Outcome], before: int) -> bool:
+        """Whether the store, asked with the newest while its log ended at `before`, has lost nothing."""
+        lost = any(isinstance(outcome, Recorded) and outcome.new for outcome in outcomes)
+        return not lost and not (self._counted and before < self.seq)
+
+    def restored(self, outcomes: Iterable[Outcome], before: int, url: str) -> None:
+        """Tell people of what was lost. `outcomes` are of all, sent again when the log ended at `before`."""
         again = sum(isinstance(outcome, Recorded) and outcome.new for outcome in outcomes)
-        missing = max(again, self._seq - before if self._counted else 0)
-        if missing:
-            logger.error(
-                "%s lost %d usage records that it had acknowledged (a failover, or a restart without appendfsync "
-                "always): %d are stored again, %d are not in this process any more",
-                url,
-                missing,
-                again,
-                missing - again,
-            )
-        self._seq, self.suspicious = after, False
+        missing = max(again, self.seq - before if self._counted else 0)
+        logger.error(
+            "%s lost %d usage records that it had acknowledged (a failover, or a restart without appendfsync "
+            "always): %d are stored again, %d are not in this process any more",
+            url,
+            missing,
+            again,
+            missing - again,
+        )
+
+    def trusted(self, seq: int) -> None:
+        """All that is still known is there; the log ends at `seq`."""
+        self.seq, self.suspicious = seq, False

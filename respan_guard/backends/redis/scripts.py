@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from importlib.resources import files
 
-__all__ = ["READS", "Script", "script"]
+__all__ = ["AGAIN", "Script", "script"]
 
-READS = frozenset(
-    ("check", "count", "customers", "days", "entries", "entry", "facts", "holds", "refusals", "refused", "rows", "sums")
-)
-"""Scripts that may run twice for one call: they change nothing that anyone could tell."""
-
+AGAIN = frozenset(
+    ("ask", "check", "count", "customers", "days", "entries", "entry", "facts", "holds", "refusals", "refused", "rows",
+     "sums")
+)  # fmt: skip
+"""Scripts that may run twice for one call: nobody could tell. ("ask" only ever writes how far a reader has read.)"""
 _FIRST = {  # parts that stand before a script's own
-    "apply": ("prelude",),
+    "apply": ("prelude", "batch", "used", "admit", "record"),
     "ask": ("prelude",),
     "audit": ("prelude", "note"),
     "check": ("prelude",),
@@ -39,6 +40,10 @@ _FIRST = {  # parts that stand before a script's own
 }
 
 
+_CONSTANTS = re.compile(r"^local ([A-Z_, \n]+) =\s([0-9, \n]+)$", re.MULTILINE)
+_DEFINED = re.compile(r"^local [0-9, \n]+ =\s[0-9, \n]+$", re.MULTILINE)
+
+
 class Script:
     """A script's source, and the digest that a server knows it by once it was loaded."""
 
@@ -47,8 +52,19 @@ class Script:
     def __init__(self, name: str) -> None:
         directory = files(__package__) / "lua"
         parts = [(directory / f"{part}.lua").read_text(encoding="utf-8") for part in (*_FIRST[name], name)]
-        self.source = "".join(parts)
+        self.source = _folded("".join(parts))
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+
+def _folded(source: str) -> str:
+    """The source with the values of its constants, which are `local NAME, ... = NUMBER, ...`, in their places.
+
+    Lua has no constants: each would be a variable that every function which names it has to find, at every call.
+    """
+    for names, values in _CONSTANTS.findall(source):
+        for name, value in zip(names.split(","), values.split(","), strict=True):
+            source = re.sub(rf"\b{name.strip()}\b", value.strip(), source)
+    return _DEFINED.sub("", source)
 
 
 _SCRIPTS = {name: Script(name) for name in _FIRST}

@@ -33,14 +33,13 @@ _INSERT_RATE = "INSERT OR REPLACE INTO rates (c, window_ms, start_ms, previous, 
 
 
 class SQLiteCell(Cell):
-    """A cell that knows its row, its sums of all time, and whether its customer was deleted once."""
+    """A cell that knows its row, and whether its customer was deleted once."""
 
-    __slots__ = ("c", "days", "tombs", "totals")
+    __slots__ = ("c", "days", "tombs")
 
     def __init__(self, customer: str) -> None:
         super().__init__(customer)
         self.c: int | None = None  # None: not stored yet
-        self.totals = Amounts()
         self.days: set[int] = set()  # days known to have a rollup
         self.tombs: tuple[tuple[str, int], ...] = ()
 
@@ -135,11 +134,13 @@ class Pending:
 
     def write_entries(self, db: sqlite3.Connection) -> None:
         """Write new entries and revised ones, which leave their old place in the log."""
-        rows, revised = [], []
+        rows, revised, credited = [], [], []
         for (c, entry_id), (stored, latest) in self.entries.items():
             entry, usage = stored.entry, stored.entry.usage
             if stored.rev > 1:
                 revised.append((c, entry_id))
+            if entry.cost is not None and entry.cost < 0:
+                credited.append((c,))
             rows.append(
                 (stored.seq, c, entry_id, stored.rev, entry.day, entry.at_ms, latest, entry.cost, entry.input_tokens,
                  entry.output_tokens, usage.cache_read_tokens, stored.late, entry.model, entry.admission, entry.kind,
@@ -148,6 +149,8 @@ class Pending:
             )  # fmt: skip
         if revised:
             db.executemany("DELETE FROM entries WHERE c = ? AND id = ?", revised)
+        if credited:
+            db.executemany("UPDATE customers SET credited = 1 WHERE c = ? AND NOT credited", credited)
         if rows:
             db.executemany(_INSERT_ENTRY, rows)
 

@@ -16,6 +16,7 @@ from respan_guard.backends.base import (
     HOURS_KEPT,
     REPLAY_MS,
     Admit,
+    Allowed,
     Amounts,
     Entry,
     Op,
@@ -27,9 +28,7 @@ from respan_guard.backends.cells import EVER, Hold
 from respan_guard.backends.ledger import Ledger
 from respan_guard.backends.sqlite.pending import Pending, SQLiteCell, is_over
 from respan_guard.backends.sqlite.rows import (
-    COLUMNS,
     ENTRY,
-    amounts_from,
     answer_from,
     entry_from,
     hash_of,
@@ -46,7 +45,8 @@ _SWEEP = 1024  # rows of ended admissions to delete per batch: more than a batch
 _SWEEP_ALL_MS = 3_600_000
 _KEEP_EXPIRED_MS = 6 * 86_400_000  # `verify` finds fault with holds that lie there for 7 days
 _RANGE = "9000000000000000"  # stands in the CHECKs of the schema that keep sums countable
-_LOAD_CELL = f"SELECT c, revision, params, {COLUMNS} FROM customers WHERE customer = ?"  # noqa: S608
+_LOAD_CELL = """SELECT c, revision, params, requests, cost, input_tokens + output_tokens FROM customers
+    WHERE customer = ?"""
 _LOAD_RATES = "SELECT window_ms, start_ms, previous, current FROM rates WHERE c = ?"
 _LOAD_HOLDS = "SELECT id, day, model, cost, tokens, expires_ms, ended_ms, answer FROM holds WHERE c = ?"
 _LOAD_TOMBS = (
@@ -79,7 +79,6 @@ class Writer(Ledger[SQLiteCell]):
         self.cells = {}
         self._sums: dict[tuple[str | None, str, int, int], int] = {}
         self._pending = Pending()
-        self._replayed: list[tuple[SQLiteCell, Hold]] = []
 
     def lost(self) -> None:
         """After a failure: memory may be ahead of the file."""
@@ -110,12 +109,12 @@ class Writer(Ledger[SQLiteCell]):
             raise StoreReset("the store's tables are gone: it was wiped while it was open") from error
         if meta.get("epoch") != self.epoch:
             raise StoreReset("this is another store than the one that was opened: it was replaced while it was open")
-        self._pruned_to = int(meta["pruned_to"])
+        self.pruned_to = int(meta["pruned_to"])
         last = db.execute("SELECT seq, latest_ms FROM entries ORDER BY seq DESC LIMIT 1").fetchone() or (0, 0)
         self._seq = max(last[0], int(meta["log_end"]))
         self._latest = last[1]
         self._last_c = db.execute(_LAST_C).fetchone()[0]
-        self._any_tombs = bool(db.execute("SELECT EXISTS (SELECT 1 FROM tombs)").fetchone()[0])
+        self.any_deleted = bool(db.execute("SELECT EXISTS (SELECT 1 FROM tombs)").fetchone()[0])
         self._version = version
 
     def reread(self, customer: str) -> None:
@@ -129,7 +128,9 @@ class Writer(Ledger[SQLiteCell]):
         self.begin()
         for op in ops:
             if isinstance(op, Admit):
-                self._recall(op, max(now, self.now))
+                cell = self.cell(op.customer)
+                del self.cells[op.customer]  # the newest is the last to be forgotten
+                self.cells[op.customer] = cell
         try:
             outcomes = self.run(ops, now)
             pending = self._pending
@@ -148,28 +149,12 @@ class Writer(Ledger[SQLiteCell]):
         """After the commit: keep the working set small."""
         ended = self._ended
         for cell, hold in self._pending.holds.values():
-            if is_over(hold) and cell.holds.get(hold.id) is hold:
-                del cell.holds[hold.id]
-                if ended is not None:
-                    ended.append((hold.ended or 0, cell.c or 0, hold.id))
-        for cell, hold in self._replayed:
-            if cell.holds.get(hold.id) is hold:
-                del cell.holds[hold.id]
+            if is_over(hold) and ended is not None:
+                ended.append((hold.ended or 0, cell.c or 0, hold.id))
         if len(self.cells) > _MAX_CELLS:
             for name in list(islice(self.cells, len(self.cells) - _MAX_CELLS + _MAX_CELLS // 10)):
                 del self.cells[name]
-        self._pending, self._replayed = Pending(), []
-
-    def _recall(self, op: Admit, now: int) -> None:
-        """Let the ledger see an admission under this id that ended a moment ago."""
-        cell = self.cell(op.customer)
-        self.cells[op.customer] = self.cells.pop(op.customer)  # the newest is the last to be forgotten
-        if cell.c is None or op.id in cell.holds:
-            return
-        row = self._row_of.execute(_FIND_ENDED, (cell.c, op.id)).fetchone()
-        if row is not None and row[0] + REPLAY_MS > now:
-            hold = cell.holds[op.id] = Hold(op.id, 0, "", 0, 0, row[0], answer_from(row[1]), row[0])
-            self._replayed.append((cell, hold))
+        self._pending = Pending()
 
     def _sweep(self, db: sqlite3.Connection) -> None:
         """Delete what is too old to be asked for: little by little, and all that a crash left behind."""
@@ -201,12 +186,12 @@ class Writer(Ledger[SQLiteCell]):
         row = db.execute(_LOAD_CELL, (customer,)).fetchone()
         if row is not None:
             cell.c, cell.revision, cell.params = row[0], row[1], params_from(row[2])
-            cell.totals = amounts_from(row, 3)
+            cell.requests, cell.cost, cell.tokens = row[3:]
             rates = db.execute(_LOAD_RATES, (cell.c,))
-            cell.rates = {width: (start, prev, cur) for width, start, prev, cur in rates} or None
+            cell.rates = {width: (start, prev, cur) for width, start, prev, cur in rates}
             for hold_id, day, model, cost, tokens, expires, ended, answer in db.execute(_LOAD_HOLDS, (cell.c,)):
-                cell.add_hold(Hold(hold_id, day, model, cost, tokens, expires, answer_from(answer), ended))
-        if self._any_tombs:
+                cell.add_hold(Hold(customer, hold_id, day, model, cost, tokens, expires, answer_from(answer), ended))
+        if self.any_deleted:
             cell.tombs = tuple(db.execute(_LOAD_TOMBS, (hash_of(self.epoch, customer),)))
         return cell
 
@@ -215,7 +200,7 @@ class Writer(Ledger[SQLiteCell]):
         if customer is not None:
             cell = self.cell(customer)
             if first_day <= 0 and end_day >= EVER and model is None:
-                return _metric(cell.totals, metric)
+                return cell.tokens if metric == "tokens" else cell.cost if metric == "cost" else cell.requests
             return 0 if cell.c is None else self._sum(cell.c, model, metric, first_day, end_day)
         key = (model, metric, first_day, end_day)
         found = self._sums.get(key)
@@ -248,11 +233,6 @@ class Writer(Ledger[SQLiteCell]):
             values.append(model)
         return int(self.db.execute(query, values).fetchone()[0])
 
-    def total(self, cell: SQLiteCell) -> tuple[int, int]:
-        """The customer's cost and tokens of all time."""
-        totals = cell.totals
-        return totals.cost, totals.input_tokens + totals.output_tokens
-
     def find(self, customer: str, entry_id: str) -> StoredEntry | None:
         """A stored entry, of this batch or an earlier one."""
         c = self.cell(customer).c
@@ -264,13 +244,19 @@ class Writer(Ledger[SQLiteCell]):
         row = self._row_of.execute(_FIND_ENTRY, (c, entry_id)).fetchone()
         return None if row is None else entry_from(row)
 
+    def answer(self, cell: SQLiteCell, hold_id: str, now: int) -> Allowed | None:
+        """The answer of an admission that ended a moment ago, in this batch or an earlier one."""
+        if cell.c is None:
+            return None
+        if (cell.c, hold_id) in self._pending.holds:
+            _, hold = self._pending.holds[cell.c, hold_id]
+            return hold.outcome if hold.ended is not None and hold.ended + REPLAY_MS > now else None
+        row = self._row_of.execute(_FIND_ENDED, (cell.c, hold_id)).fetchone()
+        return answer_from(row[1]) if row is not None and row[0] + REPLAY_MS > now else None
+
     def tombs(self, customer: str) -> Sequence[tuple[str, int]]:
         """The labels that took a deleted customer's place."""
         return self.cell(customer).tombs
-
-    def pruned_to(self) -> int:
-        """The last day whose entries may be gone."""
-        return self._pruned_to
 
     # -- what the ledger tells ---------------------------------------------------------------------
 
@@ -285,7 +271,6 @@ class Writer(Ledger[SQLiteCell]):
                 self._pending.new_day(c, day)
             cell.days.add(day)
         self._pending.add(c, day, model, amounts, at_ms)
-        cell.totals.add(amounts)
         for span in self._sums:
             only, metric, first, end = span
             if first <= day < end and (only is None or only == model):
@@ -301,6 +286,10 @@ class Writer(Ledger[SQLiteCell]):
     def keep_hold(self, cell: SQLiteCell, hold: Hold) -> None:
         """A hold was made or changed."""
         self._pending.holds[self._row(cell), hold.id] = (cell, hold)
+
+    def end_hold(self, cell: SQLiteCell, hold: Hold) -> None:
+        """A hold is over."""
+        self.keep_hold(cell, hold)
 
     def keep_rate(self, cell: SQLiteCell, width: int, window: Window) -> None:
         """A rate was counted."""

@@ -4,28 +4,17 @@
 --
 -- Arrays come in families, and a number points into one: `k_` customers (sorted), `h_` holds, `e_` entries, `s_` sums
 -- that limits ask for (by customer, those across customers last), `r_` rates, `l_` limits, `o_` the operations in order
--- of arrival. What the caller gives is called p_; an array without it is the state as it is worked on.
+-- of arrival. What the caller gives is called p_; an array without it is the state as it is worked on. It all comes in one
+-- array of texts, each of which is an array itself: a statement with fifty arguments costs more than the decision.
 --
 -- Locks: the one of limits across customers, customers by identifier, parts of totals, the store. Always in that order.
 --
 -- Errors of our own: RG001 another store, RG002 beyond the range, RG003 usage of a deleted customer (DETAIL says whose).
 
-CREATE FUNCTION {schema}.apply(
-    p_epoch text, p_now bigint, p_floor bigint,
-    p_k_name text[], p_k_search text[],
-    p_h_who integer[], p_h_id text[],
-    p_e_who integer[], p_e_id text[], p_e_own boolean[],
-    p_s_who integer[], p_s_metric integer[], p_s_first integer[], p_s_end integer[], p_s_model text[],
-    p_s_from integer[], p_s_to integer[], p_wide integer,
-    p_r_who integer[], p_r_width bigint[],
-    p_l_rate boolean[], p_l_ref integer[], p_l_amount bigint[],
-    p_o_kind integer[], p_o_who integer[], p_o_booked integer[], p_o_hold integer[], p_o_entry integer[],
-    p_o_presumed integer[], p_o_day integer[], p_o_model text[], p_o_cost bigint[], p_o_in bigint[], p_o_out bigint[],
-    p_a_revision text[], p_a_from bigint[], p_a_to bigint[], p_a_requests bigint[], p_o_ttl bigint[], p_a_free boolean[],
-    p_a_limit integer[], p_a_limits integer[],
-    p_b_at bigint[], p_b_cached bigint[], p_b_latency bigint[], p_b_ttft bigint[], p_b_kind text[], p_b_source text[],
-    p_b_provider text[], p_b_status text[], p_b_trace text[], p_b_body text[]
-) RETURNS text
+-- A sum of bigint that stays one: PostgreSQL's own is numeric, which costs several times as much.
+CREATE AGGREGATE {schema}.plus(bigint) (SFUNC = int8pl, STYPE = bigint, INITCOND = '0');
+
+CREATE FUNCTION {schema}.apply(p_epoch text, p_now bigint, p_floor bigint, p_batch text[]) RETURNS text
 LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
@@ -34,6 +23,55 @@ SET enable_mergejoin = off
 SET jit = off
 AS $apply$
 DECLARE
+    p_k_name CONSTANT text[] := p_batch[1]::text[];
+    p_k_search CONSTANT text[] := p_batch[2]::text[];
+    p_h_who CONSTANT integer[] := p_batch[3]::integer[];
+    p_h_id CONSTANT text[] := p_batch[4]::text[];
+    p_e_who CONSTANT integer[] := p_batch[5]::integer[];
+    p_e_id CONSTANT text[] := p_batch[6]::text[];
+    p_e_own CONSTANT boolean[] := p_batch[7]::boolean[];
+    p_s_who CONSTANT integer[] := p_batch[8]::integer[];
+    p_s_metric CONSTANT integer[] := p_batch[9]::integer[];
+    p_s_first CONSTANT integer[] := p_batch[10]::integer[];
+    p_s_end CONSTANT integer[] := p_batch[11]::integer[];
+    p_s_model CONSTANT text[] := p_batch[12]::text[];
+    p_s_from CONSTANT integer[] := p_batch[13]::integer[];
+    p_s_to CONSTANT integer[] := p_batch[14]::integer[];
+    p_wide CONSTANT integer := p_batch[15]::integer;
+    p_r_who CONSTANT integer[] := p_batch[16]::integer[];
+    p_r_width CONSTANT bigint[] := p_batch[17]::bigint[];
+    p_l_rate CONSTANT boolean[] := p_batch[18]::boolean[];
+    p_l_ref CONSTANT integer[] := p_batch[19]::integer[];
+    p_l_amount CONSTANT bigint[] := p_batch[20]::bigint[];
+    p_o_kind CONSTANT integer[] := p_batch[21]::integer[];
+    p_o_who CONSTANT integer[] := p_batch[22]::integer[];
+    p_o_booked CONSTANT integer[] := p_batch[23]::integer[];
+    p_o_hold CONSTANT integer[] := p_batch[24]::integer[];
+    p_o_entry CONSTANT integer[] := p_batch[25]::integer[];
+    p_o_presumed CONSTANT integer[] := p_batch[26]::integer[];
+    p_o_day CONSTANT integer[] := p_batch[27]::integer[];
+    p_o_model CONSTANT text[] := p_batch[28]::text[];
+    p_o_cost CONSTANT bigint[] := p_batch[29]::bigint[];
+    p_o_in CONSTANT bigint[] := p_batch[30]::bigint[];
+    p_o_out CONSTANT bigint[] := p_batch[31]::bigint[];
+    p_a_revision CONSTANT text[] := p_batch[32]::text[];
+    p_a_from CONSTANT bigint[] := p_batch[33]::bigint[];
+    p_a_to CONSTANT bigint[] := p_batch[34]::bigint[];
+    p_a_requests CONSTANT bigint[] := p_batch[35]::bigint[];
+    p_o_ttl CONSTANT bigint[] := p_batch[36]::bigint[];
+    p_a_free CONSTANT boolean[] := p_batch[37]::boolean[];
+    p_a_limit CONSTANT integer[] := p_batch[38]::integer[];
+    p_a_limits CONSTANT integer[] := p_batch[39]::integer[];
+    p_b_at CONSTANT bigint[] := p_batch[40]::bigint[];
+    p_b_cached CONSTANT bigint[] := p_batch[41]::bigint[];
+    p_b_latency CONSTANT bigint[] := p_batch[42]::bigint[];
+    p_b_ttft CONSTANT bigint[] := p_batch[43]::bigint[];
+    p_b_kind CONSTANT text[] := p_batch[44]::text[];
+    p_b_source CONSTANT text[] := p_batch[45]::text[];
+    p_b_provider CONSTANT text[] := p_batch[46]::text[];
+    p_b_status CONSTANT text[] := p_batch[47]::text[];
+    p_b_trace CONSTANT text[] := p_batch[48]::text[];
+    p_b_body CONSTANT text[] := p_batch[49]::text[];
     c_max CONSTANT bigint := 9000000000000000;
     c_never CONSTANT bigint := 9223372036854775807;
     c_ever CONSTANT integer := 2147483647;
@@ -70,7 +108,7 @@ DECLARE
     missing integer; made integer;
     i integer; j integer; s integer; r integer; w integer; b integer; h integer; e integer; p integer; x integer;
     spot integer; last_s integer;
-    fits boolean; late boolean; conflict boolean; lives boolean;
+    fits boolean; late boolean; conflict boolean;
     used bigint; held bigint; asked bigint; amount bigint; width bigint; start bigint; previous bigint; cur bigint;
     cost bigint; tokens bigint; cut bigint;
     d_requests bigint; d_cost bigint; d_tokens bigint; d_held_cost bigint; d_held_tokens bigint;
@@ -83,10 +121,13 @@ BEGIN
     END IF;
     LOOP
         WITH mine AS MATERIALIZED (
-            SELECT * FROM {schema}.customers k WHERE k.customer = ANY (p_k_name) ORDER BY k.customer FOR UPDATE
+            SELECT k.c, k.revision, k.cost, k.tokens, k.requests, k.rates::text AS rates, k.span_first, k.span_end,
+                k.span_cost, k.held_cost, k.held_tokens, k.held_first, k.held_last, k.held_from_ms, k.held_until_ms,
+                k.first_seen
+            FROM {schema}.customers k WHERE k.customer = ANY (p_k_name) ORDER BY k.customer FOR UPDATE
         )
         SELECT array_agg(m.c), array_agg(m.revision), array_agg(m.cost), array_agg(m.tokens), array_agg(m.requests),
-            array_agg(m.rates::text), array_agg(m.span_first), array_agg(m.span_end), array_agg(m.span_cost),
+            array_agg(m.rates), array_agg(m.span_first), array_agg(m.span_end), array_agg(m.span_cost),
             array_agg(m.held_cost), array_agg(m.held_tokens), array_agg(m.held_first), array_agg(m.held_last),
             array_agg(m.held_from_ms), array_agg(m.held_until_ms), array_agg(m.first_seen < 0)
         INTO k_c, k_revision, k_cost, k_tokens, k_requests, k_rates, k_span_first, k_span_end, k_span_cost,
@@ -507,11 +548,11 @@ BEGIN
     END IF;
     IF any_done THEN
         WITH adds AS MATERIALIZED (
-            SELECT n.who, n.day, n.model, n.hour, sum(n.requests) AS requests, sum(n.calls) AS calls,
-                sum(n.cost) AS cost, sum(n.input_tokens) AS input_tokens, sum(n.output_tokens) AS output_tokens,
-                sum(n.cache_read_tokens) AS cache_read_tokens, sum(n.unpriced) AS unpriced, sum(n.errors) AS errors,
-                sum(n.latency_ms) AS latency_ms, sum(n.timed) AS timed, sum(n.ttft_ms) AS ttft_ms,
-                sum(n.ttft_calls) AS ttft_calls
+            SELECT n.who, n.day, n.model, n.hour, {schema}.plus(n.requests) AS requests, {schema}.plus(n.calls) AS calls,
+                {schema}.plus(n.cost) AS cost, {schema}.plus(n.input_tokens) AS input_tokens, {schema}.plus(n.output_tokens) AS output_tokens,
+                {schema}.plus(n.cache_read_tokens) AS cache_read_tokens, {schema}.plus(n.unpriced) AS unpriced, {schema}.plus(n.errors) AS errors,
+                {schema}.plus(n.latency_ms) AS latency_ms, {schema}.plus(n.timed) AS timed, {schema}.plus(n.ttft_ms) AS ttft_ms,
+                {schema}.plus(n.ttft_calls) AS ttft_calls
             FROM (
                 SELECT o.who, o.day, o.model, (now / 3600000)::integer, o.requests, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
                 FROM unnest(o_done, p_o_who, p_o_day, p_o_model, p_a_requests) AS o (done, who, day, model, requests)
@@ -539,9 +580,9 @@ BEGIN
         ), booked AS (
             INSERT INTO {schema}.rollups AS a (c, day, model, requests, calls, cost, input_tokens, output_tokens,
                     cache_read_tokens, unpriced, errors, latency_ms, timed, ttft_ms, ttft_calls)
-                SELECT k_c[n.who], n.day, n.model, sum(n.requests), sum(n.calls), sum(n.cost), sum(n.input_tokens),
-                    sum(n.output_tokens), sum(n.cache_read_tokens), sum(n.unpriced), sum(n.errors), sum(n.latency_ms),
-                    sum(n.timed), sum(n.ttft_ms), sum(n.ttft_calls)
+                SELECT k_c[n.who], n.day, n.model, {schema}.plus(n.requests), {schema}.plus(n.calls), {schema}.plus(n.cost), {schema}.plus(n.input_tokens),
+                    {schema}.plus(n.output_tokens), {schema}.plus(n.cache_read_tokens), {schema}.plus(n.unpriced), {schema}.plus(n.errors), {schema}.plus(n.latency_ms),
+                    {schema}.plus(n.timed), {schema}.plus(n.ttft_ms), {schema}.plus(n.ttft_calls)
                 FROM adds n GROUP BY n.who, n.day, n.model
                 ON CONFLICT (c, day, model) DO UPDATE SET requests = a.requests + excluded.requests,
                     calls = a.calls + excluded.calls, cost = a.cost + excluded.cost,
@@ -554,9 +595,9 @@ BEGIN
         ), counted AS (
             INSERT INTO {schema}.totals AS a (unit, at, model, part, customers, requests, calls, cost, input_tokens,
                     output_tokens, cache_read_tokens, unpriced, errors, latency_ms, timed, ttft_ms, ttft_calls)
-                SELECT n.unit, n.at, n.model, (pg_backend_pid() % 16)::smallint, sum(n.customers), sum(n.requests),
-                    sum(n.calls), sum(n.cost), sum(n.input_tokens), sum(n.output_tokens), sum(n.cache_read_tokens),
-                    sum(n.unpriced), sum(n.errors), sum(n.latency_ms), sum(n.timed), sum(n.ttft_ms), sum(n.ttft_calls)
+                SELECT n.unit, n.at, n.model, (pg_backend_pid() % 16)::smallint, {schema}.plus(n.customers), {schema}.plus(n.requests),
+                    {schema}.plus(n.calls), {schema}.plus(n.cost), {schema}.plus(n.input_tokens), {schema}.plus(n.output_tokens), {schema}.plus(n.cache_read_tokens),
+                    {schema}.plus(n.unpriced), {schema}.plus(n.errors), {schema}.plus(n.latency_ms), {schema}.plus(n.timed), {schema}.plus(n.ttft_ms), {schema}.plus(n.ttft_calls)
                 FROM (
                     SELECT 'd', d.day, d.model, 0, d.requests, d.calls, d.cost, d.input_tokens, d.output_tokens,
                         d.cache_read_tokens, d.unpriced, d.errors, d.latency_ms, d.timed, d.ttft_ms, d.ttft_calls
@@ -593,12 +634,12 @@ BEGIN
             held_first = k_held_first[n.who], held_last = k_held_last[n.who], held_from_ms = k_held_from[n.who],
             held_until_ms = k_held_until[n.who]
         FROM (
-            SELECT g.who, k_seen[g.who] AS seen, sum(g.days)::integer AS days, sum(g.requests)::bigint AS requests,
-                sum(g.calls)::bigint AS calls, sum(g.cost)::bigint AS cost, sum(g.input_tokens)::bigint AS input_tokens,
-                sum(g.output_tokens)::bigint AS output_tokens, sum(g.cache_read_tokens)::bigint AS cache_read_tokens,
-                sum(g.unpriced)::bigint AS unpriced, sum(g.errors)::bigint AS errors,
-                sum(g.latency_ms)::bigint AS latency_ms, sum(g.timed)::bigint AS timed,
-                sum(g.ttft_ms)::bigint AS ttft_ms, sum(g.ttft_calls)::bigint AS ttft_calls
+            SELECT g.who, k_seen[g.who] AS seen, {schema}.plus(g.days)::integer AS days, {schema}.plus(g.requests) AS requests,
+                {schema}.plus(g.calls) AS calls, {schema}.plus(g.cost) AS cost, {schema}.plus(g.input_tokens) AS input_tokens,
+                {schema}.plus(g.output_tokens) AS output_tokens, {schema}.plus(g.cache_read_tokens) AS cache_read_tokens,
+                {schema}.plus(g.unpriced) AS unpriced, {schema}.plus(g.errors) AS errors,
+                {schema}.plus(g.latency_ms) AS latency_ms, {schema}.plus(g.timed) AS timed,
+                {schema}.plus(g.ttft_ms) AS ttft_ms, {schema}.plus(g.ttft_calls) AS ttft_calls
             FROM (
                 SELECT d.who, 0, d.requests, d.calls, d.cost, d.input_tokens, d.output_tokens, d.cache_read_tokens,
                     d.unpriced, d.errors, d.latency_ms, d.timed, d.ttft_ms, d.ttft_calls FROM adds d

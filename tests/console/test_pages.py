@@ -1,0 +1,327 @@
+"""What pages, exports and forms show and do, without a browser."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from decimal import Decimal
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.testclient import TestClient
+
+from respan_guard import Customer, Guard, Usage
+from respan_guard import console as package
+from respan_guard.backends.base import RefusalRow
+from respan_guard.console import Console, Panel
+from respan_guard.testing import FakeClock
+
+from .support import PASSWORD, SAME, client_of, fill, signed_in, token_in
+
+HERE = Path(package.__file__).parent
+PAGES = ["/", "/?range=24h", "/?range=period", "/?range=custom&from=2025-12-30&to=2026-01-20", "/users", "/user-new",
+         "/logs", "/logs?status=refused", "/logs?live=1", "/system"]  # fmt: skip
+EVIL = [
+    "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "'-alert(1)-'", "</title><script>alert(1)</script>",
+    "javascript:alert(1)", "{{7*7}}{%raw%}", "\u202egnp.exe", "x" * 254, "../../users", "a?b=c&d#e", "%2e%2e%2f",
+    "=1+1", "<!--", "]]>", "\U0001f600é日本", "</textarea><script>alert(1)</script>", "`${alert(1)}`", "&lt;b&gt;",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PAGES)
+@pytest.mark.parametrize("full", [False, True])
+async def test_pages_answer_full_and_empty(guard: Guard, path: str, full: bool) -> None:
+    """Every page has something to say, also where there is nothing yet, and its headers let in nothing from outside."""
+    if full:
+        await fill(guard)
+    answer = client_of(guard, open_to_all=True).get(path)
+    assert answer.status_code == 200
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert not re.search(r"<script(?![^>]*\bsrc=)|\sstyle=|\son[a-z]+=|<style", answer.text)
+    assert not re.search(r"(?:src|href|action)=\"(?:https?:|//|/)", answer.text)
+
+
+@pytest.mark.parametrize("evil", EVIL)
+async def test_hostile_text_is_text(guard: Guard, evil: str) -> None:
+    """Whatever a customer, its fields, a model, a provider or metadata is called: no page lets it be more than text."""
+    who = evil.replace("\u202e", "")  # identifiers have no marks that turn the direction; names may
+    await guard.put_customer(
+        Customer(customer_identifier=who, name=evil, email=evil, group_identifier=who, metadata={evil: evil}),
+        actor=evil,
+    )
+    texts = ("provider", "status", "trace_id", "span_id", "operation", "response_id", "response_model", "service_tier")
+    given: dict[str, Any] = dict.fromkeys(texts, evil)
+    await guard.record(Usage(model=evil[:200], cost=Decimal(1), metadata={evil: evil}, **given), who)
+    refusal = RefusalRow(who, evil, guard.now_ms() // 60_000, 1)
+    await guard.lane().call(lambda backend: backend.add_refusals([refusal]))
+    client = client_of(guard, open_to_all=True)
+    users = client.get("/users").text
+    [link] = set(re.findall(r'href="(user\?id=[^"]*)"', users))
+    paths = ["/", "/users", "/logs", "/record?seq=1", f"/{link}", f"/{link.replace('user', 'user-delete', 1)}"]
+    for path in [*paths, f"/users?q={link[8:]}", f"/logs?customer={link[8:]}&model={link[8:]}"]:
+        answer = client.get(path)
+        assert answer.status_code == 200, path
+        if "<" in evil:
+            assert evil not in answer.text, path
+        assert not re.search(r"<script(?![^>]*\bsrc=)|<img|\sonerror=(?!alert)|href=\"javascript", answer.text), path
+    assert 'href="user?id=' in client.get(f"/{link}").text or link in users
+    rows = list(csv.reader(io.StringIO(client.get("/users.csv").text)))
+    assert rows[1][0] == (f"'{evil}" if evil.startswith("=") else who)
+    assert json.loads(client.get("/users.json").text)[0]["customer_identifier"] == who
+    assert json.loads(client.get("/logs.jsonl").text)["customer_identifier"] == who
+
+
+@pytest.mark.parametrize("mount", ["", "/guard", "/a/b/console"])
+async def test_it_works_where_it_is_mounted(guard: Guard, mount: str) -> None:
+    """Under the root, a mount and a nested one, every link of every page leads to a page."""
+    await fill(guard)
+    client = signed_in(guard, path=mount)
+    seen: set[str] = set()
+    todo = [f"http://console.example{mount}/"]
+    while todo:
+        url = todo.pop()
+        if url in seen or len(seen) > 120:
+            continue
+        seen.add(url)
+        answer = client.get(url)
+        assert answer.status_code == 200, url
+        if "text/html" not in answer.headers["content-type"]:
+            continue
+        links = re.findall(r'(?:href|src|hx-get)="([^"#]*)', answer.text)
+        todo += [str(answer.url.join(link.replace("&amp;", "&"))) for link in links]
+    assert len(seen) > 40
+    assert all(url.startswith(f"http://console.example{mount}/") for url in seen)
+
+
+@pytest.mark.parametrize("told", [False, True])
+async def test_it_works_behind_a_proxy_that_strips_a_prefix(guard: Guard, told: bool) -> None:
+    """What the browser sees under /guard reaches the app without it, whether the server was told or not."""
+    await fill(guard)
+    inner = Starlette(routes=[Mount("/console", Console(guard, password=PASSWORD))])
+
+    async def proxy(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            path = scope["path"].removeprefix("/guard")
+            scope = {**scope, "path": scope["path"] if told else path, "root_path": "/guard" if told else ""}
+        await inner(scope, receive, send)
+
+    client = TestClient(proxy, base_url="http://front.example/guard", follow_redirects=True)
+    page = client.get("/console/users?q=a")
+    assert str(page.url) == "http://front.example/guard/console/signin?next=users%3Fq%3Da"
+    action = re.search(r'action="([^"]*)"', page.text)
+    assert action is not None
+    inside = client.post(str(page.url.join(action[1])), data={"password": PASSWORD}, headers=SAME)
+    assert str(inside.url) == "http://front.example/guard/console/users?q=a"
+    assert "ann" in inside.text
+    style = re.search(r'href="(static/console\.css[^"]*)"', inside.text)
+    assert style is not None
+    assert client.get(str(inside.url.join(style[1]))).headers["cache-control"].endswith("immutable")
+
+
+async def test_customers_are_found_sorted_and_paged(guard: Guard) -> None:
+    """A search, a filter, an order and the next page are in the URL, and every customer is on one page."""
+    for number in range(60):
+        await guard.put_customer(Customer(customer_identifier=f"c{number:02}", blocked=number % 10 == 0))
+        await guard.record(Usage(model="m", cost=number % 7), f"c{number:02}")
+    client = client_of(guard, open_to_all=True)
+
+    def shown(path: str) -> list[str]:
+        return list(dict.fromkeys(re.findall(r'href="user\?id=(c\d\d)"', client.get(path).text)))
+
+    assert set(shown("/users?q=C0")) == {f"c0{number}" for number in range(10)}
+    assert set(shown("/users?state=blocked")) == {f"c{number}0" for number in range(6)}
+    assert shown("/users?sort=customer&dir=asc&size=50") == [f"c{number:02}" for number in range(50)]
+    for sort in ("customer", "name", "last_seen", "requests", "tokens", "cost"):
+        path, seen = f"/users?sort={sort}", []
+        while True:
+            page = client.get(path).text
+            seen += list(dict.fromkeys(re.findall(r'href="user\?id=(c\d\d)"', page)))
+            following = re.search(r'href="(users\?[^"]*)" rel="next"', page)
+            if following is None:
+                break
+            path = "/" + following[1].replace("&amp;", "&")
+        assert sorted(seen) == [f"c{number:02}" for number in range(60)], sort
+    for odd in ("?after=x", "?after=[1,2,3]", "?after=[[],1]", "?sort=password&dir=x&size=9999&seen=1s&state=y"):
+        assert client.get(f"/users{odd}").status_code == 200
+
+
+async def test_logs_are_filtered_and_paged(guard: Guard) -> None:
+    """Every record and refusal comes once, newest first, through whatever filter; pills count what they show."""
+    assert isinstance(guard.clock, FakeClock)
+    for number in range(130):
+        guard.clock.advance(60)
+        status = "error" if number % 13 == 0 else "ok"
+        who = "ann" if number % 2 else "bob"
+        price = None if number % 26 == 1 else 1
+        await guard.record(Usage(model=f"m{number % 3}", cost=price, status=status, provider="p"), who)
+        if number % 10 == 0:
+            row = RefusalRow("ann", "rate_limit" if number % 20 else "total_budget", guard.now_ms() // 60_000, 2)
+            await guard.lane().call(lambda backend, row=row: backend.add_refusals([row]))  # type: ignore[misc]
+    client = client_of(guard, open_to_all=True)
+
+    def walk(query: str) -> tuple[list[str], int]:
+        path, found, refusals = f"/logs?{query}", [], 0
+        for _ in range(20):
+            page = client.get(path).text
+            found += re.findall(r'href="record\?seq=(\d+)"', page)
+            refusals += page.count("refused</td>")
+            following = re.search(r'href="(logs\?[^"]*)" rel="next"', page)
+            if following is None:
+                break
+            path = "/" + following[1].replace("&amp;", "&")
+        return found, refusals
+
+    assert walk("") == ([str(number) for number in range(130, 0, -1)], 13)
+    assert walk("customer=ann") == ([str(number + 1) for number in range(129, -1, -1) if number % 2], 13)
+    assert walk("model=m1")[0] == [str(number + 1) for number in range(129, -1, -1) if number % 3 == 1]
+    assert walk("status=error") == ([str(number + 1) for number in range(129, -1, -1) if number % 13 == 0], 0)
+    assert walk("status=rate") == ([], 6)
+    assert walk("status=budget") == ([], 7)
+    assert walk("status=unpriced") == ([str(n + 1) for n in range(129, -1, -1) if n % 26 == 1], 0)
+    page = client.get("/logs").text
+    pills = dict(re.findall(r'>(All|OK|Rate limited|Over budget|Error|Unpriced) <span class="muted">([^<]*)<', page))
+    assert pills == {
+        "All": "156",
+        "OK": "120",
+        "Rate limited": "12",
+        "Over budget": "14",
+        "Error": "10",
+        "Unpriced": "5",
+    }
+    rows = list(csv.DictReader(io.StringIO(client.get("/logs.csv?customer=ann").text)))
+    assert [row["sequence"] for row in rows] == [str(number + 1) for number in range(130) if number % 2]
+    lines = [json.loads(line) for line in client.get("/logs.jsonl?status=budget").text.splitlines()]
+    assert sum(line["count"] for line in lines) == 14
+    for odd in ("before=x", "before=" + "9" * 40, "range=x", "range=custom&from=0001-01-01&to=9999-12-31", "until=-1"):
+        assert client.get(f"/logs?{odd}").status_code == 200
+
+
+async def test_a_limit_is_changed_with_a_history(guard: Guard) -> None:
+    """What was typed holds, what others changed meanwhile stays, and the history says who changed what."""
+    await fill(guard)
+    client = signed_in(guard)
+    page = client.get("/user?id=ann").text
+    form = {"id": "ann", "token": token_in(page)}
+    for name, text in re.findall(r'name="was_([a-z_]+)" value="([^"]*)"', page):
+        form[f"was_{name}"] = form[name] = text.replace("&amp;", "&")
+    await guard.update_customer("ann", email="new@example.com", actor="someone")
+    form |= {"period_budget": "7.5", "rate_limit": "100/minute; 2000/hour", "metadata": '{"plan": "pro"}'}
+    answer = client.post("/user-save", data=form, headers=SAME)
+    assert answer.headers["location"] == "user?id=ann&done=saved"
+    stored = await guard.get_customer("ann")
+    assert stored is not None
+    assert (stored.period_budget, stored.rate_limit) == (Decimal("7.5"), "100/minute; 2000/hour")
+    assert (stored.email, stored.metadata, stored.name) == ("new@example.com", {"plan": "pro"}, "Ann & Co")
+    history = client.get("/user?id=ann").text.split("History of changes")[1]
+    assert "console:admin" in history
+    assert "<del><bdi>5</bdi></del>" in history
+    assert "<ins><bdi>7.5</bdi></ins>" in history
+    form = {**form, "was_period_budget": "7.5", "period_budget": "", "was_rate_limit": "x"}
+    client.post("/user-save", data=form, headers=SAME)
+    assert (await guard.get_customer("ann")).period_budget is None  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [("period_budget", "much"), ("rate_limit", "often"), ("metadata", "{"), ("period_start", "31.1.2026"),
+     ("time_zone", "Mars"), ("markup_percentage", "-1"), ("budget_duration", "hourly"), ("total_budget", "1e99")],
+)  # fmt: skip
+async def test_what_can_not_work_is_shown_again(guard: Guard, field: str, text: str) -> None:
+    """A bad value changes nothing; the form says what is wrong and keeps what was typed."""
+    await fill(guard)
+    client = signed_in(guard)
+    form = {"id": "ann", "token": token_in(client.get("/user?id=ann").text), field: text, "name": "typed"}
+    before = await guard.get_customer("ann")
+    answer = client.post("/user-save", data=form, headers=SAME)
+    assert answer.status_code == 400
+    assert 'role="alert"' in answer.text
+    assert 'value="typed"' in answer.text
+    assert await guard.get_customer("ann") == before
+    new = {**form, "customer_identifier": "eve"}
+    assert client.post("/user-new", data=new, headers=SAME).status_code == 400
+    assert await guard.get_customer("eve") is None
+
+
+async def test_customers_are_made_blocked_and_deleted(guard: Guard) -> None:
+    """Made once, refused while blocked, gone when the identifier was typed; unknown ones are not found."""
+    client = signed_in(guard)
+    token = token_in(client.get("/user-new").text)
+    form = {"token": token, "customer_identifier": "a/b ü", "rate_limit": "5", "name": "A"}
+    answer = client.post("/user-new", data=form, headers=SAME)
+    assert answer.headers["location"] == "user?id=a%2Fb%20%C3%BC&done=created"
+    assert client.get("/" + answer.headers["location"]).status_code == 200
+    assert client.post("/user-new", data=form, headers=SAME).status_code == 400
+    who = {"token": token, "id": "a/b ü"}
+    client.post("/user-block", data={**who, "blocked": "1"}, headers=SAME)
+    assert (await guard.try_admit("a/b ü")).decision.reason == "blocked"
+    client.post("/user-block", data={**who, "blocked": "0"}, headers=SAME)
+    assert (await guard.status("a/b ü")).blocked is False
+    assert client.post("/user-delete", data={**who, "confirm": "a/b"}, headers=SAME).status_code == 400
+    assert client.post("/user-delete", data={**who, "confirm": "a/b ü"}, headers=SAME).status_code == 303
+    assert await guard.get_customer("a/b ü") is None
+    for path in ("/user-save", "/user-block", "/user-delete"):
+        assert client.post(path, data=who, headers=SAME).status_code == 404
+    assert client.get("/user?id=nobody").status_code == 404
+    assert client.get("/record?seq=99").status_code == 404
+    assert client.get("/nothing").status_code == 404
+
+
+async def test_the_system_page_masks_secrets_and_takes_panels(tmp_path: Path) -> None:
+    """Settings show where they are from; a password in the storage URL is not shown; other parts add panels."""
+    url = f"sqlite:///{tmp_path / 'x.db'}"
+
+    async def exporters(guard: Guard) -> Panel | None:
+        return Panel("Exporters", ("name", "lag"), [("jsonl", "3 records")], "near", warnings=["one is slow"])
+
+    async def nothing(guard: Guard) -> Panel | None:
+        return None
+
+    async with Guard(url, journal_dir=tmp_path, time_zone="Europe/Berlin") as guard:
+        client = client_of(guard, open_to_all=True, panels=[exporters, nothing])
+        page = client.get("/system").text
+    assert "Europe/Berlin" in page
+    assert re.search(r"time_zone</th><td><bdi>Europe/Berlin</bdi></td><td><bdi>keyword", page)
+    assert page.index("Journal") < page.index("Exporters") < page.index("Settings")
+    assert "one is slow" in page
+    assert "Nothing waits." in page
+
+
+async def test_storage_that_is_down_is_a_page(tmp_path: Path) -> None:
+    """Not a traceback: 503, and it can be asked again."""
+    (tmp_path / "x.db").write_bytes(b"this is no database" * 1000)
+    guard = Guard(f"sqlite:///{tmp_path / 'x.db'}", journal_dir=tmp_path)
+    answer = client_of(guard, open_to_all=True).get("/users")
+    assert answer.status_code == 503
+    assert "Storage gave no answer" in answer.text
+
+
+def test_what_is_vendored_is_what_was_published() -> None:
+    """Each file has the hash that is written beside it, a licence, and all static files together are small."""
+    static = HERE / "static"
+    listed = json.loads((static / "vendor" / "vendor.json").read_text())
+    files = {path.name for path in (static / "vendor").iterdir()} - {"vendor.json"}
+    assert files == {name for one in listed for name in (*one["files"], one["licence_file"])}
+    for one in listed:
+        for name, digest in one["files"].items():
+            assert sha256((static / "vendor" / name).read_bytes()).hexdigest() == digest, name
+        assert (static / "vendor" / one["licence_file"]).stat().st_size > 100
+    assert sum(path.stat().st_size for path in static.rglob("*") if path.is_file()) < 150_000
+
+
+def test_templates_have_no_inline_code() -> None:
+    """No inline script, style or handler, and nothing that is marked safe."""
+    for path in (HERE / "templates").iterdir():
+        text = path.read_text()
+        assert not re.search(
+            r"<script(?![^>]*\bsrc=)|\sstyle=|\son[a-z]+=|<style|\|\s*safe|hx-on|js:|autoescape", text
+        ), path
