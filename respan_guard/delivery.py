@@ -38,6 +38,7 @@ IDLE: Final = 1.0
 STANDBY: Final = 5.0
 _FIRST_WAIT: Final = 1.0
 _LONGEST_WAIT: Final = 300.0
+_LONGEST_REST: Final = 0.5
 _MARKUP_S: Final = 60.0
 _MAX_MARKUPS: Final = 10_000
 _FEW: Final = 100
@@ -95,9 +96,11 @@ class Delivery:
                 return STANDBY
             if wait > 0.001:  # Retry-After, or as many batches a minute as the other side allows
                 return min(wait, STANDBY)
+            began = self._guard.clock.monotonic()
             delay = await self._work()
             self._failures = 0
-            return delay
+            # At most half of the time: requests are served beside it.
+            return max(delay, min(_LONGEST_REST, self._guard.clock.monotonic() - began))
         except ExportFailed as failed:
             return self._failed(str(failed), failed.retry_after)
         except GuardError as error:  # storage

@@ -28,7 +28,7 @@ class CSVExporter:
         ConfigurationError: There is no such directory, or the name or the size can't work.
     """
 
-    batch_size = 500
+    batch_size = 100
 
     def __init__(self, path: str | os.PathLike[str], *, name: str = "csv", max_bytes: int = 100_000_000) -> None:
         self.name = check_name(name)

@@ -11,8 +11,12 @@ import pytest
 from respan_guard import Guard
 from respan_guard.exporters.http import Sender
 from respan_guard.testing import FakeClock
+from tests.guard.conftest import store
+from tests.guard.test_telemetry import measured
 
 from .sink import Sink
+
+__all__ = ["measured", "store"]
 
 MakeGuard = Callable[..., Guard]
 

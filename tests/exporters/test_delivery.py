@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
 from respan_guard import Customer, Usage, UsageRecord
 from respan_guard.delivery import cursor_name
-from respan_guard.errors import ConfigurationError
+from respan_guard.errors import BackendError, ConfigurationError
 from respan_guard.exporters import BatchRefused, Exporter, ExportFailed, ExportResult
 from respan_guard.testing import FakeClock
+from tests.guard.faulty import FaultyBackend, faulty_guard
+from tests.guard.test_telemetry import Metrics
 
 from .conftest import MakeGuard
 from .sink import Keeper, book, check_nothing_is_lost, dead, delivery, pending
@@ -191,6 +194,7 @@ async def test_dead_letters_can_be_replayed(make_guard: MakeGuard) -> None:
         await check_nothing_is_lost(guard, "keeper", keeper.ids)
 
 
+@pytest.mark.parametrize("storage", ["memory://"])
 async def test_an_outage_of_three_days_loses_nothing(make_guard: MakeGuard, clock: FakeClock) -> None:
     """The sink is down for three days while calls go on: it is tried a bounded number of times, and then all arrive."""
     keeper = Keeper(batch_size=50)
@@ -385,3 +389,55 @@ def test_what_is_no_exporter_is_refused(make_guard: MakeGuard) -> None:
     with pytest.raises(ConfigurationError, match="already"):
         guard.add_exporter(Keeper())
     assert isinstance(Keeper(), Exporter)
+
+
+async def test_a_store_that_is_down_is_waited_for(
+    store: FaultyBackend, clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While storage fails nothing is sent and nothing is given up; afterwards it goes on where it was."""
+    keeper = Keeper()
+    async with faulty_guard(tmp_path, clock=clock) as guard:
+        way = delivery(guard, keeper)
+        ids = await book(guard, 1)
+        await way.step()
+        ids += await book(guard, 2, start=1)
+
+        async def down(self: FaultyBackend, *_: object) -> None:
+            raise BackendError("down")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(FaultyBackend, "set_cursor", down)
+            for _ in range(3):
+                clock.advance(await way.step())
+            assert "down" in way.error
+        assert len(keeper.kept) > 1, "they were taken, and could not be noted"
+        for _ in range(20):
+            clock.advance(await way.step())
+        assert keeper.ids == set(ids)
+        assert await pending(guard, "keeper") == set()
+        assert way.error == ""
+
+
+async def test_a_lease_that_cannot_be_read_is_taken(make_guard: MakeGuard) -> None:
+    """A fact that somebody damaged stops nobody."""
+    async with make_guard() as guard:
+        ids = await book(guard, 1)
+        await guard.lane().call(lambda backend: backend.set_fact("outbox", "lease:keeper", "{nonsense"))
+        keeper = Keeper()
+        await delivery(guard, keeper).step()
+        assert keeper.ids == set(ids)
+
+
+async def test_lag_and_records_are_measured(make_guard: MakeGuard, clock: FakeClock, measured: Metrics) -> None:
+    """`respan_guard.export.lag` and `respan_guard.export.records`, by exporter and outcome."""
+    keeper = Keeper(batch_size=2)
+    keeper.fault = lambda batch: ExportResult({0: "no"})
+    async with make_guard() as guard:
+        way = delivery(guard, keeper)
+        guard.outbox._tasks["keeper"] = way, asyncio.ensure_future(asyncio.sleep(0))
+        await book(guard, 4)
+        clock.advance(3)
+        await way.step()
+        for outcome in ("delivered", "dead_letter"):
+            assert measured.value("respan_guard.export.records", exporter="keeper", outcome=outcome) == 1
+        assert measured.read()["respan_guard.export.lag"] == [({"respan_guard.exporter": "keeper"}, 3000)]
