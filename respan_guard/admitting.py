@@ -189,7 +189,7 @@ class Admissions:
             try:
                 witness.hand_on()  # what spans told is known before it is decided whether the response counts
             except Exception:  # a fault of ours must neither reach the app nor leak the hold
-                logger.exception("what spans told could not be handed on")
+                logger.exception("what spans told of a request could not be booked")
         for admission in slot.admissions:
             if admission.ended and admission is not charged:
                 continue

@@ -317,7 +317,7 @@ def test_last_event_of_a_stream_is_a_reply() -> None:
         openai.types.chat.ChatCompletion.model_validate({**CHAT, "usage": None}),
         Transcription.model_validate({"text": "x", "usage": {"type": "duration", "seconds": 7}}),
     ],
-    ids=repr,
+    ids=lambda reply: type(reply).__name__ if type(reply) is object else repr(reply),
 )
 def test_what_holds_no_usage_is_refused_with_a_hint(reply: object) -> None:
     """Anything that isn't a reply with usage raises InvalidInput, which says what would be right."""

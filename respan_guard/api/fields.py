@@ -164,19 +164,30 @@ Flag: TypeAlias = Annotated[bool | None, BeforeValidator(_flag), _schema("boolea
 Anything: TypeAlias = Annotated[Any, Field(default=None), WithJsonSchema({})]
 
 
-def clean(value: Any, depth: int = 0) -> Any:
-    """A JSON value as it is kept in a record: text that can be encoded, numbers that JSON has, no abyss."""
+def clean(value: Any, field: str | None = None, depth: int = 0) -> Any:
+    """A JSON value as it is kept: text that can be encoded, numbers that JSON has, no abyss.
+
+    Args:
+        value: What came in.
+        field: Where it came in, if an abyss is an error there; else what lies too deep becomes "...".
+        depth: How deep it lies.
+
+    Raises:
+        InvalidInput: It nests too deep.
+    """
     if isinstance(value, str):
         return clean_text(value)
     if isinstance(value, Decimal):
         number = float(value) if value.is_finite() else math.inf
         return number if math.isfinite(number) else str(value)
     if isinstance(value, (Mapping, list)) and depth >= _DEEPEST:
+        if field is not None:
+            raise InvalidInput(f"{field} must not nest deeper than {_DEEPEST}", field=field)
         return "..."
     if isinstance(value, Mapping):
-        return {clean_text(str(name)): clean(item, depth + 1) for name, item in value.items()}
+        return {clean_text(str(name)): clean(item, field, depth + 1) for name, item in value.items()}
     if isinstance(value, list):
-        return [clean(item, depth + 1) for item in value]
+        return [clean(item, field, depth + 1) for item in value]
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 63:
         return str(value)
     return value

@@ -90,6 +90,14 @@ class Filters(Generic[R]):
         """The one value of a field that these let through; None if they do not say one."""
         return next((c.only for c in self.conditions if c.field == field and c.only is not None), None)
 
+    def shown(self) -> dict[str, list[dict[str, Any]]]:
+        """They themselves, as they were understood."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for condition in self.conditions:
+            values = list(condition.values)
+            found.setdefault(condition.field, []).append({"operator": condition.operator, "value": values})
+        return found
+
     def fields(self) -> set[str]:
         """What they are about."""
         return {condition.field for condition in self.conditions}

@@ -201,7 +201,7 @@ def _milliseconds(seconds: Decimal) -> int:
 def _metadata(log: Log, *, store_content: bool) -> dict[str, Any] | None:
     kept = {name: clean(value) for name in _KEPT if (value := getattr(log, name)) is not None}
     if log.properties is not None:
-        kept["properties"] = clean(log.properties)
+        kept["properties"] = clean(log.properties, "properties")
     if store_content:
         for name, value in (
             ("input", _first_of(log.input, log.prompt_messages, log.messages)),

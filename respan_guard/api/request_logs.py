@@ -59,7 +59,7 @@ async def list_logs(call: Call) -> Response:
     if query.log_type is not None:
         given = with_condition(given, "log_type", query.log_type)
     filters = read_log_filters(query, given)
-    page = call.pages.asked(call.request, query, given)
+    page = call.pages.asked(call.request, query, filters.shown())
     descending, sort = _sort(query.sort_by)
     base = replace(records_wanted(query, filters), descending=descending)
     wanted = within(base, filters)

@@ -91,7 +91,7 @@ async def groups(call: Call) -> Response:
         sums = await _summed(call, query, filters, lambda record: log_field(record, _GROUPS[name]) or None)
     ordered = sorted(sums.items(), key=lambda item: str(item[0]))
     ordered.sort(key=lambda item: (metric(item[1], sort) is not None, metric(item[1], sort) or 0), reverse=descending)
-    page = call.pages.asked(call.request, query, given)
+    page = call.pages.asked(call.request, query, filters.shown())
     place = checked(page.start, int)
     start = place[0] if place else page.skip
     chosen = ordered[max(start, 0) :][: page.size]
@@ -106,7 +106,7 @@ async def groups(call: Call) -> Response:
     reached = start + len(rows)
     part = Slice(rows, [reached] if rows else None, more=reached < len(ordered))
     body = call.pages.answer(call.request, page, rows, part)
-    return JSON({**body, "current_filters": given, "filters_data": {}})
+    return JSON({**body, "current_filters": filters.shown(), "filters_data": {}})
 
 
 def _sort(text: str | None) -> tuple[str, bool]:

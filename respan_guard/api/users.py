@@ -183,7 +183,7 @@ async def _change(call: Call, identifier: str, changes: UserChanges) -> None:
         if isinstance(given.get(name), str):
             given[name] = given[name][:10]  # reads show them as times, and so does Respan
     if given.get("metadata") is not None:
-        given["metadata"] = clean(given["metadata"])
+        given["metadata"] = clean(given["metadata"], "metadata")
     if given.get("blocked") is False:
         given["blocked"] = None
     if given:
@@ -202,7 +202,7 @@ async def list_users(call: Call) -> Response:
     if query.environment is not None:
         given = with_condition(given, "environment", query.environment)
     filters = read_filters(given, USER_KINDS, user_field, _ALIASES)
-    page = call.pages.asked(call.request, query, given)
+    page = call.pages.asked(call.request, query, filters.shown())
     sort = (query.sort_by or "-first_seen").strip()
     field = sort.removeprefix("-")
     field = _ALIASES.get(field, field)

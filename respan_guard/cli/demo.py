@@ -82,9 +82,10 @@ def run_demo(*, serve: bool = False, seeded: bool = False) -> int:
     with _direct_connections(), _gateway_running(password, seeded=seeded) as (url, guard, provider):
         say(f"A gateway at {url}, guarded, on SQLite; behind it a stand-in provider. Four customers call gpt-4o.")
         say("")
+        began = _now()
         for visitor in visitors:
-            _visit(visitor, f"{url}/v1", lambda: _settled(guard, len(provider.meter.charged)))
-        right = _report(visitors, guard, provider)
+            _visit(visitor, f"{url}/v1", lambda: _settled(guard, len(provider.meter.charged), began))
+        right = _report(visitors, guard, provider, began)
         if password:
             _keep_serving(url, password)
     return 0 if right else FAILED
@@ -102,9 +103,12 @@ def run_seed(storage: str | None) -> int:
 
 def _fill(url: str) -> None:
     say("Making 60 days of traffic of 200 customers; this takes half a minute.")
-    before = datetime.fromtimestamp(SystemClock().now_ms() / 1000, UTC) - timedelta(minutes=1)
-    say(f"{asyncio.run(seed(url, until=before)):,} calls are in {mask_url(url)}.")
+    say(f"{asyncio.run(seed(url, until=_now() - timedelta(minutes=1))):,} calls are in {mask_url(url)}.")
     say("")
+
+
+def _now() -> datetime:
+    return datetime.fromtimestamp(SystemClock().now_ms() / 1000, UTC)
 
 
 def _show_console(storage: str, journal: str) -> None:
@@ -206,9 +210,9 @@ def _visit(visitor: Visitor, base_url: str, settle: Callable[[], object]) -> Non
             settle()
 
 
-def _report(visitors: list[Visitor], guard: Guard, provider: StandInProvider) -> bool:
+def _report(visitors: list[Visitor], guard: Guard, provider: StandInProvider, began: datetime) -> bool:
     """Print how everyone fared, and compare the ledger with the provider's own books, call by call."""
-    records = _settled(guard, len(provider.meter.charged))
+    records = _settled(guard, len(provider.meter.charged), began)
     table = columns("customer", "limits in its requests", ">answered", ">streamed", ">spent (USD)", "then")
     rows = []
     for visitor in visitors:
@@ -231,12 +235,12 @@ def _report(visitors: list[Visitor], guard: Guard, provider: StandInProvider) ->
     return right
 
 
-def _settled(guard: Guard, count: int) -> list[UsageRecord]:
-    """The visitors' records, once there are so many: an answer comes a moment before the gateway's request ends."""
+def _settled(guard: Guard, count: int, began: datetime) -> list[UsageRecord]:
+    """All records since, once there are so many: a client has its answer a moment before the gateway's request ends."""
     records: list[UsageRecord] = []
     for _ in range(500):
         guard.sync.flush()
-        records = [record for record in guard.sync.records() if record.source != "manual"]  # those are of `seed`
+        records = list(guard.sync.records(since=began))
         if len(records) >= count:
             break
         time.sleep(0.01)

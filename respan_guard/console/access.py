@@ -179,14 +179,20 @@ class Throttle:
                 waits.append(tries[0] + self._seconds - now)
         return max(waits)
 
-    def failed(self, address: str) -> None:
-        """Count a wrong password."""
+    def tried(self, address: str) -> None:
+        """Count a password."""
         now = self._clock.monotonic()
         for name in (address, ""):
             self._tries.setdefault(name, deque()).append(now)
             self._tries.move_to_end(name)
         while len(self._tries) > self._remembered:
             self._tries.popitem(last=False)
+
+    def forgive(self, address: str) -> None:
+        """The last one was right."""
+        for name in (address, ""):
+            if self._tries.get(name):
+                self._tries[name].pop()
 
 
 def same_origin(request: Request) -> bool:

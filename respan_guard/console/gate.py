@@ -98,12 +98,14 @@ class Gate:
                 request, None, "signin.html", 429, next=target, error="Too many tries. Wait a few minutes.",
                 headers={"retry-after": str(int(wait) + 1)},
             )  # fmt: skip
-        user = await access.check((await form_of(request)).get("password", ""))
+        password = (await form_of(request)).get("password", "")
+        access.throttle.tried(address)  # before it is looked at, so that many at once are many
+        user = await access.check(password)
         if user is None:
-            access.throttle.failed(address)
             return await self._pages.render(
                 request, None, "signin.html", 401, next=target, error="That is not the password."
             )
+        access.throttle.forgive(address)
         response = RedirectResponse(target or "./", 303)
         await access.sign_in(request, response, user)
         return response

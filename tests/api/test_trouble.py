@@ -66,6 +66,23 @@ async def test_attacks_are_plain_values(api: Client, guard: Guard) -> None:
     assert (await api.users())["count"] == 2
 
 
+async def test_an_abyss(api: Client, guard: Guard) -> None:
+    """JSON as deep as a parser takes it: refused where it would be kept, passed over where it is not."""
+    deep = "[" * 900 + "]" * 900
+    for path, body, status in (
+        ("/api/request-logs/", f'{{"model": "m", "cost": 1, "properties": {{"a": {deep}}}}}', 400),
+        ("/api/request-logs/", f'{{"model": "m", "cost": 1, "metadata": {{"a": {deep}}}}}', 201),
+        ("/api/request-logs/", f'{{"model": "m", "input": {deep}, "other": {deep}, "full_response": {deep}}}', 201),
+        ("/api/request-logs/list/", f'{{"filters": {{"cost": {{"value": [1], "more": {deep}}}}}}}', 200),
+        ("/api/request-logs/list/", f'{{"filters": {{"cost": {{"value": [{deep}]}}}}}}', 400),
+        ("/api/request-logs/groups/", f'{{"filters": {{"model": {{"value": ["m"], "more": {deep}}}}}}}', 200),
+        ("/api/users/create/", f'{{"customer_identifier": "ann", "metadata": {{"a": {deep}}}}}', 400),
+        ("/api/dashboard/time-series/breakdown/", f'{{"metrics_to_aggregate": {deep}}}', 400),
+    ):
+        await api("POST", path, body, status)
+    assert (await api.users())["count"] == 0
+
+
 async def test_a_host_that_is_none(api: Client, guard: Guard) -> None:
     """A `Host` that makes no URL is answered, not stumbled over."""
     for _ in range(3):

@@ -28,8 +28,10 @@ from respan_guard.backends.base import (
     StoredEntry,
     UsageQuery,
 )
+from respan_guard.backends.registry import backend_factory
 from respan_guard.testing.contract_support import DAY, DAY_MS, NOW, admit, budget, dump, rate, record, total
 from respan_guard.usage import Usage
+from tests.backends import postgres_server
 from tests.backends.conftest import BACKENDS, new_store
 
 CUSTOMERS = ["ann", "bob", "eve", "日本"]
@@ -52,6 +54,9 @@ LIMITS: list[Limit] = [
 async def stores(tmp_path: Path) -> AsyncIterator[dict[str, Backend]]:
     """One open, empty store of each kind."""
     found = {name: new_store(name, tmp_path)() for name in BACKENDS}
+    for version in list(postgres_server.installations())[1:]:  # older ones, where there are any
+        url = postgres_server.new_store(postgres_server.given_or_started(version))
+        found[f"postgresql {version}"] = backend_factory(url)()
     for store in found.values():
         await store.open()
     yield found
@@ -109,7 +114,7 @@ class Run:
             self.now += step
         customer, kind = self.pick(*CUSTOMERS), self.random.random()
         if kind < 0.86:
-            ops = [self.op() for _ in range(self.pick(1, 1, 2, 5))]
+            ops = [self.op() for _ in range(self.pick(1, 1, 2, 5, 60))]
             return {name: await self.apply(store, ops) for name, store in stores.items()}
         if kind < 0.92:
             params = {

@@ -304,7 +304,7 @@ def test_a_backend_answers_as_the_oracle_does(backend_name: str) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples={"memory": 200, "sqlite": 80, "redis": 30, "postgresql": 25}[backend_name],
+            max_examples={"memory": 200, "sqlite": 80, "redis": 30, "postgresql": 15}[backend_name],
             stateful_step_count=35,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -49,7 +49,7 @@ async def guard(tmp_path: Path) -> Any:
         yield made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # it holds the thread's event loop while it is open, which other tests need
 def chromium() -> Iterator[Any]:
     """Debian's Chromium; without it tests are skipped, but not where everything is checked."""
     if CHROMIUM is None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import httpx2
 import pytest
 from starlette.requests import HTTPConnection
 
@@ -130,6 +133,17 @@ def test_passwords_are_tried_a_few_times_only() -> None:
     assert isinstance(guard.clock, FakeClock)
     guard.clock.advance(301)
     assert client.post("/signin", data={"password": PASSWORD}, headers=SAME).status_code == 303
+
+
+async def test_many_tries_at_once_are_many(guard: Guard) -> None:
+    """Thirty wrong passwords sent together: ten are looked at; right ones do not count."""
+    console = Console(guard, password=PASSWORD)
+    transport = httpx2.ASGITransport(app=console)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://console.example", headers=SAME) as client:
+        for _ in range(12):
+            assert (await client.post("/signin", data={"password": PASSWORD})).status_code == 303
+        answers = await asyncio.gather(*(client.post("/signin", data={"password": f"no {n}"}) for n in range(30)))
+    assert Counter(answer.status_code for answer in answers) == {401: 10, 429: 20}
 
 
 @pytest.mark.parametrize("path", WRITES)
