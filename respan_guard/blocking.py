@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from respan_guard.guard import Guard
     from respan_guard.homes import Homes
     from respan_guard.options import Mode
+    from respan_guard.outbox import ExporterStatus
     from respan_guard.reports import CustomerReport, UsageReport
     from respan_guard.usage import Usage, UsageRecord
 
@@ -100,6 +101,7 @@ class BlockingGuard:
         """Store what waits, and let go of storage; a guard that is used again opens itself again."""
         self._homes.check_waiting("await guard.aclose()")
         self._homes.run(self._guard.flush())
+        self._homes.run(self._guard.outbox.leave())
         self._homes.close_blocking()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -189,6 +191,10 @@ class BlockingGuard:
     def usage(self, *by: str, **query: Any) -> list[UsageReport]:
         """See `Guard.usage`."""
         return self._homes.run(self._guard.usage(*by, **query))
+
+    def exporters(self) -> list[ExporterStatus]:
+        """See `Guard.exporters`."""
+        return self._homes.run(self._guard.exporters())
 
     def verify(self) -> list[Discrepancy]:
         """See `Guard.verify`."""

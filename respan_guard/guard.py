@@ -20,6 +20,7 @@ from respan_guard.customers import Customers
 from respan_guard.decision import Status
 from respan_guard.errors import GuardError, LimitExceeded
 from respan_guard.estimates import Estimator
+from respan_guard.exporting import Exporting
 from respan_guard.failover import Failover
 from respan_guard.homes import make_homes
 from respan_guard.observing import Gauges
@@ -41,7 +42,7 @@ __all__ = ["Guard"]
 C = TypeVar("C")
 
 
-class Guard:
+class Guard(Exporting):
     """Enforces each customer's rate limits and budgets, and keeps one priced record of every call.
 
     One guard works from any event loop and any thread. `async with guard:` opens and closes it, the middleware
@@ -62,20 +63,18 @@ class Guard:
         self.ids = Ids()
         self.renewer = Renewer(self.clock, int(settings.hold_ttl * 1000))
         self.policies = Policies(settings.default_limits, settings.time_zone, settings.max_cached_customers)
-        self.estimator = Estimator(settings, self.prices)
-        self.recorder = Recorder(self.prices, self.ids)
+        self.estimator, self.recorder = Estimator(settings, self.prices), Recorder(self.prices, self.ids)
         self._off, self._offset = settings.mode == "off", 0
         self.switch = Switch(self)
         self._homes = make_homes(settings, self._on_open, self._on_fork)
         self.journal = self._homes.journal
         self.storage_timeout = settings.storage_timeout or self._homes.backend_class.default_timeout
         self.fork_mark = ""  # tells what this process numbers from what its parent does, if it was forked
-        self.refusals = RefusalLog(self.clock, self._homes.lane)
-        self.failover = Failover(self)
+        self.refusals, self.failover = RefusalLog(self.clock, self._homes.lane), Failover(self)
         self.admissions = Admissions(self)
-        self._gauges = Gauges(self._homes, self.renewer)
         self.customers, self.bookings = Customers(self), Bookings(self)
-        self._reports = Reports(self)
+        self._gauges, self._reports = Gauges(self._homes, self.renewer), Reports(self)
+        Exporting.__init__(self)
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -93,6 +92,7 @@ class Guard:
         """
         if not self._off:
             await self._homes.open()
+            self.outbox.enter()
             await self.switch.wake(self.lane())
             await asyncio.to_thread(self.prices.load)  # a fifth of a second that no request should wait for
 
@@ -100,6 +100,7 @@ class Guard:
         """Store what waits, and let go of storage."""
         with suppress(GuardError):  # counts of refusals are no records: storage that is down does without
             await self.refusals.flush()
+        await self.outbox.leave()
         await self._homes.close()
 
     async def flush(self) -> None:
@@ -335,14 +336,15 @@ class Guard:
 
     def _on_open(self, lane: Lane) -> None:
         self.switch.attach(lane)
+        self.outbox.start()
         if self.settings.retention is not None:
             self._reports.keep_pruned(lane, self.settings.retention)
 
     def _on_fork(self) -> None:
         self.ids.begin()
         self.fork_mark = f"{self.ids()}."
-        self.renewer.forget()
-        self.refusals.forget()
+        for part in (self.renewer, self.refusals, self.outbox):
+            part.forget()
 
     def __repr__(self) -> str:
         return f"<Guard {mask_url(self.settings.storage)} mode={self.settings.mode}>"

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 from datetime import date
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from opentelemetry.trace import get_current_span
@@ -190,7 +191,7 @@ def _check_storable(usage: Usage) -> None:
     usage.model = storable(usage.model)
 
 
-def record_from_entry(stored: StoredEntry) -> UsageRecord:
+def record_from_entry(stored: StoredEntry, markup: Decimal | None = None) -> UsageRecord:
     """The ledger's entry as people read it."""
     entry = stored.entry
     return UsageRecord(
@@ -206,4 +207,5 @@ def record_from_entry(stored: StoredEntry) -> UsageRecord:
         sequence=stored.seq,
         revision=stored.rev,
         late=stored.late,
+        markup_percentage=markup,
     )

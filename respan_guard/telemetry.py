@@ -31,6 +31,7 @@ _READ: Final = {
     "respan_guard.storage.queue": ("{operation}", "Operations that wait for storage in memory."),
     "respan_guard.journal.depth": ("{record}", "Records on disk that storage did not take yet."),
     "respan_guard.storage.breaker.open": ("1", "1 while storage is taken for dead, else 0."),
+    "respan_guard.export.lag": ("ms", "How long the oldest record has waited for an exporter of this process."),
 }
 
 
@@ -77,6 +78,9 @@ class Telemetry:
         )
         self._records = meter.create_counter("respan_guard.usage.records", "{record}", "Usage records booked.")
         self._cost = meter.create_counter("respan_guard.usage.cost", "{nano_USD}", "What they cost.")
+        self._exported = meter.create_counter(
+            "respan_guard.export.records", "{record}", "Records that exporters delivered, or that became dead letters."
+        )
         for name, (unit, description) in _READ.items():
             meter.create_observable_gauge(name, [self._reader(name)], unit, description)
 
@@ -105,6 +109,13 @@ class Telemetry:
         self._records.add(1, {**attributes, "respan_guard.priced": cost is not None})
         if cost is not None and cost > 0:
             self._cost.add(cost, attributes)
+
+    def exported(self, exporter: str, delivered: int, dead: int) -> None:
+        """Count records that left through an exporter, and those that its other side won't take."""
+        for count, outcome in ((delivered, "delivered"), (dead, "dead_letter")):
+            if count:
+                attributes = {"respan_guard.exporter": exporter, "respan_guard.outcome": outcome}
+                self._exported.add(count, attributes)
 
     def observe(self, source: Callable[[], Iterable[Reading]]) -> None:
         """Have values read from `source` for as long as it lives."""

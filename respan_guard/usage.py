@@ -196,6 +196,7 @@ class UsageRecord:
         sequence: Its place in the ledger's log, in commit order.
         revision: 1, or higher for a presumed entry that real usage has shrunk.
         late: It came after its hold had ended.
+        markup_percentage: What the customer's reports put on top of the cost; told where records are exported.
     """
 
     id: str
@@ -210,6 +211,14 @@ class UsageRecord:
     sequence: int = 0
     revision: int = 1
     late: bool = False
+    markup_percentage: Decimal | None = None
+
+    @property
+    def cost_with_markup(self) -> Decimal | None:
+        """The cost as the customer is shown it, USD; budgets compare the raw one."""
+        if self.cost is None or not self.markup_percentage:
+            return self.cost
+        return self.cost * (100 + self.markup_percentage) / 100
 
     @property
     def model(self) -> str:

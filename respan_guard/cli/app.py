@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from respan_guard.cli import customers, reports, store
+from respan_guard.cli import customers, export, reports, store
 from respan_guard.cli.output import FAILED, MISUSED, as_day, fail
 from respan_guard.cli.session import JSON, Storage
 from respan_guard.errors import ConfigurationError
@@ -22,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # a traceback with locals could show a storage URL's password
 )
 app.add_typer(customers.app, name="customers")
+app.add_typer(export.app, name="export")
 
 _DAY = ["%Y-%m-%d"]
 

@@ -1,0 +1,251 @@
+"""Budgets that are nearly or wholly used are told of: once a customer, limit, threshold and period."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from standardwebhooks import Webhook
+
+from respan_guard import Customer, Guard, Usage
+from respan_guard.clock import SystemClock
+from respan_guard.errors import ConfigurationError
+from respan_guard.notifications import SPACE, BudgetEvent, BudgetNotifier, BudgetWebhook
+from respan_guard.testing import FakeClock
+
+from .conftest import MakeGuard
+from .sink import Sink, delivery
+from .test_webhook import SECRET, VALID
+
+LIMITS: dict[str, Any] = {"default_limits": {"budget_duration": "monthly", "period_budget": 10}}
+
+
+async def spend(guard: Guard, amount: str, customer: str = "c1", name: str | None = None) -> None:
+    """Have a customer use some money."""
+    await guard.record(Usage(model="m", cost=amount), customer, entry_id=name)
+    await guard.flush()
+
+
+def notifier(guard: Guard, told: list[BudgetEvent], *thresholds: int) -> BudgetNotifier:
+    """One that appends to a list."""
+    return BudgetNotifier(guard, told.append, thresholds or (80,), "budgets")
+
+
+async def test_each_threshold_is_told_once_a_period(make_guard: MakeGuard, clock: FakeClock) -> None:
+    """At 80 %, then at 100 %, then nothing more until the next period, where it begins anew."""
+    told: list[BudgetEvent] = []
+    async with make_guard(**LIMITS) as guard:
+        way = delivery(guard, notifier(guard, told))
+        await way.step()
+        await spend(guard, "7.999999999")
+        await way.step()
+        assert told == []
+        await spend(guard, "0.000000001")
+        await way.step()
+        [event] = told
+        assert (event.type, event.limit) == ("customer_budget_share_reached", "period_budget")
+        assert event.threshold == 80
+        assert (event.used, event.budget) == (Decimal(8), Decimal(10))
+        assert (event.period_start, event.period_end) == ("2026-01-01", "2026-02-01")
+        await spend(guard, "2")
+        await spend(guard, "2")
+        await way.step()
+        assert [event.type for event in told[1:]] == ["customer_budget_limit_reached"]
+        for _ in range(3):
+            await spend(guard, "1")
+            await way.step()
+        assert len(told) == 2
+        clock.advance(timedelta(days=20))
+        await spend(guard, "10")
+        await way.step()
+        assert [event.threshold for event in told[2:]] == [80, 100]
+        assert len({event.id for event in told}) == 4
+
+
+async def test_period_and_total_budgets_are_told_apart(make_guard: MakeGuard) -> None:
+    """Each limit and each customer is told on its own, with thresholds of one's own."""
+    told: list[BudgetEvent] = []
+    async with make_guard() as guard:
+        await guard.put_customer(
+            Customer(customer_identifier="c1", budget_duration="daily", period_budget=1, total_budget=4)
+        )
+        way = delivery(guard, notifier(guard, told, 25, 50))
+        await way.step()
+        await spend(guard, "1")
+        await spend(guard, "100", "c2")
+        await way.step()
+        assert [(event.limit, int(event.threshold)) for event in told] == [
+            ("period_budget", 25),
+            ("period_budget", 50),
+            ("period_budget", 100),
+            ("total_budget", 25),
+        ]
+        assert {event.customer_identifier for event in told} == {"c1"}
+
+
+async def test_what_was_told_survives_a_restart_and_names_nobody(make_guard: MakeGuard) -> None:
+    """A new notifier does not tell it again; the marker holds the customer's hash, not its name."""
+    told: list[BudgetEvent] = []
+    async with make_guard(**LIMITS) as guard:
+        way = delivery(guard, notifier(guard, told))
+        await way.step()
+        await spend(guard, "9", "someone@example.com")
+        await way.step()
+        await way.close()
+        again = delivery(guard, notifier(guard, told), "two")
+        await spend(guard, "0.1", "someone@example.com")
+        await again.step()
+        assert len(told) == 1
+        facts = await guard.lane().call(lambda backend: backend.facts(SPACE))
+        assert len(facts) == 1
+        assert "someone" not in json.dumps(facts)
+        assert told[0].id == f"budget_{facts[0][0].removeprefix('budgets/')}"
+
+
+async def test_who_fails_is_told_again(make_guard: MakeGuard, clock: FakeClock) -> None:
+    """A target that raises gets the same event again, under the same id, until it takes it."""
+    seen: list[str] = []
+
+    async def flaky(event: BudgetEvent) -> None:
+        seen.append(event.id)
+        if len(seen) < 3:
+            raise ConnectionError("down")
+
+    async with make_guard(**LIMITS) as guard:
+        way = delivery(guard, BudgetNotifier(guard, flaky, (80,), "budgets"))
+        await way.step()
+        await spend(guard, "9")
+        for _ in range(20):
+            clock.advance(await way.step())
+        assert len(seen) == 3
+        assert len(set(seen)) == 1
+
+
+async def test_what_was_used_before_is_no_news(make_guard: MakeGuard) -> None:
+    """A notifier begins with what is booked next; who is over already is told of at its next call."""
+    told: list[BudgetEvent] = []
+    async with make_guard(**LIMITS) as guard:
+        await spend(guard, "9")
+        way = delivery(guard, notifier(guard, told))
+        await way.step()
+        assert told == []
+        await spend(guard, "0.1")
+        await way.step()
+        assert len(told) == 1
+
+
+async def test_old_markers_are_forgotten(make_guard: MakeGuard, clock: FakeClock) -> None:
+    """Long after a period nothing is kept of it; what has no end is."""
+    told: list[BudgetEvent] = []
+    async with make_guard() as guard:
+        await guard.put_customer(
+            Customer(customer_identifier="c1", budget_duration="daily", period_budget=1, total_budget=1)
+        )
+        way = delivery(guard, notifier(guard, told))
+        await way.step()
+        await spend(guard, "1")
+        await way.step()
+        assert len(await guard.lane().call(lambda backend: backend.facts(SPACE))) == 4
+        clock.advance(timedelta(days=42))
+        await notifier(guard, told).open()
+        assert len(await guard.lane().call(lambda backend: backend.facts(SPACE))) == 2
+
+
+async def test_a_webhook_is_signed_and_described(make_guard: MakeGuard, sink: Sink) -> None:
+    """The official library verifies an event, the schema validates it, its id is the event's; through the guard."""
+    async with make_guard(**LIMITS, clock=SystemClock()) as guard:
+        guard.on_budget(BudgetWebhook(sink.url, SECRET, allow_private=True), thresholds=(50, 75))
+        async with asyncio.timeout(20):
+            while (await guard.exporters())[0].cursor is None:
+                await asyncio.sleep(0.05)
+        await spend(guard, "8")
+        async with asyncio.timeout(20):
+            while len(sink.posted) < 2:
+                await asyncio.sleep(0.05)
+    for posted, share in zip(sink.posted, ("50", "75"), strict=True):
+        assert Webhook(SECRET).verify(posted.body, posted.headers) == posted.json
+        VALID.validate(posted.json)
+        assert posted.json["type"] == "customer_budget_share_reached"
+        assert posted.json["data"]["threshold_percent"] == share
+        assert posted.json["data"]["used"] == "8"
+        assert posted.headers["webhook-id"] == posted.json["data"]["id"]
+
+
+@pytest.mark.parametrize("threshold", [0, 100, -1, 101, float("nan"), float("inf"), True, "x"])
+def test_a_threshold_that_is_none_is_refused(make_guard: MakeGuard, threshold: Any) -> None:
+    """A share in percent lies between 0 and 100."""
+    with pytest.raises(ConfigurationError, match="share in percent"):
+        make_guard().on_budget(print, thresholds=(threshold,))
+
+
+def test_a_target_that_cannot_be_called_is_refused(make_guard: MakeGuard) -> None:
+    """It says what would be right."""
+    with pytest.raises(ConfigurationError, match="a function or a BudgetWebhook"):
+        make_guard().on_budget("https://example.com/")  # type: ignore[arg-type]  # that is the point
+
+
+PROCESS = """
+import asyncio, sys
+from respan_guard import Guard, Usage
+
+async def main():
+    url, out, name = sys.argv[1:]
+    guard = Guard(url, default_limits={"budget_duration": "monthly", "period_budget": 10})
+    def told(event):
+        with open(out, "a") as file:
+            file.write(f"{event.customer_identifier} {event.threshold}\\n")
+    guard.on_budget(told)
+    async with guard:
+        print("open", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+        for number in range(20):
+            for customer in ("c1", "c2", "c3"):
+                await guard.record(Usage(model="m", cost="0.5"), customer)
+            await asyncio.sleep(0.05)
+        await guard.flush()
+        print("done", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+
+asyncio.run(main())
+"""
+
+
+def test_two_processes_tell_exactly_once(tmp_path: Path) -> None:
+    """Two processes of one store spend side by side: each threshold of each customer is told once in all."""
+    out = tmp_path / "told"
+    url = f"sqlite:///{tmp_path / 'guard.db'}"
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, url, str(out), name],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path,
+        )
+        for name in ("one", "two")
+    ]  # fmt: skip
+    try:
+        for process in running:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "open\n"
+        for word in ("go", "end"):
+            for process in running:
+                assert process.stdin is not None
+                process.stdin.write(f"{word}\n")
+                process.stdin.flush()
+            if word == "go":
+                for process in running:
+                    assert process.stdout is not None
+                    assert process.stdout.readline() == "done\n"
+        for process in running:
+            assert process.wait(30) == 0
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
+    told = sorted(out.read_text().split("\n")[:-1])
+    assert told == sorted(f"{customer} {share}" for customer in ("c1", "c2", "c3") for share in (80, 100))
