@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import threading
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,16 @@ if TYPE_CHECKING:
 __all__ = ["Admission", "Refusal", "Renewer"]
 
 _claiming = threading.RLock()  # a finalizer may settle a call while its own thread claims for another
+
+
+def _forget() -> None:
+    """After a fork: another thread's lock would be held for ever in the child."""
+    global _claiming
+    _claiming = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 class Admission:

@@ -96,7 +96,7 @@ class Customers:
         identifier = normalise_identifier(customer_identifier)
         now = self._guard.now_ms()
         done = await self._guard.lane().call(lambda backend: backend.delete(identifier, actor=actor, now=now))
-        self._guard.policies.forget(identifier)
+        self._guard.policies.drop(identifier)
         return done
 
     async def adjust(self, customer_identifier: str | int, amount: Decimal, reason: str, *, actor: str = "") -> None:

@@ -69,6 +69,11 @@ class Failover:
         if self._budgets == "local":
             self.remember = self._remember
 
+    def forget(self) -> None:
+        """After a fork: another thread's lock would be held for ever in the child."""
+        self._lock = threading.Lock()
+        self._windows.abandon()
+
     def admit(
         self,
         error: BackendError,

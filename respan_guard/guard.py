@@ -343,7 +343,7 @@ class Guard(Exporting):
     def _on_fork(self) -> None:
         self.ids.begin()
         self.fork_mark = f"{self.ids()}."
-        for part in (self.renewer, self.refusals, self.outbox):
+        for part in (self.renewer, self.refusals, self.outbox, self.policies, self.prices, self.failover):
             part.forget()
 
     def __repr__(self) -> str:

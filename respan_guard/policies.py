@@ -45,6 +45,10 @@ class Policies:
         self.any_own = False
         """Whether any customer with limits of its own was seen: one that isn't known here may then have some, too."""
 
+    def forget(self) -> None:
+        """After a fork: another thread's lock would be held for ever in the child."""
+        self._lock = threading.Lock()
+
     def get(self, customer: str) -> KnownPolicy:
         """What is known of a customer, else the default."""
         return self._known.get(customer, self.default)
@@ -62,7 +66,7 @@ class Policies:
             self._known[customer] = known
         return known
 
-    def forget(self, customer: str) -> None:
+    def drop(self, customer: str) -> None:
         """Forget a customer; the store is asked again."""
         self._known.pop(customer, None)
 

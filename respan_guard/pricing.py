@@ -85,6 +85,10 @@ class PriceBook:
         self._plans: dict[tuple[str, str], Plan] = {}
         self._find = functools.lru_cache(MAX_NAMES)(self._search)
 
+    def forget(self) -> None:
+        """After a fork: another thread's lock would be held for ever in the child."""
+        self._lock = threading.RLock()
+
     def load(self) -> None:
         """Import genai-prices now (a fifth of a second) instead of at the first model that needs it."""
         self._prices()

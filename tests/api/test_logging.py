@@ -170,7 +170,7 @@ async def test_usage_of_the_past_falls_into_its_own_period(api: Client, guard: G
             time_zone="America/New_York",
         )
     )  # fmt: skip
-    guard.policies.forget("ann")  # as in a process that never saw the customer
+    guard.policies.drop("ann")  # as in a process that never saw the customer
     await api.log(customer_identifier="ann", cost=1, timestamp="2026-01-01T04:59:59Z")
     await api.log(customer_identifier="ann", cost=2, timestamp="2026-01-01T05:00:00+00:00")
     await api.log(customer_identifier="ann", cost=4, timestamp="2026-01-15T13:00:00+01:00")

@@ -229,6 +229,55 @@ async def test_parent_and_children_never_make_the_same_ids(tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_a_fork_in_the_middle_of_another_threads_work_stops_nobody(tmp_path: Path, kind: str) -> None:
+    """Whatever lock of ours a thread of the parent holds while it forks, the child works on."""
+    done = script(
+        """
+        import os, signal, sys, threading, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from decimal import Decimal
+        from respan_guard import Customer, Guard, Usage, admission
+        guard = Guard(sys.argv[1], journal_dir=sys.argv[2], budget_failure="local")
+        guard.sync.record(Usage("gpt-4o", input_tokens=1), "c1")
+        homes = guard._homes
+        held = [admission._claiming, guard.prices._lock, guard.policies._lock, guard.failover._lock, homes._lock,
+                homes._journal._lock, guard.refusals._lock, guard.failover._windows._turns._lock]
+        if homes.shared is not None:
+            held.append(homes.shared.backend._turns._lock)
+        taken, done = threading.Event(), threading.Event()
+        def hold():
+            for lock in held:
+                lock.acquire()
+            taken.set()
+            done.wait()
+            for lock in held:
+                lock.release()
+        thread = threading.Thread(target=hold)
+        thread.start()
+        taken.wait()
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(20)
+            guard.sync.put_customer(Customer(customer_identifier="c1", total_budget=9))
+            with guard.sync.admit("c1", estimate=Decimal("0.5")) as let_in:
+                guard.current().settle(guard.current().claim(5))
+                let_in.record(Usage("gpt-4o-mini", input_tokens=1))
+            assert guard.sync.status("c1").total_calls >= 1
+            guard.sync.flush()
+            os._exit(0)
+        status = os.waitpid(pid, 0)[1]
+        done.set()
+        thread.join()
+        assert status == 0, status
+        """,
+        f"sqlite:///{tmp_path / 'guard.db'}" if kind == "sqlite" else "memory://",
+        str(tmp_path),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 async def test_a_child_that_inherits_a_request_books_on_its_own(tmp_path: Path) -> None:
     """A request's handler forks: parent and child both record under the admission, both count."""
     url = f"sqlite:///{tmp_path / 'guard.db'}"
