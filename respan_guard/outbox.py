@@ -184,7 +184,7 @@ class Outbox:
         """The readings, of the exporters that this process leads."""
         for name, (delivery, _) in list(self._tasks.items()):
             if delivery.leads:
-                yield "respan_guard.export.lag", delivery.lag_ms, {"respan_guard.exporter": name}
+                yield "respan_guard.export.lag", delivery.lag_ms // 1000, {"respan_guard.exporter": name}
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

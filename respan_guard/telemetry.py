@@ -31,7 +31,7 @@ _READ: Final = {
     "respan_guard.storage.queue": ("{operation}", "Operations that wait for storage in memory."),
     "respan_guard.journal.depth": ("{record}", "Records on disk that storage did not take yet."),
     "respan_guard.storage.breaker.open": ("1", "1 while storage is taken for dead, else 0."),
-    "respan_guard.export.lag": ("ms", "How long the oldest record has waited for an exporter of this process."),
+    "respan_guard.export.lag": ("s", "How long the oldest record has waited for an exporter of this process."),
 }
 
 

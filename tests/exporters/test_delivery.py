@@ -440,4 +440,4 @@ async def test_lag_and_records_are_measured(make_guard: MakeGuard, clock: FakeCl
         await way.step()
         for outcome in ("delivered", "dead_letter"):
             assert measured.value("respan_guard.export.records", exporter="keeper", outcome=outcome) == 1
-        assert measured.read()["respan_guard.export.lag"] == [({"respan_guard.exporter": "keeper"}, 3000)]
+        assert measured.read()["respan_guard.export.lag"] == [({"respan_guard.exporter": "keeper"}, 3)]

@@ -21,6 +21,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from respan_guard import Customer, Guard, LimitExceeded, StorageUnavailable, Usage
 from respan_guard.errors import UnpricedModel
 from respan_guard.telemetry import telemetry
+from tests.exporters.sink import Keeper, pending
 
 from .conftest import MakeGuard
 from .faulty import FaultyBackend, faulty_guard
@@ -182,6 +183,10 @@ async def test_names_and_units_follow_the_conventions_and_are_documented(
     """A namespace, dots, small letters; seconds are "s", things counted are in braces; each is in the docs' table."""
     async with faulty_guard(tmp_path, default_limits={"total_budget": 9}) as guard:
         await guard.record(Usage(cost=1), "c1")
+        guard.add_exporter(keeper := Keeper())
+        async with asyncio.timeout(20):
+            while not keeper.kept or await pending(guard, "keeper"):
+                await asyncio.sleep(0.01)
         store.error = StorageUnavailable("down")
         with pytest.raises(StorageUnavailable):
             await guard.admit("c1")
