@@ -13,7 +13,7 @@ from respan_guard.errors import GuardError
 if TYPE_CHECKING:
     from respan_guard.guard import Guard
 
-__all__ = ["Panel", "PanelSource", "journal_panel", "settings_panel", "storage_panel", "system"]
+__all__ = ["Panel", "PanelSource", "exporters_panel", "journal_panel", "settings_panel", "storage_panel", "system"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ PanelSource = Callable[["Guard"], Awaitable[Panel | None]]
 async def system(guard: Guard, more: Sequence[PanelSource] = ()) -> list[Panel]:
     """The panels, in order. One that fails says so in its place, so that the others are seen."""
     found = []
-    for source in (storage_panel, journal_panel, *more, settings_panel):
+    for source in (storage_panel, journal_panel, exporters_panel, *more, settings_panel):
         try:
             panel = await source(guard)
         except GuardError as error:
@@ -88,6 +88,29 @@ async def journal_panel(guard: Guard) -> Panel:
     summary = "Nothing waits." if state == "ok" else "Records wait to be stored; they are not lost."
     warnings = (f"look at {guard.journal.dead_letters}",) if waiting.dead else ()
     return Panel("Journal", ("what", "value"), rows, state, summary, warnings)
+
+
+async def exporters_panel(guard: Guard) -> Panel | None:
+    """Where each exporter stands, whichever process runs it."""
+    found = await guard.exporters()
+    if not found:
+        return None
+    rows = [
+        (
+            one.name,
+            count(one.behind),
+            f"{one.lag_seconds:,.0f} s",
+            count(one.dead_letters),
+            one.leader or "nobody",
+            one.error or "none",
+        )
+        for one in found
+    ]
+    dead = [one.name for one in found if one.dead_letters]
+    state = "over" if dead else "near" if any(one.error for one in found) else "ok"
+    warnings = [f"see them with respan-guard export dead-letters list {name}" for name in dead]
+    columns = ("exporter", "records behind", "lag", "dead letters", "run by", "last error")
+    return Panel("Exporters", columns, rows, state, "Records that leave for elsewhere.", warnings)
 
 
 async def settings_panel(guard: Guard) -> Panel:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import json
 import re
+from collections.abc import Sequence
 from decimal import Decimal
 from hashlib import sha256
 from pathlib import Path
@@ -16,10 +18,11 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
-from respan_guard import Customer, Guard, Usage
+from respan_guard import Customer, Guard, Usage, UsageRecord
 from respan_guard import console as package
 from respan_guard.backends.base import RefusalRow
 from respan_guard.console import Console, Panel
+from respan_guard.exporters import ExportResult
 from respan_guard.testing import FakeClock
 
 from .support import PASSWORD, SAME, client_of, fill, signed_in, token_in
@@ -294,6 +297,28 @@ async def test_the_system_page_masks_secrets_and_takes_panels(tmp_path: Path) ->
     assert page.index("Journal") < page.index("Exporters") < page.index("Settings")
     assert "one is slow" in page
     assert "Nothing waits." in page
+
+
+async def test_the_system_page_shows_exporters(tmp_path: Path) -> None:
+    """Name, lag, dead letters and last error of each; without exporters there is no such panel."""
+
+    class Picky:
+        name = "picky"
+
+        async def export(self, batch: Sequence[UsageRecord]) -> ExportResult:
+            return ExportResult(dict.fromkeys(range(len(batch)), "not this one"))
+
+    async with Guard(f"sqlite:///{tmp_path / 'x.db'}", journal_dir=tmp_path) as guard:
+        client = client_of(guard, open_to_all=True)
+        assert "Exporters" not in client.get("/system").text
+        guard.add_exporter(Picky())
+        await guard.record(Usage("m", cost=1), "ann")
+        async with asyncio.timeout(20):
+            while not (found := await guard.exporters()) or not found[0].dead_letters:
+                await asyncio.sleep(0.05)
+        page = client.get("/system").text
+    assert re.search(r"picky</th><td><bdi>0</bdi></td><td><bdi>0 s</bdi></td><td><bdi>1</bdi>", page)
+    assert "respan-guard export dead-letters list picky" in page
 
 
 async def test_storage_that_is_down_is_a_page(tmp_path: Path) -> None:
