@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WORKERS ?= auto
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
@@ -31,8 +32,8 @@ layers: $(VENV)/.dev
 spelling: $(VENV)/.dev
 	$(BIN)/codespell
 
-pytest: $(VENV)/.dev  ## Run the tests; ARGS="-k budget" picks some
-	$(BIN)/pytest $(ARGS)
+pytest: $(VENV)/.dev  ## Run the tests; ARGS="-k budget" picks some, WORKERS=0 runs them in one process
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 soak: $(VENV)/.dev  ## Run the long tests, which `make test` leaves out
 	$(BIN)/pytest -m soak $(ARGS)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sqlite3
 import stat
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -197,7 +199,7 @@ async def test_read_only(tmp_path: Path, what: str) -> None:
     """A file or a directory that can't be written is reported as that, when it is opened."""
     tmp_path = tmp_path / "store"
     tmp_path.mkdir()
-    for parent in tmp_path.parents[:3]:
+    for parent in itertools.takewhile(lambda parent: parent != Path(tempfile.gettempdir()), tmp_path.parents):
         parent.chmod(0o755)
     path = tmp_path / "x.db"
     if what != "new file":

@@ -36,7 +36,7 @@ UNSAMPLED = set_span_in_context(
         (GuardSampler(DEFAULT_ON), None),
         (GuardSampler(ParentBased(TraceIdRatioBased(0.01))), None),
     ],
-    ids=lambda value: type(value).__name__ if hasattr(value, "should_sample") else str(value),
+    ids=["on", "off", "half", "few under a parent", "default", "off, metered", "default, metered", "few, metered"],
 )
 def test_samplers_that_hide_calls_are_known(sampler: Sampler, why: str | None) -> None:
     """Ratios, off, and the default one, which clients switch off by a header; none behind the guard's own sampler."""
