@@ -136,7 +136,7 @@ async def test_a_guard_opened_on_one_loop_and_closed_while_another_asks_hangs_no
     def other() -> None:
         async def ask() -> None:
             started.set()
-            for _ in range(300):
+            for _ in range(100):  # each a commit to a disk that may be slow
                 try:
                     await guard.try_admit("c1")
                     answers.append("answer")
@@ -152,9 +152,9 @@ async def test_a_guard_opened_on_one_loop_and_closed_while_another_asks_hangs_no
     for _ in range(20):
         async with guard:
             await asyncio.sleep(0)
-    await asyncio.to_thread(thread.join, 30)
+    await asyncio.to_thread(thread.join, 90)
     assert not thread.is_alive()
-    assert len(answers) == 300
+    assert len(answers) == 100
     await asyncio.to_thread(guard.sync.close)
 
 
