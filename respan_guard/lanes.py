@@ -174,6 +174,7 @@ class GuardThread:
     def __init__(self, make_home: Callable[[], Home]) -> None:
         self.loop = asyncio.new_event_loop()
         self._ready = threading.Event()
+        self.gate = threading.Lock()
         self._make_home = make_home
         self._home: Home | None = None
         self._failure: BaseException | None = None
@@ -204,7 +205,8 @@ class GuardThread:
             work.close()
             raise RuntimeError("guard.sync was called on the guard's own thread, which would wait for itself")
         try:
-            future = asyncio.run_coroutine_threadsafe(work, self.loop)
+            with self.gate:
+                future = asyncio.run_coroutine_threadsafe(work, self.loop)
         except RuntimeError:
             work.close()
             raise StorageUnavailable("the guard was closed meanwhile") from None
@@ -242,13 +244,20 @@ class GuardThread:
         try:
             self.loop.run_until_complete(begin())
             self.loop.run_forever()
-            left = asyncio.all_tasks(self.loop)
-            for task in left:  # callers on other loops wait for them
-                task.cancel()
-            if left:
-                self.loop.run_until_complete(asyncio.wait(left, timeout=1.0))
+            self._cancel_all()
         finally:
-            self.loop.close()
+            with self.gate:  # what came until now is answered, what comes later finds the loop closed
+                self._cancel_all()
+                self.loop.close()
+
+    def _cancel_all(self) -> None:
+        """Answer callers on other loops, those too whose work has not begun."""
+        self.loop.run_until_complete(asyncio.sleep(0))
+        left = asyncio.all_tasks(self.loop)
+        for task in left:
+            task.cancel()
+        if left:
+            self.loop.run_until_complete(asyncio.wait(left, timeout=1.0))
 
 
 class RemoteLane:
@@ -269,7 +278,8 @@ class RemoteLane:
         if self.thread.is_current:
             return await work
         try:
-            future = asyncio.run_coroutine_threadsafe(work, self.thread.loop)
+            with self.thread.gate:
+                future = asyncio.run_coroutine_threadsafe(work, self.thread.loop)
         except RuntimeError:
             work.close()
             raise StorageUnavailable("the guard was closed meanwhile") from None
