@@ -22,7 +22,19 @@ from pathlib import Path
 
 import aiosqlite
 
-from respan_guard.backends.base import Admit, Allowed, Backend, Entry, Limit, Op, Outcome, Record, Recorded, Release
+from respan_guard.backends.base import (
+    AMOUNTS,
+    Admit,
+    Allowed,
+    Backend,
+    Entry,
+    Limit,
+    Op,
+    Outcome,
+    Record,
+    Recorded,
+    Release,
+)
 from respan_guard.backends.sqlite import SQLiteBackend
 from respan_guard.usage import Usage
 
@@ -179,6 +191,13 @@ class Naive:
             f"ON CONFLICT (c, day, model) DO UPDATE SET {sets}",
             (c, DAY, *amounts.values(), *amounts.values()),
         )
+        everybodys = ", ".join(str(amounts.get(name, 0)) for name in AMOUNTS)
+        for table, column, at in (("days", "day", DAY), ("hours", "hour", now // 3_600_000)):
+            await self.db.execute(
+                f"INSERT INTO {table} VALUES (?, 'gpt-test', {everybodys}) "
+                f"ON CONFLICT ({column}, model) DO UPDATE SET {sets}",
+                (at, *amounts.values()),
+            )
         await self.db.execute(f"UPDATE customers SET last_seen = ?, {sets} WHERE c = ?", (now, *amounts.values(), c))
 
 

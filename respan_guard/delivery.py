@@ -8,6 +8,7 @@ its lease without knowing can at worst set the cursor back.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
@@ -23,6 +24,7 @@ from respan_guard.lease import Lease
 from respan_guard.markups import markups_of
 from respan_guard.recorder import record_from_entry
 from respan_guard.telemetry import telemetry
+from respan_guard.tracing import untraced
 from respan_guard.usage import UsageRecord
 
 if TYPE_CHECKING:
@@ -73,6 +75,7 @@ class Delivery:
         self._lease = Lease(exporter.name, owner, guard.now_ms)
         self._most = max(1, int(getattr(exporter, "batch_size", 100)))
         self._interval = float(getattr(exporter, "interval", 0.0))
+        self._quiet = contextlib.nullcontext if getattr(exporter, "traced", False) else untraced
         self._size = self._most
         self._suspect = 0  # up to where lies what was refused in a batch of several
         self._failures = 0
@@ -196,8 +199,9 @@ class Delivery:
 
     async def _bounded(self, work: Awaitable[T]) -> T:
         try:
-            async with asyncio.timeout(EXPORT_TIMEOUT):
-                return await work
+            with self._quiet():
+                async with asyncio.timeout(EXPORT_TIMEOUT):
+                    return await work
         except (ExportFailed, BatchRefused):
             raise
         except TimeoutError:

@@ -22,6 +22,7 @@ from respan_guard.errors import ConfigurationError
 from respan_guard.exporters.base import ExportResult, check_name
 from respan_guard.exporters.webhook import SignedSender
 from respan_guard.money import from_nano, to_nano
+from respan_guard.tracing import untraced
 from respan_guard.usage import UsageRecord
 
 if TYPE_CHECKING:
@@ -107,7 +108,8 @@ class BudgetWebhook:
 
     async def __call__(self, event: BudgetEvent) -> None:
         """Send one."""
-        await self._sender.send(event.id, event.type, event.to_dict())
+        with untraced():
+            await self._sender.send(event.id, event.type, event.to_dict())
 
     async def close(self) -> None:
         """Let go of connections."""
@@ -129,6 +131,7 @@ class BudgetNotifier:
 
     batch_size = 500
     from_start = False  # what was used before anybody wanted to know is not news
+    traced = True  # the function that is told is the app's work
 
     def __init__(
         self, guard: Guard, target: BudgetTarget, thresholds: Iterable[Decimal | int | float], name: str

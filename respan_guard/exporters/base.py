@@ -53,7 +53,8 @@ class Exporter(Protocol):
 
     It may also have: `batch_size`, how many records at most it takes at once (100); `interval`, the seconds from
     one batch to the next at least (0); `from_start`, whether it begins with the oldest record when its name is new
-    (True), or with the next; and async methods `open()` and `close()`, called where it is used, around its use.
+    (True), or with the next; `traced`, whether instrumentations may make spans of what it sends (False); and async
+    methods `open()` and `close()`, called where it is used, around its use.
 
     Attributes:
         name: Names its place in the log: 1 to 64 letters, digits, dots, dashes and underscores. Two exporters of one

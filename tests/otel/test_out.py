@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import sys
 import types
+from collections.abc import Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
@@ -21,7 +24,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from respan_guard import GuardMiddleware, Usage
+from respan_guard import Guard, GuardMiddleware, Usage, UsageRecord
+from respan_guard.exporters.webhook import SignedSender
+from respan_guard.notifications import BudgetEvent, BudgetWebhook
+from respan_guard.testing import FakeClock
 from respan_guard.tracing import untraced
 
 from .conftest import MakeMetered
@@ -193,9 +199,40 @@ def test_without_tracing_nothing_is_written(make_metered: MakeMetered) -> None:
         assert client.post("/ask").status_code == 200
 
 
-def test_exports_are_not_traced() -> None:
-    """Within `untraced` instrumentations see that they are not wanted, by the keys that they look for."""
-    keys = ("suppress_instrumentation", "suppress_http_instrumentation")
+def seen() -> set[object]:
+    """What instrumentations are told here, under the keys that they look for."""
+    return {context.get_value(key) for key in ("suppress_instrumentation", "suppress_http_instrumentation")}
+
+
+def test_untraced_tells_instrumentations() -> None:
+    """Within `untraced` instrumentations see that they are not wanted, and behind it that they are."""
     with untraced():
-        assert [context.get_value(key) for key in keys] == [True, True]
-    assert [context.get_value(key) for key in keys] == [None, None]
+        assert seen() == {True}
+    assert seen() == {None}
+
+
+async def test_exports_are_not_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What exporters and webhooks send makes no spans; a function that is told of budgets is the app's own work."""
+    found: dict[str, set[object]] = {}
+
+    class Mine:
+        name = "mine"
+
+        async def export(self, batch: Sequence[UsageRecord]) -> None:
+            found[self.name] = seen()
+
+    async def send(*_: object) -> None:
+        found["webhook"] = seen()
+
+    def told(event: BudgetEvent) -> None:
+        found["function"] = seen()
+
+    async with Guard("memory://", default_limits={"total_budget": 1}, clock=FakeClock()) as guard:
+        guard.add_exporter(Mine())
+        monkeypatch.setattr(SignedSender, "send", send)
+        secret = f"whsec_{base64.b64encode(bytes(32)).decode()}"
+        guard.on_budget(BudgetWebhook("https://hooks.example/budgets", secret), name="post")
+        guard.on_budget(told, name="function")
+        await asyncio.sleep(0.05)  # so that both begin before there is news
+        await guard.record(Usage(model="m", cost=1), "c1")
+    assert found == {"mine": {True}, "webhook": {True}, "function": {None}}
