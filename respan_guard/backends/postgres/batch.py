@@ -26,7 +26,10 @@ from respan_guard.backends.base import (
     Window,
 )
 from respan_guard.backends.evaluation import reason
-from respan_guard.backends.postgres.rows import EVER, params_from, search_text, usage_text
+from respan_guard.backends.postgres.rows import (
+    EVER,
+)
+from respan_guard.backends.texts import params_from, search_text, usage_text
 
 __all__ = ["Batch"]
 
