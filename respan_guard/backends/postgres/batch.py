@@ -1,7 +1,7 @@
 """A batch of operations as the argument of the function that applies it, and its answers as outcomes.
 
 Everything travels as arrays, one column each, in one array of their texts: numbers point from one family of arrays
-into another, so the server looks nothing up twice. The families are described in `migrations/0002_apply.sql`.
+into another, so the server looks nothing up twice. The families are described in `migrations/0002_apply_1_load.sql`.
 """
 
 from __future__ import annotations
