@@ -33,7 +33,7 @@ MARKUP: Final = "markup_percentage"
 """The field of a customer."""
 
 _SPACE = "markups"
-_FEW = 20
+_FEW = 8
 _PAGE = 1_000
 _MOST = 1_000_000
 

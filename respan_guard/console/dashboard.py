@@ -34,8 +34,11 @@ _RECENT = 6
 _LOOKED_AT = 100  # customers whose limits are looked at: of the active ones, those who spent most
 _SERIES = 6
 _ACTIVE_MS = 31 * 86_400_000
-_TOO_MANY = f"More than {MAX_OWN:,} customers have a markup of their own, so no sum with markup is made over all."
-_BY_DAY = "Some customers have a markup of their own, and what each used is kept by day, not by hour."
+_TOO_MANY = (
+    "too many",
+    f"More than {MAX_OWN:,} customers have a markup of their own, so no sum with markup is made over all.",
+)
+_BY_DAY = "by days only", "Some customers have a markup of their own, and what each used is kept by day, not by hour."
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +136,8 @@ class _Dashboard:
             cost = sums.cost(now.cost)
             more, more_exact = f"{usd(cost)} with markup", f"{exact_usd(cost)} with markup"
         elif self.markups is None or self.markups:
-            more, more_exact = "\N{EN DASH} with markup", _TOO_MANY if self.markups is None else _BY_DAY
+            why, more_exact = _TOO_MANY if self.markups is None else _BY_DAY
+            more = f"\N{EN DASH} with markup ({why})"
         spend, changed = usd(now.cost), change(now.cost, then.cost)
         return Tile("Spend", spend, changed, exact_usd(now.cost), more=more, more_exact=more_exact)
 

@@ -27,11 +27,11 @@ async def guard(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
         yield made
 
 
-async def fill(guard: Guard, **markups: object) -> None:
+async def fill(guard: Guard, **markups: int) -> None:
     """Yesterday and today: ann, bob and nobody, 5.05 each."""
     assert isinstance(guard.clock, FakeClock)
-    for name, markup in markups.items():
-        await guard.put_customer(Customer(customer_identifier=name, markup_percentage=markup))
+    for customer, markup in markups.items():
+        await guard.put_customer(Customer(customer_identifier=customer, markup_percentage=markup))
     for _ in range(2):
         guard.clock.advance(86_400)
         for name in ("ann", "bob", None):
@@ -68,7 +68,7 @@ async def test_the_dashboard_by_hour(guard: Guard) -> None:
     """One markup for all is a factor for hours, too; who has one of his own is known by day only, and it says so."""
     await fill(guard, ann=20)
     page = client_of(guard, open_to_all=True).get("/?range=24h").text
-    assert "\N{EN DASH} with markup</span>" in page
+    assert "\N{EN DASH} with markup (by days only)</span>" in page
     assert "kept by day, not by hour" in page
     assert told(page) == ["12.12"]
 
@@ -90,7 +90,7 @@ async def test_too_many_markups(guard: Guard, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(markups_module, "MAX_OWN", 1)
     await fill(guard, ann=20, bob=10)
     page = client_of(guard, open_to_all=True).get("/").text
-    assert "\N{EN DASH} with markup</span>" in page
+    assert "\N{EN DASH} with markup (too many)</span>" in page
     assert "have a markup of their own" in page
     assert told(page) == ["12.12", "11.11"]
     assert "With markup</th>" not in page

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from datetime import date
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
@@ -60,17 +61,18 @@ async def test_sums_over_several_customers(make_guard: MakeGuard, clock: FakeClo
         for name, markup in (("a", "20"), ("b", "33.333"), ("c", "0"), ("d", "7.5"), ("e", None)):
             await guard.put_customer(Customer(customer_identifier=name, markup_percentage=markup))
         for day in range(3):
-            for number, name in enumerate(("a", "b", "c", "d", "e", "stranger", None)):
+            for number, whose in enumerate(("a", "b", "c", "d", "e", "stranger", None)):
                 for model in ("m", "n")[: 1 + number % 2]:
-                    await guard.record(Usage(model=model, cost=Decimal(f"0.00{day}00{number}007")), name)
+                    await guard.record(Usage(model=model, cost=Decimal(f"0.00{day}00{number}007")), whose)
             clock.advance(86_400)
         for by in (("model",), ("day",), ("model", "day"), ("day", "model")):
+            asked: dict[str, Any]
             for asked in ({}, {"model": "n"}, {"since": date(2026, 1, 16), "until": date(2026, 1, 17)}):
                 expected: defaultdict[object, Decimal] = defaultdict(Decimal)
-                for row in await guard.usage("customer", *by, **asked):  # type: ignore[arg-type]
+                for row in await guard.usage("customer", *by, **asked):
                     assert row.cost_with_markup is not None
                     expected[row.model, row.day] += row.cost_with_markup
-                found = await guard.usage(*by, **asked)  # type: ignore[arg-type]
+                found = await guard.usage(*by, **asked)
                 assert {(row.model, row.day): row.cost_with_markup for row in found} == expected, (by, asked)
                 assert len(found) == len(expected) > 0
 
