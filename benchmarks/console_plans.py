@@ -25,7 +25,7 @@ class Plans:
     """
 
     def __init__(self) -> None:
-        self._sent: list[tuple[Any, Any]] = []
+        self._sent: list[tuple[str, Any]] = []
         self._shown: set[tuple[str, str]] = set()
 
     async def of(self, backend: Backend, ask: Callable[[], Awaitable[Any]]) -> list[tuple[str, str]]:
@@ -38,6 +38,8 @@ class Plans:
             explain = await self._postgres(backend, ask)
         found = []
         for sql, values in self._sent:
+            if not sql.lstrip().startswith(("SELECT", "WITH")):
+                continue
             shape, steps, took = _short(sql), *(await explain(sql, values))
             if (shape, steps) not in self._shown:
                 self._shown.add((shape, steps))
@@ -50,7 +52,6 @@ class Plans:
         await link.run(lambda db: db.set_trace_callback(lambda sql: self._sent.append((sql, ()))))
         await ask()
         await link.run(lambda db: db.set_trace_callback(None))
-        self._sent = [(sql, values) for sql, values in self._sent if sql.startswith(("SELECT", "WITH"))]
 
         async def explain(sql: str, _: Any) -> tuple[str, str]:
             rows = await link.run(lambda db: db.execute(f"EXPLAIN QUERY PLAN {sql}").fetchall())
@@ -62,8 +63,8 @@ class Plans:
         async def listen(db: Any) -> None:
             execute = db.execute
 
-            async def heard(sql: bytes, values: Any = None, **options: Any) -> Any:
-                self._sent.append((sql, values))
+            async def heard(sql: Any, values: Any = None, **options: Any) -> Any:
+                self._sent.append((sql if isinstance(sql, str) else sql.decode(), values))
                 return await execute(sql, values, **options)
 
             db.execute = heard
@@ -75,10 +76,10 @@ class Plans:
         await ask()
         await backend._look(stop)
 
-        async def explain(sql: bytes, values: Any) -> tuple[str, str]:
+        async def explain(sql: str, values: Any) -> tuple[str, str]:
             async def rows(db: Any) -> list[str]:
                 cursor = psycopg.AsyncClientCursor(db)  # puts the values in
-                await cursor.execute(b"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) " + sql, values or None)
+                await cursor.execute(f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) {sql}".encode(), values or None)
                 return [row[0] for row in await cursor.fetchall()]
 
             lines = await backend._look(rows)
@@ -97,9 +98,9 @@ def _step(line: str) -> str:
     return text if wanted else ""
 
 
-def _short(sql: str | bytes) -> str:
+def _short(sql: str) -> str:
     """A statement without schema, values and long lists of columns."""
-    text = " ".join((sql if isinstance(sql, str) else sql.decode()).split())
+    text = " ".join(sql.split())
     text = re.sub(r'"[\w]+"\.', "", text)
     text = re.sub(r"%\(\w+\)s|%s|'[^']{2,}'|\b\d+\b", "?", text)
     text = re.sub(r"SELECT (?:(?!SELECT).){60,}? FROM ", "SELECT ... FROM ", text)

@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from respan_guard.backends import rows
 from respan_guard.backends.base import CustomerQuery, Op, RecordQuery, UsageQuery, UsageRow
 from respan_guard.backends.postgres import PostgresBackend, reads, tops
 from respan_guard.backends.postgres.batch import Batch
@@ -125,8 +126,8 @@ async def test_reports_read_totals_or_a_range_of_days(store: PostgresBackend) ->
 async def test_the_largest_customers_are_looked_up(store: PostgresBackend) -> None:
     """Found by one sum, or known already: the rest is read by the key, for those who are shown only."""
     query = UsageQuery(DAY, DAY + 40, by=("customer",), top="cost", limit=5)
-    for rows in (None, [1, 2, 3]):
-        found = await plan(store, usage_sql(query, rows))
+    for known in (None, [1, 2, 3]):
+        found = await plan(store, usage_sql(query, known))
         assert "rollups_pkey" in found
         assert "customers_pkey" in found
     asked: list[Statement] = []
@@ -188,6 +189,13 @@ async def test_counts_read_no_customer(store: PostgresBackend) -> None:
     for seen, blocked in ((None, None), (NOW + 2500, None), (None, True)):
         assert "Index Only Scan" in await plan(store, count_sql(seen, blocked))
     assert await store.count_customers(blocked=True) == 1
+
+
+async def test_very_many_records_are_not_counted(store: PostgresBackend, monkeypatch: Any) -> None:
+    """What people are told of the store takes no longer with more records: of many it tells the places of the log."""
+    assert (await store.info()).facts["records"] == "6000"
+    monkeypatch.setattr(rows, "RECORDS_COUNTED", 5000)
+    assert (await store.info()).facts["records"] == "about 6000"
 
 
 _READ = """SELECT coalesce(sum(pg_stat_get_xact_tuples_returned(oid)), 0) FROM pg_class

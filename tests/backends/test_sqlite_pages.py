@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from respan_guard.backends import rows
 from respan_guard.backends.base import CustomerQuery, Op, RecordQuery, UsageQuery
 from respan_guard.backends.sqlite import SQLiteBackend, reads, tops
 from respan_guard.errors import InvalidInput
@@ -187,6 +188,15 @@ async def test_the_largest_customers_are_found_without_adding_up_all(tmp_path: P
             right = await backend.usage(query)
             monkeypatch.setattr(tops, "_FEW", -1)
             assert await backend.usage(query) == right, query
+
+
+async def test_very_many_records_are_not_counted(store: SQLiteBackend, tmp_path: Path, monkeypatch: Any) -> None:
+    """What people are told of the store takes no longer with more records: of many it tells the places of the log."""
+    assert (await store.info()).facts["records"] == "300"
+    monkeypatch.setattr(rows, "RECORDS_COUNTED", 299)
+    assert (await store.info()).facts["records"] == "about 300"
+    async with opened(tmp_path / "empty.db") as empty:
+        assert (await empty.info()).facts["records"] == "0"
 
 
 async def test_a_page_is_read_while_a_batch_is_written(store: SQLiteBackend, tmp_path: Path) -> None:
