@@ -6,6 +6,7 @@ import itertools
 import random
 import sqlite3
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,17 @@ async def test_records_from_a_time_on(store: SQLiteBackend) -> None:
         for descending in (False, True):
             found = await store.entries(RecordQuery(since_ms=since, until_ms=until, limit=1000, descending=descending))
             assert [stored.seq for stored in found] == (wanted[::-1] if descending else wanted)
+
+
+async def test_a_window_of_the_log_is_all_that_is_read(store: SQLiteBackend) -> None:
+    """Not all places since a time, where the window begins later; nor the other way round."""
+    for since, stop, first in ((NOW + 1000, 200, 200), (NOW + 4000, 200, 241)):
+        query = RecordQuery(since_ms=since, after=280, stop=stop, descending=True, provider="nobody")
+        sql, values = await inside(store, lambda db, query=query: reads.entries_sql(db, query))  # type: ignore[misc]
+        assert sql.count("seq >") == 1
+        assert first - 1 in values
+        found = await store.entries(replace(query, provider=None, limit=1000))
+        assert [stored.seq for stored in found] == list(range(279, first - 1, -1))
 
 
 async def test_usage_reads_days_not_records(store: SQLiteBackend) -> None:
