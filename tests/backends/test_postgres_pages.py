@@ -130,6 +130,7 @@ async def test_the_largest_customers_are_looked_up(store: PostgresBackend) -> No
         found = await plan(store, usage_sql(query, known))
         assert "rollups_pkey" in found
         assert "customers_pkey" in found
+        assert "Seq Scan on customers" not in found
     asked: list[Statement] = []
 
     async def ask(sql: str, values: dict[str, Any]) -> list[Any]:

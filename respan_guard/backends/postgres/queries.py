@@ -81,7 +81,7 @@ def usage_sql(query: UsageQuery, rows: list[int] | None = None) -> Statement:
     if query.customer is not None:
         where.append("r.c = (SELECT c FROM {schema}.customers WHERE customer = %(customer)s)")
     if rows is not None:
-        where.append("r.c = ANY(%(rows)s)")
+        where.append("r.c = ANY(%(rows)s) AND k.c = ANY(%(rows)s)")  # said of both, no plan reads all of either
     if query.model is not None:
         where.append("model = %(model)s")
     if query.by == ("customer",) and query.top is not None and query.customer is None and rows is None:
