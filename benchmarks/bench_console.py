@@ -3,19 +3,20 @@
 In SQLite and in PostgreSQL. A small store has a tenth of the records for as many customers: a page whose time grows
 with the records would take ten times as long on the large one. Of SQLite it is the processor time of all threads, which
 others on the machine do not disturb; of PostgreSQL, which is a process of its own, the time that passes. Of each page
-the best of some rounds; the first, which fills caches, is left out.
+the best of some rounds, in turns with the other store; the first, which fills caches, is left out.
 
-    python -m benchmarks.bench_console [--records 1000000] [--customers 100000] [--rounds 5] [--only sqlite|postgres]
+    python -m benchmarks.bench_console [--records 1000000] [--customers 100000] [--rounds 10] [--only sqlite|postgres]
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import httpx2
@@ -54,69 +55,84 @@ PAGES = {
 }
 
 
-async def measured(url: str, records: int, rounds: int, clock: Callable[[], float], plans: Plans | None) -> list[float]:
-    """Milliseconds of each page; and afterwards, if they are wanted, the plans of what it sends."""
-    found = []
-    now_ms = time.time_ns() // 1_000_000
+async def measured(urls: list[str], sizes: list[int], rounds: int, clock: Callable[[], float]) -> list[list[float]]:
+    """Milliseconds of each page of each store, in turns, so that a slow moment of the machine meets all."""
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [(await stack.enter_async_context(served(url)))[1] for url in urls]
+        best = []
+        for name, address in PAGES.items():
+            times: list[list[float]] = [[] for _ in urls]
+            for _ in range(rounds + 1):
+                for client, records, took in zip(clients, sizes, times, strict=True):
+                    page = filled_in(address, records)
+                    started = clock()
+                    answer = await client.get(page)
+                    took.append((clock() - started) * 1000)
+                    assert answer.status_code == 200, (name, answer.status_code)
+            best.append([min(took[1:]) for took in times])
+        return best
+
+
+async def explained(url: str, records: int) -> None:
+    """Print what each page sends that no page before it sent, and the plans."""
+    async with served(url) as (guard, client):
+
+        async def same(backend: Backend) -> Backend:
+            return backend
+
+        plans, backend = Plans(), await guard.lane().call(same)
+        for name, address in PAGES.items():
+            print(f"  {name}")
+            page = filled_in(address, records)
+            for statement, plan in await plans.of(backend, lambda page=page: client.get(page)):
+                print(f"    {statement}\n        {plan}")
+
+
+@contextlib.asynccontextmanager
+async def served(url: str) -> AsyncIterator[tuple[Guard, httpx2.AsyncClient]]:
+    """A store's console, and who asks it."""
     async with Guard(url, mode="enforce") as guard:
         app = Starlette(routes=[Mount("/", Console(guard, open_to_all=True))])
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://x", timeout=120) as client:
-            urls = {
-                name: address.replace("{middle}", str(records // 2)).replace("{last}", str(now_ms))
-                for name, address in PAGES.items()
-            }
-            for name, address in urls.items():
-                times = []
-                for _ in range(rounds + 1):
-                    started = clock()
-                    answer = await client.get(address)
-                    times.append((clock() - started) * 1000)
-                    assert answer.status_code == 200, (name, answer.status_code)
-                found.append(min(times[1:]))
-            if plans is not None:
+            yield guard, client
 
-                async def same(backend: Backend) -> Backend:
-                    return backend
 
-                backend = await guard.lane().call(same)
-                for name, address in urls.items():
-                    print(f"  {name}")
-                    for statement, plan in await plans.of(backend, lambda address=address: client.get(address)):
-                        print(f"    {statement}\n        {plan}")
-    return found
+def filled_in(address: str, records: int) -> str:
+    """The address of a page of a store."""
+    return address.replace("{middle}", str(records // 2)).replace("{last}", str(time.time_ns() // 1_000_000))
 
 
 def report(
-    title: str, urls: dict[int, str], customers: int, rounds: int, fill: Callable[..., None],
-    open_: Callable[[str], Backend], clock: Callable[[], float],
+    title: str, stores: dict[int, str], customers: int, rounds: int, fill: Callable[..., None],
+    make: Callable[[str], Backend], clock: Callable[[], float],
 ) -> None:  # fmt: skip
     """Fill the stores that are not, and print what a page takes in each, and the plans of the large one."""
     now_ms = time.time_ns() // 1_000_000
-    times = []
-    for records, url in urls.items():
-        if not is_filled(open_(url)):
+    for records, url in stores.items():
+        if not is_filled(make(url)):
             started = time.perf_counter()
             fill(url, records, customers, now_ms)
-            print(f"{title}: {records:,} records of {customers:,} customers, filled in"
-                  f" {time.perf_counter() - started:.0f} s; {proved(open_(url))}", flush=True)  # fmt: skip
-    print(f"\nplans on {title}, {max(urls):,} records")
-    for records, url in urls.items():
-        times.append(asyncio.run(measured(url, records, rounds, clock, Plans() if records == max(urls) else None)))
+            took = time.perf_counter() - started
+            print(f"{title}: {records:,} records of {customers:,} customers, filled in {took:.0f} s;", end=" ")
+            print(proved(make(url)), flush=True)
+    sizes, urls = list(stores), list(stores.values())
     kind = "processor time" if clock is time.process_time else "elapsed time"
-    print(f"\n{title}, {customers:,} customers; milliseconds of {kind} with"
-          f" {' and '.join(f'{records:,}' for records in urls)} records")  # fmt: skip
-    for name, small, large in zip(PAGES, *times, strict=True):
+    times = asyncio.run(measured(urls, sizes, rounds, clock))
+    print(f"\n{title}, {customers:,} customers; milliseconds of {kind} with {sizes[0]:,} and {sizes[1]:,} records")
+    for name, (small, large) in zip(PAGES, times, strict=True):
         print(f"  {name:32} {small:8.1f} {large:8.1f}   x{large / small:.1f}")
-    mean = statistics.geometric_mean(large / small for small, large in zip(*times, strict=True))
-    print(f"  {'all pages, geometric mean':32} {'':17}   x{mean:.1f}", flush=True)
+    mean = statistics.geometric_mean(large / small for small, large in times)
+    print(f"  {'all pages, geometric mean':32} {'':17}   x{mean:.1f}\n\nplans on {title}, {sizes[1]:,} records")
+    asyncio.run(explained(urls[1], sizes[1]))
+    print(flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--records", type=int, default=1_000_000)
     parser.add_argument("--customers", type=int, default=100_000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--only", choices=("sqlite", "postgres"))
     parser.add_argument("--place", type=Path, help="a directory to keep SQLite's stores in, and find them again")
     parser.add_argument("--url", help="a server to keep PostgreSQL's stores on; default: one that is started for this")
