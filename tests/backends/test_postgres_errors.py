@@ -183,6 +183,28 @@ async def test_a_store_of_a_newer_version(url: str) -> None:
         await PostgresBackend(url).open()
 
 
+async def test_a_store_of_an_older_version(url: str) -> None:
+    """It is brought up to date, however much longer than a batch that may take; whoever opens it meanwhile waits."""
+    async with opened(url) as backend:
+        await backend.apply([record("g", cost=None)], NOW)
+    for index in ("entries_credits", "pruned_credits", "entries_errors"):
+        asked(url, f"DROP INDEX {{schema}}.{index}")
+    asked(url, "UPDATE {schema}.store SET version = 3")
+    server, _, schema = url.rpartition("?schema=")
+    async with await psycopg.AsyncConnection.connect(server) as other:
+        await other.execute(f'LOCK TABLE "{schema}".entries'.encode())
+        backends = [PostgresBackend(url, timeout=0.1) for _ in range(2)]
+        opening = [asyncio.create_task(backend.open()) for backend in backends]
+        done, _ = await asyncio.wait(opening, timeout=1.0)  # ten times a batch's time
+        assert not done
+        await other.rollback()
+    await asyncio.gather(*opening)
+    assert asked(url, "SELECT version FROM {schema}.store") == [(len(MIGRATIONS),)]
+    for backend in backends:
+        assert await backend.verify() == []
+        await backend.close()
+
+
 async def test_a_schema_of_something_else(url: str) -> None:
     """It is not touched either, not even if it has a table of that name."""
     asked(url, "CREATE SCHEMA {schema}")
