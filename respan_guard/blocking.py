@@ -9,8 +9,8 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from respan_guard.admission import Admission, Refusal
-from respan_guard.admitting import leave
 from respan_guard.context import Slot, current_slot, slot_of
+from respan_guard.entering import leave
 from respan_guard.errors import LimitExceeded
 
 if TYPE_CHECKING:

@@ -11,13 +11,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from respan_guard.admission import Admission, Refusal, Renewer
-from respan_guard.admitting import Admissions, Admitting, entered
+from respan_guard.admitting import Admissions
 from respan_guard.backends.base import Entry, Record
 from respan_guard.bookings import Bookings
 from respan_guard.context import Slot, slot_of
 from respan_guard.customer import Customer, normalise_identifier
 from respan_guard.customers import Customers
 from respan_guard.decision import Status
+from respan_guard.entering import Admitting, entered
 from respan_guard.errors import GuardError, LimitExceeded
 from respan_guard.estimates import Estimator
 from respan_guard.exporting import Exporting
@@ -154,16 +155,14 @@ class Guard(Exporting):
 
     def current(self) -> Admission | None:
         """The admission in force here, or None."""
-        slot = slot_of(self)
-        return None if slot is None else slot.in_force
+        return None if (slot := slot_of(self)) is None else slot.in_force
 
     @contextmanager
     def on_behalf_of(self, customer_identifier: str | int) -> Generator[None]:
-        """Name the customer for the code inside: what it records is charged to that customer.
+        """Name the customer for the code inside: what it records is charged to it, or to its admission around.
 
-        Inside an admission of that customer it is charged to the admission. Do not yield inside of the block: while a
-        generator waits, Python shows its context to whoever runs meanwhile, and a dependency that is no coroutine runs
-        in a copy that its endpoint never sees. Use `guard.wrap(client, customer=id)` there, or admit.
+        Do not yield inside: while a generator waits others run in its context, and an endpoint never sees the one of a
+        dependency that is no coroutine.
 
         Raises:
             InvalidIdentifier: It is no usable identifier.
@@ -236,8 +235,7 @@ class Guard(Exporting):
         if admission is not None and customer in (None, admission.customer_identifier):
             return admission.entry(usage, "manual", entry_id=own_id), admission
         if customer is None:
-            slot = slot_of(self)
-            customer = (slot.customer_identifier if slot is not None else None) or ""
+            customer = ((slot := slot_of(self)) and slot.customer_identifier) or ""
         return self.make_entry(usage, customer, source="manual", entry_id=own_id), None
 
     def make_entry(self, usage: Usage, customer: str, **how: Any) -> Entry:

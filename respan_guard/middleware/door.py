@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.websockets import WebSocket
 
-from respan_guard.admitting import leave
 from respan_guard.context import current_slot
+from respan_guard.entering import leave
 from respan_guard.errors import ConfigurationError, GuardError, LimitExceeded
 from respan_guard.guard import Guard
 from respan_guard.middleware.answers import can_respond, refusal_in, send_http, send_websocket

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from respan_guard import Guard, StorageUnavailable, Usage
-from respan_guard.admitting import entered
 from respan_guard.context import Slot
 from respan_guard.customer import Customer
+from respan_guard.entering import entered
 from respan_guard.errors import CustomerUnknown
 from respan_guard.testing import FakeClock
 
