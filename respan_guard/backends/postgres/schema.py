@@ -60,6 +60,11 @@ async def migrate(connection: Connection, at: Location) -> str:
             done = in_schema("UPDATE {schema}.store SET version = %s", at.schema)
             await connection.execute(done, (len(MIGRATIONS),))
     except psycopg.errors.InsufficientPrivilege as error:
+        if ours:
+            raise ConfigurationError(
+                f"{at.schema} at {at.shown} is of schema version {applied}, and this user may not bring it to"
+                f" {len(MIGRATIONS)} ({error.diag.message_primary}); let its owner open it first: respan-guard check"
+            ) from error
         raise ConfigurationError(
             f"this user may not make the schema {at.schema} at {at.shown} ({error.diag.message_primary}); let it:"
             " GRANT CREATE ON DATABASE ... TO ..."

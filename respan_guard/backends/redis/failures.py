@@ -44,6 +44,11 @@ def translated(error: BaseException, url: str, *, opening: bool) -> GuardError:
         return refusal(f"{url} is a node of a Redis Cluster; write redis+cluster:// instead of redis://")
     if isinstance(error, errors.ResponseError):
         return _of_reply(text, url, refusal)
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        reason = text.partition("verify failed: ")[2].partition(" (_ssl")[0] or text
+        return refusal(f"the certificate of {url} can't be trusted ({reason}); ?ssl_ca_certs=FILE names its authority")
+    if "CERTIFICATE_REQUIRED" in text or "certificate required" in text:
+        return refusal(f"{url} wants a certificate of ours: ?ssl_certfile=FILE&ssl_keyfile=FILE")
     if isinstance(error, (errors.TimeoutError, asyncio.TimeoutError)):
         return StorageUnavailable(f"{url} gave no answer in time ({text or 'timeout'})")
     return StorageUnavailable(f"{url} can't be reached: {text or type(error).__name__}")
