@@ -259,9 +259,9 @@ def _kept_store(url: str) -> str:
     return new_store(url)
 
 
-def emptied_store(url: str) -> str:
+def emptied_store(url: str, schema: str | None = None) -> str:
     """The URL of a store on that server that is empty again: quicker than a new one, for one test after another."""
-    store = _kept_store(url)
+    store = _kept_store(url) if schema is None else f"{url}?schema={schema}"
     schema = store.rpartition("=")[2]
     with psycopg.connect(url, autocommit=True) as db:
         tables = db.execute("SELECT tablename FROM pg_tables WHERE schemaname = %s", (schema,)).fetchall()
