@@ -78,8 +78,12 @@ class Sender:
             ExportFailed: No answer came, or the name leads to an address that is not public.
         """
         if self._client is None:
-            # No proxy from the environment: it would resolve the name on its own. No cookies, no redirects.
-            self._client = self._http.AsyncClient(timeout=_TIMEOUT, trust_env=False, follow_redirects=False)
+            # No proxy from the environment: it would resolve the name on its own. No cookies, no redirects. But the
+            # authorities it names (SSL_CERT_FILE, SSL_CERT_DIR): who runs this may have one of their own.
+            trusted = self._http.create_ssl_context(trust_env=True)
+            self._client = self._http.AsyncClient(
+                timeout=_TIMEOUT, trust_env=False, follow_redirects=False, verify=trusted
+            )
         try:
             async with asyncio.timeout(_TIMEOUT):
                 if self._allow_private:
