@@ -1,4 +1,4 @@
-"""Webhooks over TLS: the certificate must be for the URL's host and of an authority that is trusted, or nothing is sent."""
+"""Webhooks over TLS: the certificate must be for the URL's host and of a trusted authority, or nothing is sent."""
 
 from __future__ import annotations
 
