@@ -270,5 +270,6 @@ def emptied_store(url: str, schema: str | None = None) -> str:
                 db.execute(sql.SQL("DELETE FROM {}.{}").format(sql.Identifier(schema), sql.Identifier(table)))
         if tables:
             fresh = "UPDATE {}.store SET epoch = gen_random_uuid()::text, seq = 0, latest_ms = 0, pruned_to = -1"
+            fresh += ", pruned_ms = -1"
             db.execute(sql.SQL(fresh).format(sql.Identifier(schema)))
     return store

@@ -277,6 +277,7 @@ async def test_tampering_is_found(url: str) -> None:
             ("customers", "span_cost = span_cost + 1"),
             ("totals", "output_tokens = output_tokens + 1"),
             ("totals", "customers = customers + 1"),
+            ("totals", "cost = cost + 1 WHERE unit = 'h'"),
             ("entries", "cost = cost + 1"),
             ("store", "seq = 0"),
         ):

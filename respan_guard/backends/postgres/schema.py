@@ -13,7 +13,7 @@ from respan_guard.errors import ConfigurationError, SchemaMismatch, StorageCorru
 
 __all__ = ["MIGRATIONS", "in_schema", "migrate"]
 
-MIGRATIONS = ("0001_first.sql", "0002_apply.sql", "0003_changes.sql")
+MIGRATIONS = ("0001_first.sql", "0002_apply.sql", "0003_changes.sql", "0005_hours.sql")
 MINIMUM = 130000  # gen_random_uuid
 _STATE = """SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean,
     to_regnamespace(%(quoted)s) IS NOT NULL, to_regclass(%(quoted)s || '.store') IS NOT NULL,
