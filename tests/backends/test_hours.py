@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -21,9 +22,14 @@ from respan_guard.backends.base import (
 )
 from respan_guard.backends.memory import MemoryBackend
 from respan_guard.backends.postgres import PostgresBackend
+from respan_guard.backends.postgres import schema as postgres_schema
 from respan_guard.backends.redis import RedisBackend
+from respan_guard.backends.registry import backend_factory
 from respan_guard.backends.sqlite import SQLiteBackend
+from respan_guard.backends.sqlite import schema as sqlite_schema
 from respan_guard.testing.contract_support import DAY, DAY_MS, NOW, admit, one, record, recorded, total
+from tests.backends import postgres_server
+from tests.backends.conftest import new_store
 
 HOUR = NOW // HOUR_MS
 _ADD = """local sums = cmsgpack.unpack(redis.call('HGET', KEYS[1], ARGV[1]))
@@ -146,3 +152,43 @@ async def test_no_false_alarm_while_traffic_runs(make_backend: Callable[[], Back
     assert [row.where for row in await backend.verify()] == [f"all m1 hour {HOUR}"]
     await backend.close()
     await other.close()
+
+
+@pytest.mark.parametrize("name", ["sqlite", "postgresql"])
+async def test_a_store_that_was_pruned_before_that_was_noted(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is brought to the newest version: its hours up to then are left out, later ones are held to the entries."""
+    schema = sqlite_schema if name == "sqlite" else postgres_schema
+    url = f"sqlite:///{tmp_path / 'guard.db'}"
+    if name == "postgresql":
+        url = postgres_server.new_store(postgres_server.given_or_started())
+    with monkeypatch.context() as older:
+        older.setattr(schema, "MIGRATIONS", tuple(step for step in schema.MIGRATIONS if step != "0005_hours.sql"))
+        backend = backend_factory(url)()
+        await backend.open()
+        await recorded(backend, record("old", 5, day=DAY - 50))
+        await recorded(backend, record("kept", 6))
+        assert await backend.prune(DAY - 40) == 1
+        await backend.close()
+    backend = backend_factory(url)()
+    await backend.open()
+    await recorded(backend, record("new", 7, at_ms=NOW + HOUR_MS), NOW + HOUR_MS)
+    assert await backend.verify() == []
+    add_to_hour(backend, HOUR + 1, "", 1)
+    assert await backend.verify() == [Discrepancy("cost", f"all  hour {HOUR + 1}", 8, 7)]
+    await backend.close()
+
+
+async def test_a_redis_that_was_pruned_before_that_was_noted(tmp_path: Path) -> None:
+    """Nobody knows which hours lost entries: none is compared, now or later."""
+    backend = new_store("redis", tmp_path)()
+    await backend.open()
+    assert isinstance(backend, RedisBackend)
+    with Redis.from_url(backend._at.address) as client:
+        assert client.hdel(f"{backend._at.prefix}meta", "pruned_ms") == 1
+    await backend.apply([record("old", 5, day=DAY - 50), record("kept", 6)], NOW)
+    for _ in range(2):
+        await backend.prune(DAY - 40)
+        assert await backend.verify() == []
+    await backend.close()

@@ -52,7 +52,7 @@ PLANTED = {
 async def written(path: Path) -> None:
     """A file with two customers, entries of all kinds, something pruned and a live hold."""
     async with opened(path) as backend:
-        await backend.apply([record("old", day=DAY - 50)], NOW)
+        await backend.apply([record("old", day=DAY - 50, at_ms=NOW - 50 * 86_400_000)], NOW)
         await backend.prune(DAY - 40)
         await backend.apply(
             [admit("done"), record("e1"), Release("alice", "done"), record("e2", "bob", cost=None)], NOW
