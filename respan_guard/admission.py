@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 __all__ = ["Admission", "Refusal", "Renewer"]
 
 _claiming = threading.RLock()  # a finalizer may settle a call while its own thread claims for another
+_forks = 0  # between this process and the first one
 
 
 def _forget() -> None:
-    """After a fork: another thread's lock would be held for ever in the child."""
-    global _claiming
+    """After a fork: another thread's lock would be held for ever in the child, and holds are the parent's."""
+    global _claiming, _forks
     _claiming = threading.RLock()
+    _forks += 1
 
 
 if hasattr(os, "register_at_fork"):
@@ -36,6 +38,9 @@ if hasattr(os, "register_at_fork"):
 
 class Admission:
     """A customer was let in. Ends with its `async with` block, its request, or `release`.
+
+    In a forked child it still says whose the work is, and has counted against the rate. Its hold is the parent's, who
+    spends it and ends it: what is recorded in the child is booked without it, and calls there hold for themselves.
 
     Attributes:
         id: The admission's id, in the store too.
@@ -46,6 +51,7 @@ class Admission:
     """
 
     __slots__ = (
+        "_born",
         "_claimed",
         "_claims",
         "_guard",
@@ -86,6 +92,7 @@ class Admission:
         self._lane = lane  # None: nothing is stored (mode "off")
         self._local = local  # the lane counts what is recorded
         self._stored = stored  # False: let in against storage's word, or without it; there is no hold
+        self._born = _forks
         self._numbers = itertools.count()  # threads may record at the same time
         self._spent = 0
         self._claims = 0
@@ -99,13 +106,13 @@ class Admission:
         """
         if self._lane is not None:
             # By the lane of whoever waits, who may be on another loop: it is stored before a release can be sent.
-            lane = self._lane if self._local else self._guard.lane()
+            lane = self._lane if self._local and not self._inherited else self._guard.lane()
             await lane.record(self.entry(usage, "manual"))
 
     def record_soon(self, usage: Usage, source: str = "manual", *, entry_id: str | None = None) -> None:
         """Charge a call to this admission without waiting, from any thread; the release travels behind it."""
         if self._lane is not None:
-            self._lane.post(Record(self.entry(usage, source, entry_id=entry_id)))
+            self.book(self.entry(usage, source, entry_id=entry_id))
 
     async def release(self) -> None:
         """End the admission. What it held and did not spend is free again; what was recorded stays."""
@@ -118,6 +125,9 @@ class Admission:
         """
         if self.ended:
             return
+        if self._inherited:
+            self.ended = True  # here; a call that the parent began is the parent's to book
+            return
         witness = self._guard.recorder.witness
         if witness is not None and self._lane is not None:
             last = (*last, *witness.settle(self))
@@ -127,7 +137,8 @@ class Admission:
     def claim(self, cost: int) -> int:
         """Take up to `cost` (nano-USD) of what the hold still has, for one call made under it; see `settle`."""
         with _claiming:
-            amount = 0 if self.ended else max(0, min(cost, self.unspent - self._claimed))
+            free = 0 if self.ended or self._inherited else self.unspent - self._claimed
+            amount = max(0, min(cost, free))
             if amount:
                 self._claims += 1
                 self._claimed += amount
@@ -141,7 +152,7 @@ class Admission:
         self._post(last, beside)
 
     def _post(self, last: tuple[Entry, ...], beside: Admission | None = None) -> None:
-        if self._lane is None:
+        if self._lane is None or self._inherited:
             return
         ops: list[Op] = [Record(entry) for entry in last]
         if beside is not None:
@@ -160,11 +171,12 @@ class Admission:
     def book(self, *entries: Entry) -> None:
         """Book entries without waiting; also of an admission that has ended."""
         if self._lane is not None:
-            self._lane.post(*[Record(entry) for entry in entries])
+            lane = self._guard.lane() if self._inherited else self._lane
+            lane.post(*[Record(entry) for entry in entries])
 
     def renew(self, ttl_ms: int) -> None:
         """Let the hold live for `ttl_ms` more."""
-        if self._lane is not None and not self.ended:
+        if self._lane is not None and not self.ended and not self._inherited:
             self._lane.post(Renew(self.customer_identifier, self.id, ttl_ms))
 
     def entry(self, usage: Usage, source: str, *, entry_id: str | None = None) -> Entry:
@@ -173,7 +185,7 @@ class Admission:
             usage,
             self.customer_identifier,
             source=source,
-            admission=self.id if self._stored else None,
+            admission=self.id if self._stored and not self._inherited else None,
             number=f"{self._guard.fork_mark}{next(self._numbers)}",
             entry_id=entry_id,
             held_day=self.day if self.held else None,
@@ -185,6 +197,11 @@ class Admission:
             if self.slot.costs is not None:
                 self.slot.costs.append(entry.cost or 0)
         return entry
+
+    @property
+    def _inherited(self) -> bool:
+        """Whether it was made before a fork, by the parent of this process."""
+        return self._born != _forks
 
     @property
     def stored(self) -> bool:

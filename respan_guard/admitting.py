@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from respan_guard.admission import Admission
 from respan_guard.backends.base import Admit, Allowed, Entry, Refused, Stale
-from respan_guard.context import Slot, current_slot
+from respan_guard.context import Slot, current_slot, slot_of
 from respan_guard.customer import Customer, normalise_identifier
 from respan_guard.decision import Decision
 from respan_guard.errors import (
@@ -21,6 +21,8 @@ from respan_guard.errors import (
     BudgetExceeded,
     CustomerBlocked,
     CustomerUnknown,
+    GuardError,
+    InvalidIdentifier,
     RateLimitExceeded,
     StorageUnavailable,
     UnpricedModel,
@@ -75,6 +77,8 @@ class Admissions:
                 await switch.wake(lane)
         if switch.off:
             return Admission(guard, None, "", Decision(customer, (), (), _NO_LIMITS))
+        if not customer:
+            return self.unattributed()
         known = guard.policies.get(customer)
         if self._known_only and not known.revision:
             known = await self._look_up(lane, customer)
@@ -112,7 +116,7 @@ class Admissions:
                 guard.follow(outcome.now)
                 now = outcome.now
                 known = guard.policies.learn(customer, outcome.revision, outcome.params)
-                if self._known_only and not known.revision:
+                if self._known_only and not known.revision and not switch.shadow:
                     raise _unknown(customer)  # it was deleted
                 continue
             assert isinstance(outcome, (Allowed, Refused))
@@ -128,7 +132,30 @@ class Admissions:
             raise _ERRORS.get(decision.reason or "", BudgetExceeded)(decision)
         raise StorageUnavailable("the customer's limits kept changing while they were checked")
 
+    def named(self, customer: str | int) -> str:
+        """The identifier of a customer; nobody's ("") for an unusable one while nobody is refused.
+
+        Raises:
+            InvalidIdentifier: It is unusable.
+        """
+        try:
+            return normalise_identifier(customer)
+        except InvalidIdentifier as error:
+            if not (self._switch.off or self._switch.shadow):
+                raise
+            logger.info("%s: an identifier would be refused: %s", self._switch.mode, error)
+            return ""
+
     async def _look_up(self, lane: Lane, customer: str) -> KnownPolicy:
+        if self._switch.shadow:
+            try:
+                return await self._known(lane, customer)
+            except GuardError as error:
+                logger.info("shadow mode: a customer would be refused: %s", error)
+                return self._guard.policies.get(customer)
+        return await self._known(lane, customer)
+
+    async def _known(self, lane: Lane, customer: str) -> KnownPolicy:
         try:
             row = await lane.call(lambda backend: backend.get(customer), self._guard.storage_timeout)
         except BackendError as error:
@@ -263,6 +290,7 @@ def entered(slot: Slot) -> Generator[None]:
     try:
         yield
     finally:
+        slot.ended = True
         leave(token)
 
 
@@ -289,11 +317,11 @@ class Admitting:
 
     async def bound(self) -> Admission:
         """Admit, and bind to the request around, if there is one."""
-        outer = current_slot.get()
+        outer = slot_of(self._guard)
         request = outer.request if outer is not None else None
         if request is None:
             return await self.scoped()
-        customer = normalise_identifier(self._customer)
+        customer = self._guard.admissions.named(self._customer)
         bound = request.admission
         if bound is not None and bound.customer_identifier == customer and self._estimate is None:
             return bound  # asked again, by another dependency or behind the door: it is the same request
@@ -303,19 +331,17 @@ class Admitting:
 
     def scoped(self) -> Coroutine[Any, Any, Admission]:
         """Admit, for whoever ends it."""
-        return self._within(normalise_identifier(self._customer), current_slot.get())
+        return self._within(self._guard.admissions.named(self._customer), slot_of(self._guard))
 
     def _within(self, customer: str, around: Slot | None) -> Coroutine[Any, Any, Admission]:
         guard = self._guard
-        outer = around.admission if around is not None else None
-        inner = outer is not None and outer.customer_identifier == customer
+        inner = around is not None and around.around(customer) is not None
         return guard.admissions.ask(customer, guard.estimator.given(self._estimate), requests=0 if inner else 1)
 
     def enter(self, admission: Admission) -> None:
         """Make the admission the one in force for the code that follows."""
-        outer = current_slot.get()
-        request = outer.request if outer is not None else None
-        slot = Slot(request=request)
+        slot = Slot(self._guard)
+        request = slot.request
         slot.admissions.append(admission)
         admission.slot = request
         if request is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from respan_guard.admission import Admission, Refusal
 from respan_guard.admitting import leave
-from respan_guard.context import Slot, current_slot
+from respan_guard.context import Slot, current_slot, slot_of
 from respan_guard.errors import LimitExceeded
 
 if TYPE_CHECKING:
@@ -36,8 +36,9 @@ class BlockingAdmission:
         admission: The admission itself, for what does not block.
     """
 
-    def __init__(self, admission: Admission, homes: Homes) -> None:
+    def __init__(self, admission: Admission, guard: Guard, homes: Homes) -> None:
         self.admission = admission
+        self._guard = guard
         self._homes = homes
         self._token: Token[Slot | None] | None = None
 
@@ -64,8 +65,7 @@ class BlockingAdmission:
         self.admission.end()
 
     def __enter__(self) -> Self:
-        outer = current_slot.get()
-        slot = Slot(request=outer.request if outer is not None else None)
+        slot = Slot(self._guard)
         slot.admissions.append(self.admission)
         if self.admission.id:
             # Only now: what nobody ends must expire. On the guard's loop, since there may be none here.
@@ -115,10 +115,10 @@ class BlockingGuard:
         inside a request ends with the request, elsewhere with `release`.
         """
         admission = self._homes.run(self._guard.admit(customer_identifier, estimate=estimate).scoped())
-        outer = current_slot.get()
+        outer = slot_of(self._guard)
         if outer is not None and outer.request is not None:
             self._guard.admissions.bind(outer.request, admission)
-        return BlockingAdmission(admission, self._homes)
+        return BlockingAdmission(admission, self._guard, self._homes)
 
     def try_admit(
         self, customer_identifier: str | int, *, estimate: Decimal | Usage | None = None

@@ -17,14 +17,21 @@ if TYPE_CHECKING:
 
     from respan_guard.admission import Admission
     from respan_guard.backends.base import Entry
+    from respan_guard.guard import Guard
 
-__all__ = ["Slot", "Witness", "current_slot"]
+__all__ = ["Slot", "Witness", "current_slot", "slot_of"]
 
 
 class Slot:
-    """What code inside it works for.
+    """What code inside it works for, as far as one guard is asked.
+
+    Args:
+        guard: The guard. Another guard's slots are passed over: its limits are its own, and so are its records.
+        is_request: Whether it is a request's.
+        customer: Named by `on_behalf_of`, without an admission.
 
     Attributes:
+        outer: The slot around it, of whichever guard.
         request: The slot of the request around it (itself, if it is one), or None.
         customer: Named by `on_behalf_of`, without an admission.
         bound: The admission that `await guard.admit(...)` bound to the request; the latest wins.
@@ -32,13 +39,31 @@ class Slot:
         recorded: Whether a door that sees single calls (client, span, by hand) recorded one.
         span: The request's own span, if it is recorded.
         costs: What calls within it cost, nano-USD, for that span.
+        ended: Whether the request, or the block that names a customer, is over.
         undo: What to do once the request is over.
     """
 
-    __slots__ = ("admissions", "bound", "costs", "customer", "ended", "recorded", "request", "span", "undo")
+    __slots__ = (
+        "admissions",
+        "bound",
+        "costs",
+        "customer",
+        "ended",
+        "guard",
+        "outer",
+        "recorded",
+        "request",
+        "span",
+        "undo",
+    )
 
-    def __init__(self, *, request: Slot | None = None, is_request: bool = False, customer: str | None = None) -> None:
-        self.request = self if is_request else request
+    def __init__(self, guard: Guard, *, is_request: bool = False, customer: str | None = None) -> None:
+        self.guard = guard
+        self.outer = outer = current_slot.get()
+        if outer is not None and outer.outer is not None and outer.outer.over:
+            outer.outer = outer.outer.outer  # work that starts work that starts work would keep all slots for ever
+        within = slot_of(guard)
+        self.request: Slot | None = self if is_request else within and within.request
         self.customer = customer
         self.bound: Admission | None = None
         self.admissions: list[Admission] = []
@@ -68,6 +93,8 @@ class Slot:
 
         Work that outlives an admission within a request does not fall to the request's customer, if that is another.
         """
+        if self.customer is not None:
+            return self.around(self.customer)
         own = self.admission
         if own is not None or self.request is None or self.request is self:
             return own
@@ -82,8 +109,35 @@ class Slot:
         admission = self.admission
         return self.customer if admission is None else admission.customer_identifier
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing is to be found here any more."""
+        return self.ended or (self.customer is None and self.admission is None and self.request is not self)
+
+    def around(self, customer: str) -> Admission | None:
+        """The admission of that customer that code here runs within; it has counted against the rate."""
+        slot: Slot | None = self
+        request = self.request
+        while slot is not None:
+            if slot.guard is self.guard:
+                admission = slot.admission
+                if admission is not None and admission.customer_identifier == customer:
+                    return admission
+                if slot is request:
+                    return None
+            slot = slot.outer
+        return None if request is None else request.around(customer)
+
 
 current_slot: ContextVar[Slot | None] = ContextVar("respan_guard_slot", default=None)
+
+
+def slot_of(guard: Guard) -> Slot | None:
+    """The innermost slot of a guard here, or None."""
+    slot = current_slot.get()
+    while slot is not None and slot.guard is not guard:
+        slot = slot.outer
+    return slot
 
 
 class Witness(Protocol):

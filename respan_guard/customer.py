@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, mo
 
 from respan_guard.errors import InvalidInput
 from respan_guard.identifiers import check_identifier, normalise_identifier, shown
-from respan_guard.money import from_nano, to_nano
+from respan_guard.money import NANO, from_nano, to_nano
 from respan_guard.periods import DURATIONS, Duration, load_zone, period
 from respan_guard.rates import canonical_rate
 
@@ -35,31 +35,32 @@ _ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 
 def _money(field: str) -> BeforeValidator:
     def check(value: object) -> Decimal | None:
-        return None if value is None else from_nano(_bounded_nano(value, field, "an amount of USD"))
+        return None if value is None else from_nano(_bounded_nano(value, field, "an amount of USD", 9_000_000))
 
     return BeforeValidator(check)
 
 
-def _bounded_nano(value: object, field: str, what: str) -> int:
-    wrong = f"{field} must be {what} from 0 to 9,000,000, got {shown(value)}"
+def _bounded_nano(value: object, field: str, what: str, most: int) -> int:
+    wrong = f"{field} must be {what} from 0 to {most:,}, got {shown(value)}"
     if isinstance(value, bool) or not isinstance(value, (Decimal, int, float, str)):
         raise InvalidInput(wrong, field=field)
     if (isinstance(value, str) and len(value) > 64) or (isinstance(value, int) and value.bit_length() > 64):
         raise InvalidInput(wrong, field=field)
     try:
-        return to_nano(value, field)
+        nano = to_nano(value, field)
     except InvalidInput:
-        raise InvalidInput(wrong, field=field) from None
+        nano = -1
+    if not 0 <= nano <= most * NANO:
+        raise InvalidInput(wrong, field=field)
+    if not nano and Decimal(str(value)):
+        raise InvalidInput(f"{field} must be 0 or at least 0.000000001, got {shown(value)}", field=field)
+    return nano
 
 
 def _percentage(value: object) -> Decimal | None:
     if value is None:
         return None
-    field = "markup_percentage"
-    found = from_nano(_bounded_nano(value, field, "a percentage, 20 for 20 %,"))
-    if found > _MAX_PERCENTAGE:
-        raise InvalidInput(f"{field} must be at most {_MAX_PERCENTAGE:,}, got {found}", field=field)
-    return found
+    return from_nano(_bounded_nano(value, "markup_percentage", "a percentage, 20 for 20 %,", _MAX_PERCENTAGE))
 
 
 def _date(field: str) -> BeforeValidator:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from respan_guard.backends.base import AuditRow, Conflict, CustomerRow, Entry, Put
 from respan_guard.customer import Customer, normalise_identifier
 from respan_guard.errors import InvalidInput, RevisionConflict
+from respan_guard.markups import MARKUP, mark, mark_of, unmark
 from respan_guard.money import to_nano
 from respan_guard.policy import customer_at, fix_period_start, merge_params, update_params
 from respan_guard.usage import Usage
@@ -95,8 +96,10 @@ class Customers:
         """Erase who a customer was and keep the sums."""
         identifier = normalise_identifier(customer_identifier)
         now = self._guard.now_ms()
+        marked = await mark_of(self._guard, identifier, _PATIENCE)
         done = await self._guard.lane().call(lambda backend: backend.delete(identifier, actor=actor, now=now))
         self._guard.policies.drop(identifier)
+        await unmark(self._guard, identifier, marked, _PATIENCE)
         return done
 
     async def adjust(self, customer_identifier: str | int, amount: Decimal, reason: str, *, actor: str = "") -> None:
@@ -152,9 +155,16 @@ class Customers:
             params = change(stored or {}, date.fromordinal(known.policy.day_of(now)))
             customer = Customer.from_params(identifier, params)
             await guard.switch.announce_limits(params, patience)
+            had, has = MARKUP in (stored or {}), MARKUP in params
+            if has and not had:
+                await mark(guard, identifier, patience)
+            marked = await mark_of(guard, identifier, patience) if had and not has else None
             written = await self._write(identifier, params, revision, actor, now, patience)
             if not isinstance(written, Conflict):
                 guard.policies.learn(identifier, written.revision, params)
+                if has and not revision:  # a deletion meanwhile, which left no trace, may have taken the mark along
+                    await mark(guard, identifier, patience)
+                await unmark(guard, identifier, marked, patience)
                 return customer
             revision, stored = written.revision, written.params
         raise RevisionConflict(f"customer {identifier!r} is changed by others all the time; try again")

@@ -243,7 +243,7 @@ class Delivery:
             self._markups.clear()
         customers = {record.customer_identifier for record in records}
         unknown = [name for name in customers if self._markups.get(name, (-_MARKUP_S, None))[0] <= now - _MARKUP_S]
-        for start in range(0, len(unknown), _FEW):  # so few that they are looked up one by one
+        for start in range(0, len(unknown), _FEW):  # so few that the others are never read
             some = unknown[start : start + _FEW]
             found = await markups_of(self._guard, some)
             self._markups |= {name: (now, found.get(name)) for name in some}

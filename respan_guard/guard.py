@@ -14,7 +14,7 @@ from respan_guard.admission import Admission, Refusal, Renewer
 from respan_guard.admitting import Admissions, Admitting, entered
 from respan_guard.backends.base import Entry, Record
 from respan_guard.bookings import Bookings
-from respan_guard.context import Slot, current_slot
+from respan_guard.context import Slot, slot_of
 from respan_guard.customer import Customer, normalise_identifier
 from respan_guard.customers import Customers
 from respan_guard.decision import Status
@@ -154,19 +154,21 @@ class Guard(Exporting):
 
     def current(self) -> Admission | None:
         """The admission in force here, or None."""
-        slot = current_slot.get()
-        return None if slot is None or slot.customer is not None else slot.in_force
+        slot = slot_of(self)
+        return None if slot is None else slot.in_force
 
     @contextmanager
     def on_behalf_of(self, customer_identifier: str | int) -> Generator[None]:
         """Name the customer for the code inside: what it records is charged to that customer.
 
+        Inside an admission of that customer it is charged to the admission. The block must not be left and entered
+        again, as a generator does that yields inside of it: Python shows its context to whoever runs meanwhile. Hold
+        on to a client instead: `guard.wrap(client, customer=id)`.
+
         Raises:
             InvalidIdentifier: It is no usable identifier.
         """
-        outer = current_slot.get()
-        slot = Slot(request=outer and outer.request, customer=normalise_identifier(customer_identifier))
-        with entered(slot):
+        with entered(Slot(self, customer=self.admissions.named(customer_identifier))):
             yield
 
     def wrap(self, client: C, *, customer: str | int | None = None, include_usage: bool = True) -> C:
@@ -234,7 +236,7 @@ class Guard(Exporting):
         if admission is not None and customer in (None, admission.customer_identifier):
             return admission.entry(usage, "manual", entry_id=own_id), admission
         if customer is None:
-            slot = current_slot.get()
+            slot = slot_of(self)
             customer = (slot.customer_identifier if slot is not None else None) or ""
         return self.make_entry(usage, customer, source="manual", entry_id=own_id), None
 

@@ -7,14 +7,16 @@ included, counts exactly up to there (2^53 is 9.007e15).
 from __future__ import annotations
 
 import reprlib
-from decimal import ROUND_CEILING, ROUND_HALF_EVEN, Decimal, InvalidOperation
+from decimal import ROUND_CEILING, ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 
 from respan_guard.errors import InvalidInput
 
-__all__ = ["MAX_NANO", "NANO", "from_nano", "to_nano"]
+__all__ = ["EXACT", "MAX_NANO", "NANO", "from_nano", "plus_percent", "to_nano"]
 
 NANO = 1_000_000_000
 MAX_NANO = 9_000_000_000_000_000  # 9 million USD
+EXACT = Context(prec=60, rounding=ROUND_HALF_EVEN)
+"""For arithmetic on money: the app's own context may have few digits, other roundings, or traps."""
 
 
 def to_nano(
@@ -43,15 +45,22 @@ def to_nano(
         raise InvalidInput(f"{field} must be a finite number of USD, got {_shown(amount)}", field=field)
     if usd < 0 and not signed:
         raise InvalidInput(f"{field} must not be negative, got {_shown(amount)}", field=field)
-    if usd.adjusted() > 7 or abs(usd) * NANO > MAX_NANO:
+    if usd.adjusted() > 7 or EXACT.abs(EXACT.multiply(usd, NANO)) > MAX_NANO:
         raise InvalidInput(f"{field} must be at most 9,000,000 USD, got {_shown(amount)}", field=field)
-    return int((usd * NANO).to_integral_value(ROUND_CEILING if up else ROUND_HALF_EVEN))
+    return int(EXACT.multiply(usd, NANO).to_integral_value(ROUND_CEILING if up else ROUND_HALF_EVEN, EXACT))
 
 
 def from_nano(nano: int) -> Decimal:
     """Turn nano-USD into exact USD, without trailing zeros. Write it with `format(usd, "f")`: `str` uses exponents."""
-    usd = Decimal(nano).scaleb(-9).normalize()
-    return usd.quantize(Decimal(1)) if usd.as_tuple().exponent > 0 else usd  # type: ignore[operator]  # finite
+    usd = Decimal(nano).scaleb(-9, EXACT).normalize(EXACT)
+    return usd.quantize(Decimal(1), context=EXACT) if usd.as_tuple().exponent > 0 else usd  # type: ignore[operator]  # finite
+
+
+def plus_percent(usd: Decimal, percentage: Decimal | None) -> Decimal:
+    """An amount with so many percent on top, exactly."""
+    if not percentage:
+        return usd
+    return EXACT.divide(EXACT.multiply(usd, EXACT.add(100, percentage)), 100)
 
 
 def _shown(amount: object) -> str:

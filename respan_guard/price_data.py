@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from respan_guard.money import NANO
+from respan_guard.money import EXACT, NANO
 from respan_guard.price_plans import Rates, Segment
 from respan_guard.usage import Usage
 
@@ -149,10 +149,11 @@ def compile_rates(prices: ModelPrice, model: str) -> Rates | None:
     rates = Rates(tuple(segments))
     for start in sorted(starts):
         probe = Usage(model="-", input_tokens=start + 7_919, output_tokens=104_729)
-        usd = prices.calc_price({"input_tokens": probe.input_tokens, "output_tokens": probe.output_tokens})[
-            "total_price"
-        ]
-        if rates.cost(probe) != int((usd * NANO).to_integral_value(ROUND_HALF_EVEN)):
+        with localcontext(Context()):  # the app's own may have fewer digits
+            usd = prices.calc_price({"input_tokens": probe.input_tokens, "output_tokens": probe.output_tokens})[
+                "total_price"
+            ]
+        if rates.cost(probe) != int(EXACT.multiply(usd, NANO).to_integral_value(ROUND_HALF_EVEN, EXACT)):
             logger.warning(
                 "genai-prices prices %s in a way that respan_guard does not know; its price counts as unknown", model
             )

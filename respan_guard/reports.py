@@ -24,7 +24,7 @@ from respan_guard.clock import Clock
 from respan_guard.customer import Customer, normalise_identifier
 from respan_guard.decision import Decision, Status, as_datetime, limit_statuses
 from respan_guard.errors import InvalidInput
-from respan_guard.markups import markups_of, with_markup
+from respan_guard.markups import costs_with_markup, with_markup
 from respan_guard.money import from_nano
 from respan_guard.rated import with_rates
 from respan_guard.recorder import record_from_entry
@@ -54,7 +54,8 @@ class UsageReport:
         calls: LLM calls.
         cost: USD, without calls whose price is unknown.
         unpriced: How many calls have no known price.
-        cost_with_markup: The cost with the customer's `markup_percentage`; None for sums over several customers.
+        cost_with_markup: The cost with each customer's `markup_percentage`; None for sums over several customers where
+            more than 1,000 have one of their own.
     """
 
     customer_identifier: str | None
@@ -201,8 +202,7 @@ class Reports:
             limit=_MAX_GROUPS,
         )
         rows = await self._guard.lane().call(lambda backend: backend.usage(query))
-        whose = [query.customer if query.customer is not None else row.customer for row in rows]
-        markups = await markups_of(self._guard, {customer for customer in whose if customer})
+        marked = await costs_with_markup(self._guard, query, rows)
         return [
             UsageReport(
                 customer_identifier=row.customer,
@@ -216,9 +216,9 @@ class Reports:
                 cache_read_tokens=row.amounts.cache_read_tokens,
                 unpriced=row.amounts.unpriced,
                 errors=row.amounts.errors,
-                cost_with_markup=None if who is None else with_markup(from_nano(row.amounts.cost), markups.get(who)),
+                cost_with_markup=cost,
             )
-            for row, who in zip(rows, whose, strict=True)
+            for row, cost in zip(rows, marked, strict=True)
         ]
 
     async def prune(self, before: date, progress: Callable[[int], None] | None = None) -> int:

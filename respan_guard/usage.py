@@ -17,7 +17,7 @@ from operator import attrgetter
 from typing import Any, Self
 
 from respan_guard.errors import InvalidInput
-from respan_guard.money import to_nano
+from respan_guard.money import plus_percent, to_nano
 
 __all__ = ["MAX_TOKENS", "TOKEN_KINDS", "Usage", "UsageRecord"]
 
@@ -216,9 +216,7 @@ class UsageRecord:
     @property
     def cost_with_markup(self) -> Decimal | None:
         """The cost as the customer is shown it, USD; budgets compare the raw one."""
-        if self.cost is None or not self.markup_percentage:
-            return self.cost
-        return self.cost * (100 + self.markup_percentage) / 100
+        return None if self.cost is None else plus_percent(self.cost, self.markup_percentage)
 
     @property
     def model(self) -> str:

@@ -298,9 +298,9 @@ def test_usage_by_customer_model_and_day() -> None:
         "org_2": "1.5",
     }
     by_model = answer("usage", "--by", "model")
-    assert {row["model"]: (row["calls"], row["cost"]) for row in by_model} == {
-        "gpt-4o": (2, "1.500000001"),
-        "gpt-4o-mini": (1, "0.25"),
+    assert {row["model"]: (row["calls"], row["cost"], row["cost_with_markup"]) for row in by_model} == {
+        "gpt-4o": (2, "1.500000001", "1.5000000011"),
+        "gpt-4o-mini": (1, "0.25", "0.275"),
     }
     assert by_model[0]["customer_identifier"] is None
     by_day = answer("usage", "--by", "day", "--customer", "org_1")
@@ -311,12 +311,16 @@ def test_usage_by_customer_model_and_day() -> None:
 
 
 @pytest.mark.usefixtures("filled")
-def test_usage_as_a_table_has_a_total() -> None:
-    """People see the total, to the nano-dollar."""
+def test_usage_as_a_table_has_a_total(monkeypatch: pytest.MonkeyPatch) -> None:
+    """People see the total, to the nano-dollar, and with the customers' markup; a dash where that can't be had."""
     shown = run("usage", "--by", "model").stdout
     assert "1.750000001" in shown
+    assert "1.7750000011" in shown
     assert "gpt-4o-mini" in shown
     assert run("usage", "--customer", "nobody").stdout == "no usage\n"
+    monkeypatch.setattr("respan_guard.markups.MAX_OWN", 0)
+    total = run("usage", "--by", "model").stdout.split("total")[1].split()
+    assert total[-4:] == ["1.750000001", "-", "0", "0"]
 
 
 def test_a_model_name_can_not_act_on_the_terminal() -> None:

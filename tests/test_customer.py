@@ -325,7 +325,7 @@ def test_money_is_stored_without_exponent(amount: object, stored: str) -> None:
 )
 def test_unusable_money(field: str, amount: object) -> None:
     """What is negative, not finite, too large, a bool or no number is refused in a message that says what is right."""
-    with pytest.raises(InvalidInput, match=r"from 0 to 9,000,000|at most 1,000,000") as caught:
+    with pytest.raises(InvalidInput, match=r"from 0 to [91],000,000") as caught:
         Customer.from_params("c", {field: amount})
     assert caught.value.field == field
     assert len(str(caught.value)) < 250

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
@@ -14,7 +15,17 @@ from starlette.responses import Response
 from respan_guard.api import sum_schemas as schemas
 from respan_guard.api.fields import Anything, Identifier
 from respan_guard.api.filters import Filters
-from respan_guard.api.metrics import METRICS, TOPPED, amounts_of, in_rollups, metric, minus, rollups
+from respan_guard.api.metrics import (
+    MARKED_UP,
+    METRICS,
+    TOPPED,
+    Sums,
+    grouped,
+    in_rollups,
+    metric,
+    rollup_query,
+    rollups,
+)
 from respan_guard.api.operation import Call, Operation
 from respan_guard.api.pages import as_filters
 from respan_guard.api.ranges import EVER, TimeRange, days_of
@@ -24,6 +35,7 @@ from respan_guard.api.search import search, too_much
 from respan_guard.api.wire import JSON
 from respan_guard.backends.base import Amounts, UsageRow
 from respan_guard.errors import InvalidInput
+from respan_guard.markups import MarkedSums, marked_sums, markups_of, with_markup
 from respan_guard.money import from_nano
 from respan_guard.periods import load_zone, start_of_day
 from respan_guard.usage import UsageRecord
@@ -36,6 +48,7 @@ OTHERS: Final = "Others"
 NOBODY: Final = "(none)"
 
 _FILLED_DAYS = 400
+_METRICS = (*METRICS, MARKED_UP)
 _DEFAULT_METRICS = ("number_of_requests", "total_cost", "total_tokens")
 _DIMENSIONS: Mapping[str, str] = {
     name: name for name in ("model", "customer_identifier", "custom_identifier", "prompt_id", "provider_id")
@@ -54,7 +67,7 @@ class BreakdownQuery(TimeRange):
 class BreakdownBody(FilteredBy):
     """Which metrics, of which records."""
 
-    metrics_to_aggregate: Anything = Field(None, description=f"Any of {', '.join(METRICS)}.")
+    metrics_to_aggregate: Anything = Field(None, description=f"Any of {', '.join(_METRICS)}.")
 
 
 # -- users -------------------------------------------------------------------------------------------
@@ -67,22 +80,24 @@ async def active_users(call: Call) -> Response:
         {
             "date_group": at,
             "active_users": users,
-            "total_cost": from_nano(sums.cost),
-            "average_cost_per_user": _each(sums.cost, users),
+            "total_cost": from_nano(sums.amounts.cost),
+            "average_cost_per_user": _each(sums.amounts.cost, users),
+            MARKED_UP: sums.marked_up,
         }
         for at, sums, users in buckets
     ]
     overall = {
         "active_users": count,
-        "average_cost_per_user": _each(whole.cost, count),
-        "total_user_cost": from_nano(whole.cost),
+        "average_cost_per_user": _each(whole.amounts.cost, count),
+        "total_user_cost": from_nano(whole.amounts.cost),
+        "total_user_cost_with_markup": whole.marked_up,
     }
     return JSON({"activity": activity, "summary": overall})
 
 
 async def total_users(call: Call) -> Response:
     """How many different users there were, bucket by bucket and in all."""
-    buckets, _, count = await _activity(call, {})
+    buckets, _, count = await _activity(call, {}, costs=False)
     data = [{"date_group": at, "total_users": users} for at, _, users in buckets]
     return JSON({"data": data, "summary": {"total_users": count}})
 
@@ -91,30 +106,36 @@ def _each(cost: int, users: int) -> Decimal:
     return (from_nano(cost) / users).quantize(Decimal("0.000000001")) if users else Decimal(0)
 
 
-async def _activity(call: Call, given: Mapping[str, Any]) -> tuple[list[tuple[datetime, Amounts, int]], Amounts, int]:
-    """Buckets with their sums and number of users; and both for the whole."""
+async def _activity(
+    call: Call, given: Mapping[str, Any], *, costs: bool = True
+) -> tuple[list[tuple[datetime, Sums, int]], Sums, int]:
+    """Buckets with their sums and number of users, and both for the whole; marked up where costs are shown."""
     query: TimeRange = call.query
     days = days_of(query, call.guard)
     filters = _filters(query, given)
     if query.time_tick in (None, "day") and in_rollups(filters):
         rows = await _by_day(call, filters, days, distinct=True)
-        whole = await rollups(call.guard, filters, days, by=(), distinct=True)
-        found = whole[0] if whole else UsageRow(Amounts(), customers=0)
+        marked = await _marked(call, filters, days, by=("day",)) if costs else None
+        all_days = await rollups(call.guard, filters, days, by=(), distinct=True)
         nobody = await _days_of_nobody(call, filters, days)
-        buckets = [(_day_start(call, day), row.amounts, (row.customers or 0) - (day in nobody)) for day, row in rows]
-        return buckets, found.amounts, (found.customers or 0) - bool(nobody)
+        buckets = []
+        whole = Sums()
+        for day, row in rows:
+            sums = Sums(row.amounts, None if marked is None else marked.cost(row.amounts.cost, day=day))
+            buckets.append((_day_start(call, day), sums, (row.customers or 0) - (day in nobody)))
+            whole.add(sums)
+        count = (all_days[0].customers or 0) if all_days else 0
+        return buckets, whole, count - bool(nobody)
     records = await _records(call, days, filters)
-    sums: dict[datetime, Amounts] = {}
+    found = await grouped(call.guard, records, lambda record: _bucket(call, query, record))
     users: dict[datetime, set[str]] = {}
     for record in records:
-        at = _bucket(call, query, record)
-        sums.setdefault(at, Amounts()).add(amounts_of(record))
-        users.setdefault(at, set()).update({record.customer_identifier} - {""})
-    total = Amounts()
-    for one in sums.values():
+        users.setdefault(_bucket(call, query, record), set()).update({record.customer_identifier} - {""})
+    total = Sums()
+    for one in found.values():
         total.add(one)
     everybody = set().union(*users.values()) if users else set()
-    return [(at, sums[at], len(users[at])) for at in sorted(sums)], total, len(everybody)
+    return [(at, found[at], len(users[at])) for at in sorted(found)], total, len(everybody)
 
 
 async def _days_of_nobody(call: Call, filters: Filters[UsageRecord], days: tuple[int, int]) -> set[int]:
@@ -122,6 +143,13 @@ async def _days_of_nobody(call: Call, filters: Filters[UsageRecord], days: tuple
     if filters.only("customer_identifier") is not None:
         return set()
     return {row.day or 0 for row in await rollups(call.guard, filters, days, by=("day",), customer="", limit=MAX_DAYS)}
+
+
+async def _marked(
+    call: Call, filters: Filters[UsageRecord], days: tuple[int, int], by: tuple[str, ...]
+) -> MarkedSums | None:
+    query = rollup_query(filters, days, by=by)
+    return await call.guard.lane().call(lambda backend: marked_sums(call.guard, backend, query), None)
 
 
 def _filters(query: TimeRange, given: Mapping[str, Any]) -> Filters[UsageRecord]:
@@ -197,34 +225,53 @@ def _metrics(body: Any) -> tuple[str, ...]:
     given = body.get("metrics_to_aggregate") if isinstance(body, dict) else None
     if given is None:
         return _DEFAULT_METRICS
-    if not isinstance(given, list) or not given or any(name not in METRICS for name in given):
+    if not isinstance(given, list) or not given or any(name not in _METRICS for name in given):
         raise InvalidInput(
-            f"metrics_to_aggregate must be a list of any of {', '.join(METRICS)}", field="metrics_to_aggregate"
+            f"metrics_to_aggregate must be a list of any of {', '.join(_METRICS)}", field="metrics_to_aggregate"
         )
     return tuple(dict.fromkeys(given))
 
 
 async def _rolled_up(
     call: Call, filters: Filters[UsageRecord], days: tuple[int, int], by: str, names: tuple[str, ...]
-) -> dict[datetime, dict[str, Amounts]]:
+) -> dict[datetime, dict[str, Sums]]:
     top = next((TOPPED[name] for name in names if name in TOPPED), "cost")
-    largest = await rollups(call.guard, filters, days, by=(by,), top=top, limit=TOP)
+    largest = [getattr(row, by) for row in await rollups(call.guard, filters, days, by=(by,), top=top, limit=TOP)]
+    cost = await _costs(call, filters, days, by, largest if MARKED_UP in names else None)
     whole = await _by_day(call, filters, days)
-    left = {day: row.amounts for day, row in whole}
-    cells: dict[int, dict[str, Amounts]] = {day: {} for day in left}
-    for one in largest:
-        value = getattr(one, by)
+    left = {day: Sums(row.amounts, cost(row.amounts.cost, day, None)) for day, row in whole}
+    cells: dict[int, dict[str, Sums]] = {day: {} for day in left}
+    for value in largest:
         only = {"customer": filters.only("customer_identifier"), "model": filters.only("model"), by: value}
         condition = _narrowed(only)
         for row in await rollups(call.guard, condition, days, by=("day",), limit=MAX_DAYS):
             day = row.day or 0
             if day in left:
-                _put(cells[day], value, row.amounts)
-                left[day] = minus(left[day], row.amounts)
+                sums = Sums(row.amounts, cost(row.amounts.cost, day, value))
+                left[day] = left[day].minus(sums)
+                _put(cells[day], value, sums)
     for day, rest in left.items():
-        if rest != Amounts():
+        if rest.amounts != Amounts() or rest.marked_up:
             _put(cells[day], OTHERS, rest)
     return {_day_start(call, day): columns for day, columns in cells.items()}
+
+
+async def _costs(
+    call: Call, filters: Filters[UsageRecord], days: tuple[int, int], by: str, largest: list[str] | None
+) -> Callable[[int, int, str | None], Decimal | None]:
+    """What an amount of a day is with markup, of one of the largest or of all; without these, nothing."""
+    if largest is None:
+        return lambda nano, day, value: None
+    of_customers = by == "customer"
+    markups = await markups_of(call.guard, set(largest)) if of_customers else {}
+    marked = await _marked(call, filters, days, by=("day",) if of_customers else ("day", "model"))
+
+    def cost(nano: int, day: int, value: str | None) -> Decimal | None:
+        if value is not None and of_customers:
+            return with_markup(from_nano(nano), markups.get(value))
+        return None if marked is None else marked.cost(nano, model=value, day=day)
+
+    return cost
 
 
 def _narrowed(only: Mapping[str, str | None]) -> Filters[UsageRecord]:
@@ -233,25 +280,24 @@ def _narrowed(only: Mapping[str, str | None]) -> Filters[UsageRecord]:
     return read_log_filters(LogRange(), given)
 
 
-def _put(columns: dict[str, Amounts], value: str | None, sums: Amounts) -> None:
+def _put(columns: dict[str, Sums], value: str | None, sums: Sums) -> None:
     name = NOBODY if not value else OTHERS if value == "date_group" else value
-    columns.setdefault(name, Amounts()).add(sums)
+    columns.setdefault(name, Sums()).add(sums)
 
 
 async def _from_records(
     call: Call, query: TimeRange, filters: Filters[UsageRecord], days: tuple[int, int], dimension: str
-) -> dict[datetime, dict[str, Amounts]]:
+) -> dict[datetime, dict[str, Sums]]:
     value: Callable[[UsageRecord], Any] = lambda record: log_field(record, dimension) or ""  # noqa: E731
     records = await _records(call, days, filters)
-    totals: dict[str, Amounts] = {}
-    for record in records:
-        totals.setdefault(value(record), Amounts()).add(amounts_of(record))
-    largest = sorted(totals, key=lambda name: (-totals[name].cost, name))[:TOP]
-    cells: dict[datetime, dict[str, Amounts]] = {}
-    for record in records:
-        name = value(record)
-        columns = cells.setdefault(_bucket(call, query, record), {})
-        _put(columns, name if name in largest else OTHERS, amounts_of(record))
+    found = await grouped(call.guard, records, lambda record: (_bucket(call, query, record), value(record)))
+    totals: Counter[str] = Counter()
+    for (_, name), sums in found.items():
+        totals[name] += sums.amounts.cost
+    largest = sorted(totals, key=lambda name: (-totals[name], name))[:TOP]
+    cells: dict[datetime, dict[str, Sums]] = {}
+    for (at, name), sums in found.items():
+        _put(cells.setdefault(at, {}), name if name in largest else OTHERS, sums)
     return dict(sorted(cells.items()))
 
 

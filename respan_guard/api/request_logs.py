@@ -32,7 +32,7 @@ from respan_guard.api.search import search, too_much
 from respan_guard.api.wire import JSON
 from respan_guard.backends.base import RecordQuery
 from respan_guard.errors import CustomerUnknown, InvalidInput
-from respan_guard.markups import markups_of, with_markup
+from respan_guard.markups import markups_of
 from respan_guard.usage import UsageRecord
 
 __all__ = ["OPERATIONS"]
@@ -70,11 +70,18 @@ async def list_logs(call: Call) -> Response:
         found = await _in_order(call, base, wanted, page)
     else:
         found = await _sorted(call, base, wanted, page, sort)
-    rows = [log_row(record, call.guard.settings.namespace) for record in found.rows]
+    rows = await _shown(call, found.rows)
     if query.include_fields is not None:
         names = {"id", *(name.strip() for name in query.include_fields.split(","))}
         rows = [{name: value for name, value in row.items() if name in names} for row in rows]
     return JSON(call.pages.answer(call.request, page, rows, found))
+
+
+async def _shown(call: Call, records: list[UsageRecord]) -> list[dict[str, Any]]:
+    """Records as lists show them, with their customers' markups: these cost the page."""
+    markups = await markups_of(call.guard, {record.customer_identifier for record in records if record.cost})
+    space = call.guard.settings.namespace
+    return [log_row(record, space, markups.get(record.customer_identifier)) for record in records]
 
 
 def _sort(text: str | None) -> tuple[bool, str]:
@@ -135,15 +142,12 @@ async def retrieve(call: Call) -> Response:
     record = None if named is None else await call.guard.bookings.find(*named)
     if record is None:
         raise CustomerUnknown("there is no such log; its id is the `unique_id` that lists show")
-    row = log_row(record, call.guard.settings.namespace)
-    row |= {"customer_name": None, "customer_email": None, "limit_info": None, "cost_with_markup": row["cost"]}
+    (row,) = await _shown(call, [record])
+    row |= {"customer_name": None, "customer_email": None, "limit_info": None}
     if record.customer_identifier:
         customer = await call.guard.get_customer(record.customer_identifier)
         if customer is not None:
             row |= {"customer_name": customer.name, "customer_email": customer.email}
-        if record.cost is not None:
-            markups = await markups_of(call.guard, {record.customer_identifier})
-            row["cost_with_markup"] = with_markup(record.cost, markups.get(record.customer_identifier))
         row["limit_info"] = limit_info(await call.guard.status(record.customer_identifier))
     return JSON(row)
 

@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from respan_guard.api.log import RESERVED
+from respan_guard.markups import with_markup
 from respan_guard.usage import UsageRecord
 
 __all__ = ["ENVIRONMENT", "LOG_KINDS", "log_field", "log_row", "read_unique_id", "unique_id"]
@@ -124,8 +125,8 @@ def log_field(record: UsageRecord, name: str) -> Any:
     return _FIELDS[name](record)
 
 
-def log_row(record: UsageRecord, organization: str) -> dict[str, Any]:
-    """A log as lists show it."""
+def log_row(record: UsageRecord, organization: str, markup: Decimal | None = None) -> dict[str, Any]:
+    """A log as lists show it; its cost also with a markup, in percent."""
     row: dict[str, Any] = {"id": unique_id(record.customer_identifier, record.id)}
     row |= {name: get(record) for name, get in _FIELDS.items()}
     latency = timedelta(milliseconds=record.usage.latency_ms or 0)
@@ -136,6 +137,7 @@ def log_row(record: UsageRecord, organization: str) -> dict[str, Any]:
     if record.unpriced:
         warnings.append("no price is known, so the cost is unknown; it is not zero")
     return row | {
+        "cost_with_markup": None if record.cost is None else with_markup(record.cost, markup),
         "timestamp": record.time,
         "start_time": record.time - latency,
         "organization_id": organization,

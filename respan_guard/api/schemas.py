@@ -110,6 +110,7 @@ class LogRow(Answer):
     prompt_cache_creation_tokens: int = 0
     reasoning_tokens: int = 0
     cost: MaybeNumber = None
+    cost_with_markup: MaybeNumber = None
     latency: MaybeNumber = None
     time_to_first_token: MaybeNumber = None
     tokens_per_second: MaybeNumber = None
@@ -149,7 +150,6 @@ class LogDetail(LogRow):
 
     customer_name: MaybeText = None
     customer_email: MaybeText = None
-    cost_with_markup: MaybeNumber = None
     limit_info: LimitInfo | None = None
 
 

@@ -13,7 +13,10 @@ __all__ = ["ActiveUsers", "Breakdown", "GroupPage", "Summary", "TotalUsers"]
 
 
 class Summary(Answer):
-    """Sums over calls; averages are 0 where no call says. Only the sum over one customer has a markup."""
+    """Sums over calls; averages are 0 where no call says.
+
+    `total_cost_with_markup` is null where more than 1,000 users have a markup of their own.
+    """
 
     number_of_requests: int
     total_cost: Number
@@ -71,6 +74,7 @@ class ActiveBucket(Answer):
     active_users: int
     total_cost: Number
     average_cost_per_user: Number
+    total_cost_with_markup: MaybeNumber
 
 
 class ActiveSummary(Answer):
@@ -79,6 +83,7 @@ class ActiveSummary(Answer):
     active_users: int
     average_cost_per_user: Number
     total_user_cost: Number
+    total_user_cost_with_markup: MaybeNumber
 
 
 class ActiveUsers(Answer):

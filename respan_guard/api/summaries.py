@@ -12,14 +12,13 @@ from starlette.responses import Response
 from respan_guard.api import sum_schemas as schemas
 from respan_guard.api.fields import Identifier
 from respan_guard.api.filters import Filters
-from respan_guard.api.metrics import METRICS, TOPPED, in_rollups, metric, rollups, sum_records
+from respan_guard.api.metrics import MARKED_UP, METRICS, TOPPED, Sums, in_rollups, metric, rollups, sum_records, summed
 from respan_guard.api.operation import Call, Operation
 from respan_guard.api.pages import MAX_PAGE_SIZE, Slice, as_filters, checked
 from respan_guard.api.ranges import whole_days
 from respan_guard.api.records import FilteredBy, LogRange, read_log_filters, records_wanted, within
 from respan_guard.api.rows import log_field
 from respan_guard.api.wire import JSON
-from respan_guard.backends.base import Amounts
 from respan_guard.errors import InvalidInput
 from respan_guard.markups import markups_of, with_markup
 from respan_guard.money import from_nano
@@ -58,21 +57,16 @@ async def summary(call: Call) -> Response:
     filters = read_log_filters(query, as_filters(call.body))
     days = whole_days(query.start_time, query.end_time, call.guard)
     if days is not None and in_rollups(filters):
-        rows = await rollups(call.guard, filters, days, by=())
-        sums = rows[0].amounts if rows else Amounts()
+        rows = await summed(call.guard, filters, days, by=())
+        sums = rows[0][1] if rows else Sums()
     else:
         found = await _summed(call, query, filters, lambda record: True)
-        sums = found.get(True, Amounts())
+        sums = found.get(True, Sums())
     shown = {name: metric(sums, name) for name in ("number_of_requests", "total_cost", "total_tokens",
                                                    "total_prompt_tokens", "total_completion_tokens")}  # fmt: skip
     averages = {"avg_latency": "average_latency", "avg_tps": "average_tps", "avg_ttft": "average_ttft"}
     shown |= {name: metric(sums, of) or Decimal(0) for name, of in averages.items()}
-    whose = filters.only("customer_identifier")
-    marked_up = None
-    if whose is not None:
-        markups = await markups_of(call.guard, {whose})
-        marked_up = with_markup(from_nano(sums.cost), markups.get(whose))
-    return JSON({**shown, "total_cost_with_markup": marked_up, "unpriced_requests": sums.unpriced, "scores": {}})
+    return JSON({**shown, MARKED_UP: sums.marked_up, "unpriced_requests": sums.amounts.unpriced, "scores": {}})
 
 
 async def groups(call: Call) -> Response:
@@ -95,14 +89,11 @@ async def groups(call: Call) -> Response:
     place = checked(page.start, int)
     start = place[0] if place else page.skip
     chosen = ordered[max(start, 0) :][: page.size]
-    whose = filters.only("customer_identifier")
-    owners = {group: whose if name != "customer_identifier" else group for group, _ in chosen}
-    markups = await markups_of(call.guard, {owner for owner in owners.values() if owner is not None})
-    rows = []
-    for group, amounts in chosen:
-        owner = owners[group]
-        cost = None if owner is None else with_markup(from_nano(amounts.cost), markups.get(owner))
-        rows.append(_group(_GROUPS[name], group, amounts) | {"total_cost_with_markup": cost})
+    if name == "customer_identifier":
+        markups = await markups_of(call.guard, {group for group, _ in chosen})  # the page's, not all groups'
+        for group, found in chosen:
+            found.marked_up = with_markup(from_nano(found.amounts.cost), markups.get(group))
+    rows = [_group(_GROUPS[name], group, found) for group, found in chosen]
     reached = start + len(rows)
     part = Slice(rows, [reached] if rows else None, more=reached < len(ordered))
     body = call.pages.answer(call.request, page, rows, part)
@@ -119,27 +110,31 @@ def _sort(text: str | None) -> tuple[str, bool]:
 
 async def _rolled_up(
     call: Call, filters: Filters[UsageRecord], days: tuple[int, int], by: str, sort: str, *, descending: bool
-) -> dict[Any, Amounts]:
+) -> dict[Any, Sums]:
     top = TOPPED.get(sort) if descending else None
-    rows = await rollups(call.guard, filters, days, by=(by,), top=top, limit=MAX_GROUPS + 1)
+    asked: dict[str, Any] = {"by": (by,), "top": top, "limit": MAX_GROUPS + 1}
+    if by == "customer":
+        rows = [(row, Sums(row.amounts, None)) for row in await rollups(call.guard, filters, days, **asked)]
+    else:
+        rows = await summed(call.guard, filters, days, **asked)
     if len(rows) > MAX_GROUPS and top is None:
         raise InvalidInput(
             f"there are more than {MAX_GROUPS:,} groups, which can only be had by -{', -'.join(TOPPED)}",
             field="sort_by",
         )
-    return {getattr(row, by): row.amounts for row in rows[:MAX_GROUPS] if getattr(row, by)}
+    return {getattr(row, by): sums for row, sums in rows[:MAX_GROUPS] if getattr(row, by)}
 
 
 async def _summed(
     call: Call, query: LogRange, filters: Filters[UsageRecord], by: Callable[[UsageRecord], Any]
-) -> dict[Any, Amounts]:
+) -> dict[Any, Sums]:
     base = records_wanted(query, filters)
     return await sum_records(call.guard, base, within(base, filters), by)
 
 
-def _group(field: str, group: Any, sums: Amounts) -> dict[str, Any]:
-    found: dict[str, Any] = {field: group, "span_count": sums.calls}
-    return found | {name: metric(sums, name) for name in METRICS} | {"unpriced_requests": sums.unpriced}
+def _group(field: str, group: Any, sums: Sums) -> dict[str, Any]:
+    found: dict[str, Any] = {field: group, "span_count": sums.amounts.calls, "unpriced_requests": sums.amounts.unpriced}
+    return found | {name: metric(sums, name) for name in (*METRICS, MARKED_UP)}
 
 
 _TAG = "request logs"

@@ -47,11 +47,8 @@ def usage(
     if as_json:
         print_json([asdict(row) for row in found])
         return
-    marked = "customer" in by or customer is not None  # a sum over several has no one markup
-    more = [">with markup"] if marked else []
-    table = columns(
-        *by, ">requests", ">calls", ">input tokens", ">output tokens", ">cost USD", *more, ">unpriced", ">errors"
-    )
+    names = ("requests", "calls", "input tokens", "output tokens", "cost USD", "with markup", "unpriced", "errors")
+    table = columns(*by, *(f">{name}" for name in names))
     table.show_footer = bool(found)
     if found:
         sums = (
@@ -60,7 +57,7 @@ def usage(
             sum(row.input_tokens for row in found),
             sum(row.output_tokens for row in found),
             usd(sum((row.cost for row in found), Decimal(0))),
-            *([usd(sum((row.cost_with_markup or Decimal(0) for row in found), Decimal(0)))] if marked else []),
+            usd(_sum([row.cost_with_markup for row in found])),
             sum(row.unpriced for row in found),
             sum(row.errors for row in found),
         )
@@ -76,7 +73,7 @@ def usage(
                 row.input_tokens,
                 row.output_tokens,
                 usd(row.cost),
-                *([usd(row.cost_with_markup)] if marked else []),
+                usd(row.cost_with_markup),
                 row.unpriced,
                 row.errors,
             )
@@ -84,6 +81,12 @@ def usage(
         ],
         "no usage",
     )
+
+
+def _sum(amounts: list[Decimal | None]) -> Decimal | None:
+    """All together; None if one of them can't be told."""
+    told = [amount for amount in amounts if amount is not None]
+    return sum(told, Decimal(0)) if len(told) == len(amounts) else None
 
 
 def prices(model: str, provider: str | None, *, as_json: bool) -> bool:

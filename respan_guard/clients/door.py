@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from respan_guard.clients.exchange import Exchange
-from respan_guard.context import Slot, current_slot
+from respan_guard.context import Slot, slot_of
 from respan_guard.errors import ConfigurationError, GuardError, LimitExceeded, StorageUnavailable
 from respan_guard.refusal import RefusalAnswer, is_refusal, render
 from respan_guard.tracing import recording_span, refused
@@ -64,14 +64,14 @@ class Door:
             ConfigurationError: Storage can't work as configured.
         """
         guard = self.guard
-        slot = current_slot.get()
+        slot = slot_of(guard)
         request = slot.request if slot is not None else None
         customer = self.customer if self.customer is not None else _in_force(slot)
-        if customer is None:
+        if not customer:
             self._warn(call)
             return self._exchange(call, request, guard.admissions.unattributed())
         try:
-            return await self._admitted(call, request, customer, _around(slot, customer))
+            return await self._admitted(call, request, customer, None if slot is None else slot.around(customer))
         except ConfigurationError:
             raise
         except GuardError as error:
@@ -134,13 +134,3 @@ def _in_force(slot: Slot | None) -> str | None:
         return None
     found = slot.customer_identifier
     return found if found is not None or slot.request is None else slot.request.customer_identifier
-
-
-def _around(slot: Slot | None, customer: str) -> Admission | None:
-    """The admission of that customer that the code here runs within; it has counted against the rate."""
-    while slot is not None:
-        admission = slot.admission
-        if admission is not None and admission.customer_identifier == customer:
-            return admission
-        slot = slot.request if slot.request is not slot else None
-    return None

@@ -156,10 +156,10 @@ class Console:
 
     async def _record(self, request: Request, user: User) -> Response:
         seq = request.query_params.get("seq", "")
-        stored = await logs.record(self._guard, int(seq)) if re.fullmatch(r"[0-9]{1,18}", seq) else None
-        if stored is None:
+        found = await logs.record(self._guard, int(seq)) if re.fullmatch(r"[0-9]{1,18}", seq) else None
+        if found is None:
             raise HTTPException(404, "There is no such record; it may have been pruned.")
-        return await self._render(request, user, "record.html", stored=stored)
+        return await self._render(request, user, "record.html", stored=found.stored, marked=found.marked)
 
     async def _system(self, request: Request, user: User) -> Response:
         return await self._render(request, user, "system.html", panels=await panels.system(self._guard, self._panels))

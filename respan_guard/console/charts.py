@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import date
+from decimal import Decimal
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -26,14 +27,23 @@ class Chart:
     Attributes:
         title: What it shows.
         unit: "usd" (values are nano-USD) or "count".
-        labels: What each bar is called: a date or an hour.
+        places: The day or hour of each bar.
+        labels: What it is called: a date or an hour.
         series: Name and values of each part of the bars, the largest part first.
+        marked: What each bar is with markup, for the table; empty where that is not shown.
     """
 
     title: str
     unit: str
+    places: list[int]
     labels: list[str]
     series: list[tuple[str, list[int]]]
+    marked: list[Decimal] = field(default_factory=list)
+
+    def mark_up(self, cost: Callable[[int, int], Decimal]) -> None:
+        """Show each bar's sum with markup, too: what `cost` says of a place and the sum there."""
+        for at, place in enumerate(self.places):
+            self.marked.append(cost(place, sum(values[at] for _, values in self.series)))
 
     @property
     def empty(self) -> bool:
@@ -51,13 +61,13 @@ class Chart:
         }
 
     @property
-    def rows(self) -> list[tuple[str, list[int], int]]:
-        """Label, values and their sum, the newest first."""
+    def rows(self) -> list[tuple[str, list[int], int, Decimal | None]]:
+        """Label, values, their sum and that with markup, the newest first."""
         columns = [values for _, values in self.series]
         found = []
         for at in reversed(range(len(self.labels))):
             values = [column[at] for column in columns]
-            found.append((self.labels[at], values, sum(values)))
+            found.append((self.labels[at], values, sum(values), self.marked[at] if self.marked else None))
         return found
 
 
@@ -72,7 +82,7 @@ def chart(
         places = list(range(span.first_day, span.end_day))
         labels = [date.fromordinal(place).isoformat() for place in places]
     series = [(name, [values.get(place, 0) for place in places]) for name, values in largest(points, limit)]
-    return Chart(title, unit, labels, series)
+    return Chart(title, unit, places, labels, series)
 
 
 def largest(points: Mapping[str, Mapping[int, int]], limit: int) -> list[tuple[str, Mapping[int, int]]]:

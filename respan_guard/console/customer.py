@@ -13,8 +13,10 @@ from respan_guard.backends.base import AMOUNTS, AuditRow, Backend, UsageQuery
 from respan_guard.console.charts import chart
 from respan_guard.console.logs import latest
 from respan_guard.console.ranges import Range
-from respan_guard.console.standing import meters, policy_of, profile, state_of, with_markup
+from respan_guard.console.standing import meters, policy_of, profile, state_of
 from respan_guard.errors import InvalidInput
+from respan_guard.markups import with_markup
+from respan_guard.money import from_nano
 
 if TYPE_CHECKING:
     from respan_guard.guard import Guard
@@ -124,21 +126,26 @@ async def customer(guard: Guard, identifier: str, span: Range) -> dict[str, Any]
             for amount in AMOUNTS:
                 sums[amount] += getattr(found.amounts, amount)
         days = Range(span.name, span.first_day, span.end_day, span.since_ms, span.until_ms)
+        markup = guard.policies.markup(row.params)
+        spend = chart("Spend by model", "usd", days, zone, points)
+        if markup:
+            spend.mark_up(lambda day, cost: with_markup(from_nano(cost), markup))
         terms = policy_of(guard, row).at(guard.now_ms())
         return {
             "row": row,
             "who": who,
             "own_limits": bool(row.params),
-            "cost_with_markup": with_markup(row.totals, who),
+            "markup": markup,
+            "with_markup": lambda cost: with_markup(from_nano(cost), markup) if markup else None,
             "state": state_of(who, limits),
             "meters": limits,
             "period": terms.period,
-            "chart": chart("Spend by model", "usd", days, zone, points),
+            "chart": spend,
             "models": sorted(
                 ((name, sums) for name, sums in models.items() if sums["calls"]),
                 key=lambda item: (-item[1]["cost"], item[0]),
             ),
-            "latest": await latest(backend, identifier, _LATEST),
+            "latest": await latest(guard, backend, identifier, _LATEST),
             "history": [(one, history(one)) for one in await backend.audit(customer=identifier, limit=_HISTORY)],
         }
 

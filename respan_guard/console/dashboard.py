@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
@@ -12,6 +13,16 @@ from respan_guard.console.charts import OTHERS, Chart, chart
 from respan_guard.console.formats import change, compact, count, exact_usd, usd
 from respan_guard.console.ranges import Range
 from respan_guard.console.standing import NEAR, meters, profile, state_of
+from respan_guard.markups import (
+    MAX_OWN,
+    MarkedSums,
+    Markups,
+    all_markups,
+    marked_sums,
+    markups_in,
+    with_markup,
+)
+from respan_guard.money import from_nano
 
 if TYPE_CHECKING:
     from respan_guard.guard import Guard
@@ -23,6 +34,11 @@ _RECENT = 6
 _LOOKED_AT = 100  # customers whose limits are looked at: of the active ones, those who spent most
 _SERIES = 6
 _ACTIVE_MS = 31 * 86_400_000
+_TOO_MANY = (
+    "too many",
+    f"More than {MAX_OWN:,} customers have a markup of their own, so no sum with markup is made over all.",
+)
+_BY_DAY = "by days only", "Some customers have a markup of their own, and what each used is kept by day, not by hour."
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +51,8 @@ class Tile:
     exact: str = ""
     link: str = ""
     note: str = "nothing before"
+    more: str = ""
+    more_exact: str = ""
 
 
 async def dashboard(guard: Guard, span: Range) -> dict[str, Any]:
@@ -52,19 +70,24 @@ class _Dashboard:
         self.backend = backend
         self.span = span
         self.zone = ZoneInfo(guard.settings.time_zone)
+        self.markups: Markups | None = None
+        self.by_day: MarkedSums | None = None
         # What customers used is kept by day: of the last 24 hours, the days they lie in are shown.
         self.of_days = ", yesterday and today" if span.hourly else ""
 
     async def page(self) -> dict[str, Any]:
         span, before = self.span, self.span.before(self.zone)
+        self.markups = await all_markups(self.guard, self.backend)
         now_sums, then_sums = await self.sums(span), await self.sums(before)
+        self.by_day = await self.marked("day")
         tops = {metric: await self.top(metric) for metric in ("cost", "requests", "tokens")}
         daily, daily_before = await self.active(span), await self.active(before)
         refused, refused_before = await self.refusals(span), await self.refusals(before)
         near, looked_at = await self.near()
         return {
             "tiles": [
-                *self.money_tiles(now_sums, then_sums),
+                await self.spend_tile(now_sums, then_sums),
+                *self.amount_tiles(now_sums, then_sums),
                 Tile("Refusals", compact(sum(refused.values())),
                      change(sum(refused.values()), sum(refused_before.values())), _reasons(refused),
                      f"logs?status=refused&{span.query}"),
@@ -75,6 +98,7 @@ class _Dashboard:
                 _latency_tile(now_sums, then_sums),
             ],
             "charts": [await self.by_model(), await self.by_customer(tops["cost"]), self.active_chart(daily)],
+            "marked_tops": await self.marked_tops(tops["cost"]),
             "tops": [(metric.capitalize(), metric, rows) for metric, rows in tops.items()],
             "of_days": self.of_days,
             "refusals": await self.latest_refusals(),
@@ -97,11 +121,28 @@ class _Dashboard:
             found.add(row.amounts)
         return found
 
-    def money_tiles(self, now: Amounts, then: Amounts) -> list[Tile]:
-        found = [
-            Tile("Spend", usd(now.cost), change(now.cost, then.cost), exact_usd(now.cost)),
-            Tile("Requests", compact(now.requests), change(now.requests, then.requests), count(now.requests)),
-        ]
+    async def marked(self, by: str) -> MarkedSums | None:
+        """Sums over all customers with markup; None where they can't be had, or nobody has a markup."""
+        if not self.markups:
+            return None
+        query = UsageQuery(first_day=self.span.first_day, end_day=self.span.end_day, by=(by,))
+        return await marked_sums(self.guard, self.backend, query, self.markups)
+
+    async def spend_tile(self, now: Amounts, then: Amounts) -> Tile:
+        """What was spent; and with markup, if anybody has one."""
+        more = more_exact = ""
+        sums = await self.marked("hour") if self.span.hourly else self.by_day
+        if sums is not None:
+            cost = sums.cost(now.cost)
+            more, more_exact = f"{usd(cost)} with markup", f"{exact_usd(cost)} with markup"
+        elif self.markups is None or self.markups:
+            why, more_exact = _TOO_MANY if self.markups is None else _BY_DAY
+            more = f"\N{EN DASH} with markup ({why})"
+        spend, changed = usd(now.cost), change(now.cost, then.cost)
+        return Tile("Spend", spend, changed, exact_usd(now.cost), more=more, more_exact=more_exact)
+
+    def amount_tiles(self, now: Amounts, then: Amounts) -> list[Tile]:
+        found = [Tile("Requests", compact(now.requests), change(now.requests, then.requests), count(now.requests))]
         for label, name in (("Tokens in", "input_tokens"), ("Tokens out", "output_tokens")):
             new, old = getattr(now, name), getattr(then, name)
             found.append(Tile(label, compact(new), change(new, old), count(new)))
@@ -124,6 +165,15 @@ class _Dashboard:
         return await self.backend.usage(
             UsageQuery(by=("customer",), first_day=span.first_day, end_day=span.end_day, top=metric, limit=_TOP)
         )
+
+    async def marked_tops(self, tops: list[UsageRow]) -> dict[str, Decimal]:
+        """What those who spent most are shown, where they have a markup."""
+        markups = await markups_in(self.guard, self.backend, {row.customer or "" for row in tops})
+        return {
+            row.customer or "": with_markup(from_nano(row.amounts.cost), markups[row.customer or ""])
+            for row in tops
+            if (row.customer or "") in markups
+        }
 
     async def refusals(self, span: Range) -> dict[str, int]:
         return await self.backend.refusal_sums(
@@ -152,7 +202,11 @@ class _Dashboard:
         for row in await self.rows(self.span, "day", "model"):
             place = row.hour if self.span.hourly else row.day
             points.setdefault(row.model or "no model", Counter())[place or 0] += row.amounts.cost
-        return chart("Spend by model", "usd", self.span, self.zone, points, limit=_SERIES)
+        found = chart("Spend by model", "usd", self.span, self.zone, points, limit=_SERIES)
+        sums = await self.marked("hour") if self.span.hourly else self.by_day
+        if sums is not None:
+            found.mark_up(lambda place, cost: sums.cost(cost, day=None if self.span.hourly else place))
+        return found
 
     async def by_customer(self, tops: list[UsageRow]) -> Chart:
         """Those who spent most, each with a line of its own; what is left of the total is all others'."""
@@ -172,6 +226,8 @@ class _Dashboard:
         found = chart(f"Spend by user{self.of_days}", "usd", days, self.zone, points, limit=_SERIES)
         if any(left.values()):
             found.series.append((OTHERS, [left[day] for day in range(span.first_day, span.end_day)]))
+        if (sums := self.by_day) is not None:
+            found.mark_up(lambda day, cost: sums.cost(cost, day=day))
         return found
 
     async def active(self, span: Range) -> dict[int, int]:

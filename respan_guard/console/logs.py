@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from respan_guard.backends.base import Amounts, Backend, RecordQuery, RefusalRow, StoredEntry, UsageQuery
 from respan_guard.console.ranges import Range, range_from
 from respan_guard.console.users import csv_line
+from respan_guard.markups import markups_in, markups_of, with_markup
 from respan_guard.money import from_nano
 
 if TYPE_CHECKING:
@@ -125,6 +127,8 @@ class LogRow:
     customer: str
     stored: StoredEntry | None = None
     refusal: RefusalRow | None = None
+    marked: Decimal | None = None
+    """What the record's cost is with markup, where the customer has one."""
 
     @property
     def status(self) -> str:
@@ -146,7 +150,7 @@ async def logs(guard: Guard, view: LogsView, span: Range) -> dict[str, Any]:
         stored, further = await _records(backend, view, span) if view.of_records else ([], None)
         full = len(stored) > PAGE
         stored = stored[:PAGE]
-        rows = [LogRow(one.entry.at_ms, one.entry.customer, stored=one) for one in stored]
+        rows = await _rows(guard, backend, stored)
         until = view.until or max(span.until_ms, guard.now_ms() + 60_000)
         since = span.since_ms
         if full or further is not None:
@@ -235,30 +239,51 @@ async def _counts(backend: Backend, view: LogsView, span: Range) -> dict[str, in
     }
 
 
-async def latest(backend: Backend, customer: str, limit: int) -> list[LogRow]:
+async def _rows(guard: Guard, backend: Backend, stored: list[StoredEntry]) -> list[LogRow]:
+    """Records, with the markup of those customers who have one."""
+    markups = await markups_in(guard, backend, {one.entry.customer for one in stored if one.entry.cost})
+    return [
+        LogRow(one.entry.at_ms, one.entry.customer, stored=one, marked=_marked(one, markups.get(one.entry.customer)))
+        for one in stored
+    ]
+
+
+def _marked(stored: StoredEntry, markup: Decimal | None) -> Decimal | None:
+    cost = stored.entry.cost
+    return with_markup(from_nano(cost), markup) if cost and markup else None
+
+
+async def latest(guard: Guard, backend: Backend, customer: str, limit: int) -> list[LogRow]:
     """A customer's newest records and refusals."""
     stored = await backend.entries(RecordQuery(customer=customer, descending=True, limit=limit))
     refused = await backend.refusals(customer=customer, limit=limit)
-    rows = [LogRow(one.entry.at_ms, customer, stored=one) for one in stored]
+    rows = await _rows(guard, backend, stored)
     rows += [LogRow(row.minute * 60_000, customer, refusal=row) for row in refused]
     return sorted(rows, key=lambda row: -row.at_ms)[:limit]
 
 
-async def record(guard: Guard, seq: int) -> StoredEntry | None:
+async def record(guard: Guard, seq: int) -> LogRow | None:
     """The record at a place of the log."""
     query = RecordQuery(after=seq - 1, stop=seq, limit=1)
-    found = await guard.lane().call(lambda backend: backend.entries(query))
+
+    async def work(backend: Backend) -> list[LogRow]:
+        return await _rows(guard, backend, await backend.entries(query))
+
+    found = await guard.lane().call(work)
     return found[0] if found else None
 
 
-def _facts(stored: StoredEntry) -> dict[str, Any]:
+def _facts(stored: StoredEntry, markup: Decimal | None) -> dict[str, Any]:
     entry, usage = stored.entry, stored.entry.usage
+    cost = None if entry.cost is None else from_nano(entry.cost)
     return {
         "sequence": stored.seq, "id": entry.id, "time_ms": entry.at_ms, "customer_identifier": entry.customer,
         "model": entry.model, "provider": usage.provider, "input_tokens": entry.input_tokens,
         "output_tokens": entry.output_tokens, "cache_read_tokens": usage.cache_read_tokens,
         "cache_write_tokens": usage.cache_write_tokens, "reasoning_tokens": usage.reasoning_tokens,
-        "cost_usd": None if entry.cost is None else f"{from_nano(entry.cost):f}", "latency_ms": usage.latency_ms,
+        "cost_usd": None if cost is None else f"{cost:f}",
+        "cost_with_markup_usd": None if cost is None else f"{with_markup(cost, markup):f}",
+        "latency_ms": usage.latency_ms,
         "ttft_ms": usage.ttft_ms, "status": usage.status, "kind": entry.kind, "source": entry.source,
         "trace_id": usage.trace_id, "span_id": usage.span_id, "response_id": usage.response_id,
         "admission_id": entry.admission, "late": stored.late,
@@ -281,11 +306,14 @@ async def _exported(guard: Guard, view: LogsView, span: Range) -> AsyncIterator[
                 "count": row.count,
             }  # fmt: skip
         return
+    known: dict[str, Decimal | None] = {}
     while True:
         page = query
         stored = await guard.lane().call(lambda backend, page=page: backend.entries(page), 60.0)  # type: ignore[misc]
+        unknown = {one.entry.customer for one in stored} - known.keys()
+        known |= dict.fromkeys(unknown) | (await markups_of(guard, unknown) if unknown else {})
         for one in stored:
-            yield _facts(one)
+            yield _facts(one, known[one.entry.customer])
         if len(stored) < _EXPORT_PAGE:
             return
         query = replace(query, after=stored[-1].seq)

@@ -7,11 +7,12 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from respan_guard.backends.base import Amounts, Backend, CustomerRow, UsageQuery
+from respan_guard.backends.base import Backend, CustomerRow, UsageQuery
 from respan_guard.console.charts import sparkline
 from respan_guard.console.formats import percent
 from respan_guard.customer import Customer
 from respan_guard.decision import BLOCKED, LimitStatus, limit_statuses
+from respan_guard.markups import with_markup
 from respan_guard.money import from_nano
 from respan_guard.policy import Policy
 
@@ -70,11 +71,12 @@ class Line:
     state: str
     limits: list[Meter]
     spark: str
+    markup: Decimal | None
 
     @property
     def cost_with_markup(self) -> Decimal:
         """What the customer would be charged."""
-        return with_markup(self.row.totals, self.customer)
+        return with_markup(from_nano(self.row.totals.cost), self.markup)
 
     @property
     def tokens(self) -> int:
@@ -84,11 +86,6 @@ class Line:
     def limit(self, name: str) -> Meter | None:
         """The limit of that name."""
         return next((meter for meter in self.limits if meter.status.name == name), None)
-
-
-def with_markup(totals: Amounts, customer: Customer) -> Decimal:
-    """Costs as the customer is shown them."""
-    return from_nano(totals.cost) * (100 + (customer.markup_percentage or 0)) / 100
 
 
 def profile(row: CustomerRow) -> Customer:
@@ -136,7 +133,8 @@ async def lines(guard: Guard, backend: Backend, rows: list[CustomerRow]) -> list
         )
         costs = {day.day: day.amounts.cost for day in days}
         spark = sparkline([costs.get(day, 0) for day in range(end - _SPARK_DAYS, end)])
-        found.append(Line(row, customer, state_of(customer, limits), limits, spark))
+        markup = guard.policies.markup(row.params)
+        found.append(Line(row, customer, state_of(customer, limits), limits, spark, markup))
     return found
 
 

@@ -35,7 +35,7 @@ class Passage:
 
     def __init__(self, guard: Guard) -> None:
         self.guard = guard
-        self.slot = Slot(is_request=True)
+        self.slot = Slot(guard, is_request=True)
         if (span := recording_span()) is not None:
             self.slot.span, self.slot.costs = span, []
         self.admitted = False

@@ -101,7 +101,7 @@ class Meter:
         admission = running.admission if running is not None else None
         named = running.customer if running is not None else None
         if running is None and family.injects and slot is not None:
-            admission = None if slot.customer is not None else slot.in_force
+            admission = slot.in_force
             named = slot.customer if admission is None else admission.customer_identifier
         customer = self._attribution.find(running, attributes, named)
         if admission is not None and admission.customer_identifier != customer:

@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.trace import get_current_span
 
 from respan_guard.clock import SystemClock
-from respan_guard.context import current_slot
+from respan_guard.context import current_slot, slot_of
 from respan_guard.errors import ConfigurationError, GuardError, StorageUnavailable
 from respan_guard.guard import Guard
 from respan_guard.otel.attribution import CUSTOMER_SOURCES, Attribution, propagated_by_respan
@@ -111,12 +111,14 @@ class GuardSpanProcessor(SpanProcessor):
         if around is not None and (parent := self._running.get(around.span_id)) is not None:
             running.parent = parent
         slot = current_slot.get()
+        if slot is not None and slot.guard is not self.guard:
+            slot = slot_of(self.guard)
         if slot is not None:
             running.slot = slot
-            if slot.customer is not None:
-                running.customer = slot.customer
-            elif (admission := slot.in_force) is not None:
+            if (admission := slot.in_force) is not None:
                 running.admission, running.customer = admission, admission.customer_identifier
+            elif slot.customer is not None:
+                running.customer = slot.customer
         elif parent is not None and parent.customer is not None:
             # Code without the context, a thread say, that was given the span.
             admission = parent.admission
@@ -141,7 +143,7 @@ class GuardSpanProcessor(SpanProcessor):
                 return
             if running is not None:
                 running.begun = None
-            slot = current_slot.get() if running is None else None
+            slot = slot_of(self.guard) if running is None else None
             self._inbox.put((self._ended, span, running, slot, self.guard.now_ms()))
         except Exception:
             logger.exception("a span could not be taken")

@@ -64,9 +64,14 @@ async def live(api: Client, guard: Guard) -> None:
     assert sum(row["c3"] for row in breakdown["total_cost"]) == 21
     changed = await api("PATCH", "/api/users/a/b/", {"period_budget": 5, "markup_percentage": 20})
     assert changed["total_usage_with_markup"] == Decimal("0.00000162")
+    assert (await api("POST", "/api/request-logs/summary/"))["total_cost_with_markup"] == Decimal("79.00000162")
+    found = await api("POST", "/api/dashboard/users/", {}, summary_type="all")
+    assert found["summary"]["total_user_cost_with_markup"] == Decimal("79.00000162")
     assert (await api("POST", "/api/users/a/b/block/"))["blocked"] is True
     assert not (await guard.try_admit("a/b")).decision.allowed
     await api("DELETE", "/api/users/a/b/", status=204)
     await api("GET", "/api/users/a/b/", status=404)
-    assert (await api("POST", "/api/request-logs/summary/"))["total_cost"] == Decimal("79.00000135")
+    summary = await api("POST", "/api/request-logs/summary/")
+    assert (summary["total_cost"], summary["total_cost_with_markup"]) == (Decimal("79.00000135"),) * 2
+    assert not await guard.lane().call(lambda backend: backend.facts("markups"))
     assert await guard.verify() == []

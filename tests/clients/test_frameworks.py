@@ -12,12 +12,18 @@ import pytest
 
 from respan_guard import Guard
 from respan_guard.testing import StandInProvider
+from tests.environments import python_with
 
-from .environments import python_with
 from .support import records, same
 
 ROOT = Path(__file__).parents[2]
-WANTED = ["langchain-openai>=1.7", "langchain-anthropic>=1.7", "litellm>=1.110", "openai-agents>=0.24", "openai>=3"]
+WANTED = [
+    "langchain-openai==1.7.4",
+    "langchain-anthropic==1.7.10",
+    "litellm==1.110.2",
+    "openai-agents==0.24.0",
+    "openai==3.57.0",
+]
 CALLS = {
     "langchain-openai": 6,
     "langchain-anthropic": 2,

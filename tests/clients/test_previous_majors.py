@@ -11,8 +11,8 @@ import pytest
 
 from respan_guard import Guard
 from respan_guard.testing import StandInProvider
+from tests.environments import python_with
 
-from .environments import python_with
 from .support import records, same
 
 ROOT = Path(__file__).parents[2]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -26,14 +28,18 @@ def timed(clock: FakeClock, tmp_path: Path) -> Guard:
     return Guard("memory://", clock=clock, journal_dir=tmp_path)
 
 
-def stream(url: str, guard: Guard, kind: str) -> Any:
+@contextmanager
+def stream(url: str, guard: Guard, kind: str) -> Generator[Any]:
     """A stream of four words."""
     if kind == "messages":
-        return guard.wrap(claude(url)).messages.create(model=CLAUDE, max_tokens=50, messages=ASK, stream=True)
-    client = guard.wrap(open_ai(url))
-    if kind == "responses":
-        return client.responses.create(model=CHAT, input="hello", stream=True)
-    return client.chat.completions.create(model=CHAT, messages=ASK, stream=True)
+        with guard.wrap(claude(url)) as anthropic:
+            yield anthropic.messages.create(model=CLAUDE, max_tokens=50, messages=ASK, stream=True)
+        return
+    with guard.wrap(open_ai(url)) as client:
+        if kind == "responses":
+            yield client.responses.create(model=CHAT, input="hello", stream=True)
+        else:
+            yield client.chat.completions.create(model=CHAT, messages=ASK, stream=True)
 
 
 @pytest.mark.parametrize("kind", ["chat", "responses", "messages"])
@@ -43,15 +49,15 @@ def test_streams_tell_when_their_first_text_came(
     """What comes before the first text (roles, ids, empty parts) is no token; the latency is that of the whole."""
     gate = Gate()
     provider.script(Answer(text="moon star sun sky", chunks=4, gate=gate))
-    events = stream(url, timed, kind)
-    clock.advance(0.25)
-    seen = ""
-    while "moo" not in seen:
-        gate.release()
-        seen += str(next(events))
-    clock.advance(1)
-    gate.open()
-    list(events)
+    with stream(url, timed, kind) as events:
+        clock.advance(0.25)
+        seen = ""
+        while "moo" not in seen:
+            gate.release()
+            seen += str(next(events))
+        clock.advance(1)
+        gate.open()
+        list(events)
     (record,) = records(timed)
     assert (record.usage.ttft_ms, record.usage.latency_ms) == (250, 1250)
 
@@ -69,8 +75,8 @@ def test_a_stream_without_text_has_no_first_token(
 ) -> None:
     """Role and end alone are no token."""
     provider.script(Answer(text="", output_tokens=0))
-    events = stream(url, timed, "chat")
-    clock.advance(2)
-    list(events)
+    with stream(url, timed, "chat") as events:
+        clock.advance(2)
+        list(events)
     (record,) = records(timed)
     assert (record.usage.ttft_ms, record.usage.latency_ms) == (None, 2000)

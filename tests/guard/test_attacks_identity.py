@@ -41,14 +41,14 @@ async def test_a_clients_word_makes_no_customer_known(make_guard: MakeGuard) -> 
     """A name that comes with a request puts no stranger into the store where strangers are refused."""
     async with make_guard(unknown_customers="refuse") as guard:
         with pytest.raises(CustomerUnknown):
-            await guard.admissions.request(Slot(is_request=True), "stranger", None, {"name": "Me"})
+            await guard.admissions.request(Slot(guard, is_request=True), "stranger", None, {"name": "Me"})
         assert await guard.get_customer("stranger") is None
 
 
 async def test_two_customers_at_once_in_one_request_are_told_apart_or_absent(make_guard: MakeGuard) -> None:
     """Each task charges its own admission; code that can't tell charges nobody, never somebody else."""
     async with make_guard() as guard:
-        slot = Slot(is_request=True)
+        slot = Slot(guard, is_request=True)
         both = asyncio.Barrier(3)
         with entered(slot):
 
@@ -78,7 +78,7 @@ async def _by_customer(guard: Guard) -> Any:
 async def test_work_that_outlives_its_admission_falls_to_no_other_customer(make_guard: MakeGuard) -> None:
     """A task begun for b within a's request and going on after b's admission charges nobody, not a."""
     async with make_guard() as guard:
-        slot = Slot(is_request=True)
+        slot = Slot(guard, is_request=True)
         go = asyncio.Event()
 
         async def later() -> None:
@@ -100,7 +100,7 @@ async def test_work_that_outlives_its_admission_falls_to_no_other_customer(make_
 async def test_an_id_of_ones_own_still_charges_the_admission(make_guard: MakeGuard) -> None:
     """guard.record(entry_id=...) inside an admission draws from its hold, and another door then books nothing."""
     async with make_guard(default_limits={"total_budget": 1}) as guard:
-        slot = Slot(is_request=True)
+        slot = Slot(guard, is_request=True)
         with entered(slot):
             await guard.admit("c1", estimate=DIME)
             for _ in range(2):
@@ -117,7 +117,7 @@ async def test_a_response_is_booked_although_the_app_ended_its_own_admission(mak
     """The door's admission, the app's own one released early, or even both ended: one record, one end each."""
     async with make_guard() as guard:
         for end_both in (False, True):
-            slot = Slot(is_request=True)
+            slot = Slot(guard, is_request=True)
             outer = await guard.admissions.request(slot, "c1")
             with entered(slot):
                 inner = await guard.admit("c1", estimate=DIME)
@@ -133,7 +133,7 @@ async def test_a_response_is_booked_although_the_app_ended_its_own_admission(mak
 async def test_a_session_that_admits_for_days_does_not_grow(make_guard: MakeGuard) -> None:
     """A WebSocket that admits each message keeps no list of them."""
     async with make_guard() as guard:
-        slot = Slot(is_request=True)
+        slot = Slot(guard, is_request=True)
         with entered(slot):
             for _ in range(500):
                 async with guard.admit("c1"):

@@ -18,7 +18,7 @@ from .conftest import MakeGuard
 
 async def request(guard: Guard, customer: str, **params: object) -> None:
     """A request that brings `customer_params` along, as behind the gateway."""
-    slot = Slot(is_request=True)
+    slot = Slot(guard, is_request=True)
     try:
         await guard.admissions.request(slot, customer, params=params)
     finally:

@@ -48,7 +48,7 @@ async def test_an_admission_that_nobody_ends_expires(make_guard: MakeGuard, cloc
 async def test_a_requests_admission_is_renewed_until_the_request_ends(make_guard: MakeGuard, clock: FakeClock) -> None:
     """Also an admission that was made by a bare await is renewed, if it belongs to a request."""
     async with make_guard(hold_ttl=600) as guard:
-        slot = Slot(is_request=True)
+        slot = Slot(guard, is_request=True)
         await guard.admissions.request(slot, "c1")
         for _ in range(5):
             clock.advance(400)

@@ -92,7 +92,7 @@ class Schedule:
             async with self.guard.admit(customer, estimate=estimate) as admission:
                 await self.call_llm(admission, bound)
         else:
-            slot = Slot(is_request=True)
+            slot = Slot(self.guard, is_request=True)
             try:
                 admission = await self.guard.admissions.ask(customer, self.guard.estimator.given(estimate))
                 self.guard.admissions.bind(slot, admission)

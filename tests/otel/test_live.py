@@ -8,44 +8,25 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
-import sysconfig
-import zlib
 from pathlib import Path
 
 import pytest
 
+from tests.environments import python_with
+
 ROOT = Path(__file__).parents[2]
 WANTED = [
-    "opentelemetry-instrumentation-genai-openai>=1.3b0",
-    "opentelemetry-instrumentation-genai-anthropic>=1.3b0",
-    "openinference-instrumentation-openai>=0.1.66",
-    "openinference-instrumentation-anthropic>=3.1",
+    "opentelemetry-instrumentation-genai-openai==1.3b0",
+    "opentelemetry-instrumentation-genai-anthropic==1.3b0",
+    "openinference-instrumentation-openai==0.1.66",
+    "openinference-instrumentation-anthropic==3.1.0",
 ]
 
 
 @pytest.fixture(scope="module")
 def python(request: pytest.FixtureRequest) -> str:
-    """A Python with these instrumentations, over the packages that are installed here; made once, kept in the cache.
-
-    Without a package index it can't be made: that skips the tests, but fails them in CI.
-    """
-    assert request.config.cache is not None
-    what = zlib.crc32(repr([sys.prefix, sys.version, WANTED]).encode())
-    home = Path(request.config.cache.mkdir("instrumentations")) / f"{what:08x}"
-    found = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    ready = home / "ready"
-    if not ready.exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True, timeout=60)
-        pip = [str(found), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *WANTED]
-        done = subprocess.run(pip, capture_output=True, text=True, timeout=100, check=False)
-        if done.returncode and not os.environ.get("CI"):
-            pytest.skip(f"no package index: {done.stderr[-200:]}")
-        assert done.returncode == 0, done.stderr
-        (site,) = home.glob("**/site-packages")
-        (site / "zz_main.pth").write_text(sysconfig.get_path("purelib"))  # behind its own packages
-        ready.touch()
-    return str(found)
+    """A Python with these instrumentations."""
+    return python_with(request.config, "instrumentations", WANTED)
 
 
 @pytest.mark.parametrize(

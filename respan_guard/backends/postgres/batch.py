@@ -1,7 +1,7 @@
 """A batch of operations as the argument of the function that applies it, and its answers as outcomes.
 
 Everything travels as arrays, one column each, in one array of their texts: numbers point from one family of arrays
-into another, so the server looks nothing up twice. The families are described in `migrations/0002_apply.sql`.
+into another, so the server looks nothing up twice. The families are described in `migrations/0002_apply_1_load.sql`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ from respan_guard.backends.base import (
     Window,
 )
 from respan_guard.backends.evaluation import reason
-from respan_guard.backends.postgres.rows import EVER, params_from, search_text, usage_text
+from respan_guard.backends.postgres.rows import (
+    EVER,
+)
+from respan_guard.backends.texts import params_from, search_text, usage_text
 
 __all__ = ["Batch"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from respan_guard.backends.base import ANY, AuditRow, Conflict, Expected, Params, Put, RefusalRow
 from respan_guard.backends.postgres.connection import Connection
-from respan_guard.backends.postgres.rows import params_from, params_text, search_text
 from respan_guard.backends.postgres.schema import in_schema
+from respan_guard.backends.texts import params_from, params_text, search_text
 
 __all__ = ["Changes"]
 

@@ -25,10 +25,10 @@ from respan_guard.backends.postgres.rows import (
     amounts_from,
     customer_from,
     entry_from,
-    params_from,
 )
 from respan_guard.backends.postgres.schema import in_schema
 from respan_guard.backends.postgres.standing import NOW
+from respan_guard.backends.texts import params_from
 from respan_guard.errors import InvalidInput
 
 __all__ = ["Reads"]

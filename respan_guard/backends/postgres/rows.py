@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from respan_guard.backends.base import AMOUNTS, Amounts, CustomerRow, Entry, StoredEntry
-from respan_guard.backends.sqlite.rows import params_from, params_text, search_text, usage_text
+from respan_guard.backends.texts import params_from
 from respan_guard.usage import Usage
 
 __all__ = [
@@ -17,10 +17,6 @@ __all__ = [
     "amounts_from",
     "customer_from",
     "entry_from",
-    "params_from",
-    "params_text",
-    "search_text",
-    "usage_text",
 ]
 
 EVER = (1 << 31) - 1

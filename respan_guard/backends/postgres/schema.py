@@ -13,7 +13,12 @@ from respan_guard.errors import ConfigurationError, SchemaMismatch, StorageCorru
 
 __all__ = ["MIGRATIONS", "in_schema", "migrate"]
 
-MIGRATIONS = ("0001_first.sql", "0002_apply.sql", "0003_changes.sql", "0005_hours.sql")
+MIGRATIONS = (
+    ("0001_first.sql",),
+    ("0002_apply_1_load.sql", "0002_apply_2_decide.sql", "0002_apply_3_write.sql"),  # one function, read as one
+    ("0003_changes.sql",),
+    ("0005_hours.sql",),
+)
 MINIMUM = 130000  # gen_random_uuid
 _STATE = """SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean,
     to_regnamespace(%(quoted)s) IS NOT NULL, to_regclass(%(quoted)s || '.store') IS NOT NULL,
@@ -54,8 +59,8 @@ async def migrate(connection: Connection, at: Location) -> str:
             if not exists:
                 await connection.execute(f'CREATE SCHEMA "{at.schema}"'.encode())
             applied = (await _version(connection, at))[0] if ours else 0
-            for name in MIGRATIONS[applied:]:
-                script = (files(__package__) / "migrations" / name).read_text(encoding="utf-8")
+            for names in MIGRATIONS[applied:]:
+                script = "".join((files(__package__) / "migrations" / name).read_text("utf-8") for name in names)
                 await connection.execute(in_schema(script, at.schema))
             done = in_schema("UPDATE {schema}.store SET version = %s", at.schema)
             await connection.execute(done, (len(MIGRATIONS),))

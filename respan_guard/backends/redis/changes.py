@@ -16,12 +16,12 @@ from respan_guard.backends.redis.rows import (
     amounts_list,
     audit_from,
     entry_from,
-    params_from,
     params_text,
     row_text,
     text,
 )
 from respan_guard.backends.redis.shelf import Shelf
+from respan_guard.backends.texts import params_from
 
 __all__ = [
     "add_audit",

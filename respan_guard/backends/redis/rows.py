@@ -33,6 +33,7 @@ from respan_guard.backends.base import (
     Window,
 )
 from respan_guard.backends.cells import EVER, amounts_of
+from respan_guard.backends.texts import params_from
 from respan_guard.usage import Usage
 
 __all__ = [
@@ -44,7 +45,6 @@ __all__ = [
     "entry_from",
     "hold_from",
     "outcome_from",
-    "params_from",
     "params_text",
     "row_text",
     "text",
@@ -175,11 +175,6 @@ def _windows(flat: list[int]) -> tuple[Window, ...]:
 def params_text(params: Params) -> bytes:
     """A customer's params."""
     return text(dict(params))
-
-
-def params_from(stored: str | None) -> Params | None:
-    """What `params_text` wrote."""
-    return None if stored is None else json.loads(stored)
 
 
 def customer_from(row: list[Any]) -> CustomerRow:

@@ -7,7 +7,12 @@ import sqlite3
 from collections.abc import Sequence
 
 from respan_guard.backends.base import ANY, AuditRow, Conflict, Expected, Params, Put, RefusalRow
-from respan_guard.backends.sqlite.rows import FROM_ENTRIES, adding, hash_of, params_from, params_text, search_text
+from respan_guard.backends.sqlite.rows import (
+    FROM_ENTRIES,
+    adding,
+    hash_of,
+)
+from respan_guard.backends.texts import params_from, params_text, search_text
 
 __all__ = ["add_audit", "add_refusals", "delete", "prune", "put", "set_cursor", "set_fact"]
 

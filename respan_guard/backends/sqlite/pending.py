@@ -9,7 +9,11 @@ from operator import attrgetter
 
 from respan_guard.backends.base import AMOUNTS, HOUR_MS, Amounts, StoredEntry, Window
 from respan_guard.backends.cells import Cell, Hold
-from respan_guard.backends.sqlite.rows import adding, answer_text, search_text, usage_text
+from respan_guard.backends.sqlite.rows import (
+    adding,
+    answer_text,
+)
+from respan_guard.backends.texts import search_text, usage_text
 
 __all__ = ["Pending", "SQLiteCell"]
 

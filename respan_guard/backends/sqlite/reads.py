@@ -24,9 +24,9 @@ from respan_guard.backends.sqlite.rows import (
     amounts_from,
     customer_from,
     entry_from,
-    params_from,
 )
 from respan_guard.backends.sqlite.tops import has_shortcut, top_customers
+from respan_guard.backends.texts import params_from
 from respan_guard.errors import InvalidInput
 
 __all__ = [

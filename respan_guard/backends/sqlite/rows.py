@@ -6,7 +6,8 @@ import hashlib
 import json
 from typing import Any
 
-from respan_guard.backends.base import AMOUNTS, Allowed, Amounts, CustomerRow, Entry, Params, StoredEntry
+from respan_guard.backends.base import AMOUNTS, Allowed, Amounts, CustomerRow, Entry, StoredEntry
+from respan_guard.backends.texts import params_from
 from respan_guard.usage import Usage
 
 __all__ = [
@@ -21,10 +22,6 @@ __all__ = [
     "customer_from",
     "entry_from",
     "hash_of",
-    "params_from",
-    "params_text",
-    "search_text",
-    "usage_text",
 ]
 
 COLUMNS = ", ".join(AMOUNTS)
@@ -49,7 +46,6 @@ ENTRY = (
     "entries.input_tokens, entries.output_tokens, entries.model, entries.admission, entries.kind, entries.source, "
     "entries.late, entries.body"
 )
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 
 
 def amounts_from(row: tuple[Any, ...], start: int = 0) -> Amounts:
@@ -75,27 +71,6 @@ def answer_from(text: str) -> Allowed:
     """What `answer_text` wrote."""
     now, used, held, windows = json.loads(text)
     return Allowed(now, tuple(used), tuple(held), tuple((start, prev, cur) for start, prev, cur in windows))
-
-
-def usage_text(usage: Usage) -> str:
-    """A usage as JSON, without what equals its defaults."""
-    return _encode(usage.to_dict())
-
-
-def params_text(params: Params | None) -> str | None:
-    """A customer's params as JSON."""
-    return None if params is None else _encode(dict(params))
-
-
-def params_from(text: str | None) -> Params | None:
-    """What `params_text` wrote."""
-    return None if text is None else json.loads(text)
-
-
-def search_text(customer: str, params: Params | None) -> str:
-    """What a search looks at, in one case; a line break keeps a match from spanning two fields."""
-    given = params or {}
-    return "\n".join((customer, str(given.get("name") or ""), str(given.get("email") or ""))).casefold()
 
 
 def customer_from(row: tuple[Any, ...]) -> CustomerRow:

@@ -32,8 +32,8 @@ from respan_guard.backends.sqlite.rows import (
     answer_from,
     entry_from,
     hash_of,
-    params_from,
 )
+from respan_guard.backends.texts import params_from
 from respan_guard.clock import SystemClock
 from respan_guard.errors import CounterOverflow, StoreReset
 
