@@ -161,9 +161,9 @@ class Guard(Exporting):
     def on_behalf_of(self, customer_identifier: str | int) -> Generator[None]:
         """Name the customer for the code inside: what it records is charged to that customer.
 
-        Inside an admission of that customer it is charged to the admission. The block must not be left and entered
-        again, as a generator does that yields inside of it: Python shows its context to whoever runs meanwhile. Hold
-        on to a client instead: `guard.wrap(client, customer=id)`.
+        Inside an admission of that customer it is charged to the admission. Do not yield inside of the block: while a
+        generator waits, Python shows its context to whoever runs meanwhile, and a dependency that is no coroutine runs
+        in a copy that its endpoint never sees. Use `guard.wrap(client, customer=id)` there, or admit.
 
         Raises:
             InvalidIdentifier: It is no usable identifier.

@@ -16,7 +16,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
 from respan_guard.backends.base import Backend, CustomerQuery, UsageQuery, UsageRow
-from respan_guard.money import from_nano
+from respan_guard.money import EXACT, from_nano, plus_percent
 
 if TYPE_CHECKING:
     from respan_guard.guard import Guard
@@ -40,7 +40,7 @@ _MOST = 1_000_000
 
 def with_markup(cost: Decimal, percentage: Decimal | None) -> Decimal:
     """A cost as reports for the customer show it."""
-    return cost if not percentage else cost * (100 + percentage) / 100
+    return plus_percent(cost, percentage)
 
 
 async def markups_of(guard: Guard, customers: Collection[str]) -> dict[str, Decimal]:
@@ -117,14 +117,14 @@ class MarkedSums:
         """Add what a customer pays on top."""
         query = replace(self._of, customer=customer, top=None, distinct=False, limit=_MOST)
         for row in await backend.usage(query):
-            nano = row.amounts.cost * percentage  # a hundredth of it, at the end
+            nano = EXACT.multiply(row.amounts.cost, percentage)  # a hundredth of it, at the end
             for place in {(row.model, row.day), (None, row.day), (row.model, None), (None, None)}:
-                self._more[place] = self._more.get(place, Decimal(0)) + nano
+                self._more[place] = EXACT.add(self._more.get(place, Decimal(0)), nano)
 
     def cost(self, nano: int, *, model: str | None = None, day: int | None = None) -> Decimal:
         """What was paid, with markup: in all, or of a model or day that the query groups by."""
-        more = self._more.get((model, day), Decimal(0)).scaleb(-11)
-        return _plain(with_markup(from_nano(nano), self._percentage) + more)
+        more = self._more.get((model, day), Decimal(0)).scaleb(-11, EXACT)
+        return _plain(EXACT.add(with_markup(from_nano(nano), self._percentage), more))
 
 
 async def marked_sums(
@@ -144,7 +144,7 @@ async def marked_sums(
         return None
     sums = MarkedSums(markups.default, query)
     for customer, percentage in markups.own.items():
-        await sums.add(backend, customer, percentage - markups.default)
+        await sums.add(backend, customer, EXACT.subtract(percentage, markups.default))
     return sums
 
 
@@ -163,8 +163,8 @@ async def costs_with_markup(guard: Guard, query: UsageQuery, rows: Sequence[Usag
 
 def _plain(amount: Decimal) -> Decimal:
     """The same number without trailing zeros and without an exponent, as `from_nano` writes it."""
-    found = amount.normalize()
-    return found.quantize(Decimal(1)) if found.as_tuple().exponent > 0 else found  # type: ignore[operator]  # finite
+    found = amount.normalize(EXACT)
+    return found.quantize(Decimal(1), context=EXACT) if found.as_tuple().exponent > 0 else found  # type: ignore[operator]  # finite
 
 
 # -- who has one of its own ----------------------------------------------------------------------------

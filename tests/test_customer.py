@@ -472,3 +472,11 @@ def test_an_anchor_that_has_nothing_to_do_with_the_period_says_nothing() -> None
         params(
             period_start="2026-02-10", period_end="2026-03-11", budget_duration="monthly", period_anchor="2026-01-31"
         )
+
+
+@pytest.mark.parametrize("field", ["period_budget", "total_budget", "markup_percentage"])
+def test_what_is_too_small_to_count_is_no_zero(field: str) -> None:
+    """A budget that would round to nothing would refuse everything: it is an error."""
+    with pytest.raises(InvalidInput, match=f"{field} must be 0 or at least 0.000000001, got '1e-12'"):
+        Customer.model_validate({"customer_identifier": "c1", field: "1e-12"})
+    assert getattr(Customer.model_validate({"customer_identifier": "c1", field: 0}), field) == 0

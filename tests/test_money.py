@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
+from decimal import ROUND_DOWN, Context, Decimal, Inexact, Rounded, localcontext
 from fractions import Fraction
 from itertools import count
 
@@ -11,7 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from respan_guard.errors import InvalidInput
-from respan_guard.money import MAX_NANO, from_nano, to_nano
+from respan_guard.money import MAX_NANO, from_nano, plus_percent, to_nano
+from respan_guard.pricing import PriceBook
+from respan_guard.testing import FakeClock
+from respan_guard.usage import Usage
 
 
 @pytest.mark.parametrize(
@@ -59,3 +62,23 @@ def test_nano_usd_survives_its_way_to_decimal_and_back(nano: int) -> None:
     assert Fraction(usd) == Fraction(nano, 10**9)
     assert to_nano(usd, signed=True) == nano
     assert to_nano(format(usd, "f"), signed=True) == nano
+
+
+def test_the_apps_own_arithmetic_plays_no_part() -> None:
+    """Whatever precision, rounding and traps the app sets for `decimal`, money stays exact, up and down."""
+    with localcontext(Context(prec=3, rounding=ROUND_DOWN, traps=[Inexact, Rounded])):
+        assert to_nano("1000.004999") == 1_000_004_999_000
+        assert to_nano(Decimal("8999.1234567891"), up=True) == 8_999_123_456_790
+        assert f"{from_nano(8_999_123_456_789):f}" == "8999.123456789"
+        assert f"{from_nano(8_000_000_000_000_000):f}" == "8000000"
+        assert plus_percent(Decimal("1000.004999"), Decimal("12.5")) == Decimal("1125.005623875")
+        with pytest.raises(InvalidInput):
+            to_nano("9000000.000000001")
+
+
+def test_prices_are_known_whatever_arithmetic_the_app_sets() -> None:
+    """A table is compiled, checked against genai-prices and applied alike under few digits."""
+    usage = Usage("gpt-4o", input_tokens=123_457, output_tokens=7_919, provider="openai")
+    expected = PriceBook({}, clock=FakeClock()).cost(usage)
+    with localcontext(Context(prec=3)):
+        assert PriceBook({}, clock=FakeClock()).cost(usage) == expected is not None

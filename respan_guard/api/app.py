@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
+from decimal import localcontext
 from typing import TYPE_CHECKING, Any, Final
 
 from starlette.applications import Starlette
@@ -25,6 +26,7 @@ from respan_guard.errors import (
     InvalidInput,
     RevisionConflict,
 )
+from respan_guard.money import EXACT
 
 if TYPE_CHECKING:
     from respan_guard.guard import Guard
@@ -101,7 +103,8 @@ class RespanAPI:
             path = scope["path"]
             # Django's paths end in a slash; ids in them may end in one of their own, so none is taken away.
             scope = {**scope, _MAY_WRITE: may_write, "path": path if path.endswith(("/", ".json")) else f"{path}/"}
-        await self._app(scope, receive, send)
+        with localcontext(EXACT):  # the host app's own may have few digits
+            await self._app(scope, receive, send)
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
+from decimal import localcontext
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -27,6 +28,7 @@ from respan_guard.console.pages import Pages
 from respan_guard.console.ranges import range_from
 from respan_guard.customer import Customer, normalise_identifier
 from respan_guard.errors import BackendError, InvalidInput, RevisionConflict
+from respan_guard.money import EXACT
 
 if TYPE_CHECKING:
     from respan_guard.guard import Guard
@@ -121,7 +123,8 @@ class Console:
                     headers.append((b"cache-control", b"no-store"))
             await send(message)
 
-        await self._app(scope, receive, with_headers)
+        with localcontext(EXACT):  # the host app's own may have few digits
+            await self._app(scope, receive, with_headers)
 
     # -- pages ------------------------------------------------------------------------------------
 

@@ -148,6 +148,32 @@ async def test_shadow_mode_decides_reports_and_refuses_nobody(make_guard: MakeGu
         assert [record.late async for record in guard.records()] == [False]
 
 
+async def test_shadow_mode_lets_in_whom_it_does_not_know(make_guard: MakeGuard) -> None:
+    """Neither an unknown customer nor an unusable identifier is refused, in the app or at a client."""
+    async with make_guard(mode="shadow", unknown_customers="refuse", default_limits={"rate_limit": 9}) as guard:
+        async with guard.admit("stranger") as admission:
+            await admission.record(Usage(cost=1))
+        async with guard.admit("") as nobody:
+            await nobody.record(Usage(cost=2))
+        with guard.on_behalf_of("x" * 300):
+            await guard.record(Usage(cost=3))
+        await guard.flush()
+        found = [(record.customer_identifier, record.cost) async for record in guard.records()]
+    assert found == [("stranger", Decimal(1)), ("", Decimal(2)), ("", Decimal(3))]
+
+
+async def test_off_refuses_nothing(make_guard: MakeGuard) -> None:
+    """Not even an identifier that is unusable: what was a 400 would become a 500 of the app."""
+    async with make_guard() as guard:
+        with pytest.raises(InvalidIdentifier):
+            await guard.admit("")
+        await guard.switch.set("off")
+        async with guard.admit(""):
+            pass
+        with guard.on_behalf_of("\0"):
+            assert await guard.try_admit("x" * 300)
+
+
 async def test_mode_off_stores_nothing(make_guard: MakeGuard) -> None:
     """With mode="off" everything is admitted and nothing is written, not even a file."""
     guard = make_guard(mode="off", default_limits={"rate_limit": 0})
