@@ -109,3 +109,26 @@ async def test_a_certificate_that_is_not_trusted(
             await way.step()
             await way.close()
             assert delivered(sink) == set(ids)
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"], ids=["not there", "no certificate"])
+async def test_authorities_that_can_not_be_read(
+    make_guard: MakeGuard, trusted: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    """A file that the environment names and that is none is told, and tried again: it may be put there yet."""
+    named = tmp_path / "own.pem"
+    if content is not None:
+        named.write_text(content)
+    monkeypatch.setenv("SSL_CERT_FILE", str(named))
+    async with secured(trusted, "IP:127.0.0.1") as (sink, _), make_guard() as guard:
+        ids = await book(guard, 1)
+        way = delivery(guard, exporter_to(sink, checked=False))
+        await way.step()
+        assert way.error is not None
+        assert "what SSL_CERT_FILE or SSL_CERT_DIR names can't be used" in way.error
+        named.write_text(trusted.certificate.read_text())
+        for _ in range(3):
+            guard.clock.advance(60)  # type: ignore[attr-defined]  # a clock of tests
+            await way.step()
+        await way.close()
+        assert delivered(sink) == set(ids)
