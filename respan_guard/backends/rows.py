@@ -12,6 +12,7 @@ __all__ = [
     "AMOUNTS",
     "HOURS_KEPT",
     "HOUR_MS",
+    "RECORDS_COUNTED",
     "Amounts",
     "AuditRow",
     "CustomerQuery",
@@ -24,12 +25,16 @@ __all__ = [
     "StoredEntry",
     "UsageQuery",
     "UsageRow",
+    "records_text",
 ]
 
 
 HOUR_MS = 3_600_000
 HOURS_KEPT = 60 * 24
 """Hours that a store keeps sums of, at least; older ones may be gone."""
+
+RECORDS_COUNTED = 100_000
+"""Records that a store counts one by one for people; of more it tells how many places its log has."""
 
 
 @dataclass(slots=True)
@@ -252,6 +257,11 @@ class Discrepancy:
     where: str
     stored: int | str
     recomputed: int | str
+
+
+def records_text(counted: int, places: int) -> str:
+    """How many records there are, for people: exact up to `RECORDS_COUNTED`, so that it takes no longer with more."""
+    return str(counted) if counted <= RECORDS_COUNTED else f"about {places}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import pytest
 from respan_guard import Guard
 from respan_guard.backends.base import Limit, RecordQuery
 from respan_guard.backends.postgres import PostgresBackend
+from respan_guard.backends.postgres import schema as schema_module
 from respan_guard.backends.postgres.schema import MIGRATIONS
 from respan_guard.backends.registry import backend_factory
 from respan_guard.errors import (
@@ -181,6 +182,27 @@ async def test_a_store_of_a_newer_version(url: str) -> None:
     asked(url, f"UPDATE {{schema}}.store SET version = {len(MIGRATIONS) + 1}")
     with pytest.raises(SchemaMismatch, match=f"has schema version {len(MIGRATIONS) + 1}.* knows {len(MIGRATIONS)}"):
         await PostgresBackend(url).open()
+
+
+async def test_a_store_of_an_older_version(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is brought up to date, however much longer than a batch that may take; whoever opens it meanwhile waits."""
+    with monkeypatch.context() as older:
+        older.setattr(schema_module, "MIGRATIONS", MIGRATIONS[:3])
+        async with opened(url) as backend:
+            await backend.apply([record("g", cost=None)], NOW)
+    server, _, schema = url.rpartition("?schema=")
+    async with await psycopg.AsyncConnection.connect(server) as other:
+        await other.execute(f'LOCK TABLE "{schema}".entries'.encode())
+        backends = [PostgresBackend(url, timeout=0.1) for _ in range(2)]
+        opening = [asyncio.create_task(backend.open()) for backend in backends]
+        done, _ = await asyncio.wait(opening, timeout=1.0)  # ten times a batch's time
+        assert not done
+        await other.rollback()
+    await asyncio.gather(*opening)
+    assert asked(url, "SELECT version FROM {schema}.store") == [(len(MIGRATIONS),)]
+    for backend in backends:
+        assert await backend.verify() == []
+        await backend.close()
 
 
 async def test_a_schema_of_something_else(url: str) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import random
 from collections.abc import AsyncIterator
 from typing import Any
 
 import psycopg
 import pytest
 
-from respan_guard.backends.base import CustomerQuery, Op, RecordQuery, UsageQuery
-from respan_guard.backends.postgres import PostgresBackend
+from respan_guard.backends import rows
+from respan_guard.backends.base import CustomerQuery, Op, RecordQuery, UsageQuery, UsageRow
+from respan_guard.backends.postgres import PostgresBackend, reads, tops
 from respan_guard.backends.postgres.batch import Batch
 from respan_guard.backends.postgres.connection import Connection
 from respan_guard.backends.postgres.queries import Statement, count_sql, customers_sql, entries_sql, usage_sql
@@ -19,6 +22,7 @@ from tests.backends import postgres_server
 from tests.backends.postgres_support import asked, opened
 from tests.backends.sqlite_support import DAY, NOW, admit, record
 
+TOPS = ("cost", "requests", "calls", "tokens", "errors")
 SORTS = ("customer", "name", "first_seen", "last_seen", "requests", "calls", "cost", "tokens")
 
 
@@ -94,10 +98,12 @@ async def test_pages_of_the_log_walk_an_index(store: PostgresBackend, descending
         RecordQuery(descending=descending, customer="c0030", after=300),
         RecordQuery(descending=descending, trace_id=f"{50:032x}"),
         RecordQuery(descending=descending, unpriced=True),
+        RecordQuery(descending=descending, status="error"),
     ):
         found = await plan(store, entries_sql(query))
         assert "Seq Scan on entries" not in found, query
         assert "Index" in found
+        assert query.status is None or "entries_errors" in found
 
 
 async def test_a_time_is_found_by_halving(store: PostgresBackend) -> None:
@@ -117,11 +123,80 @@ async def test_reports_read_totals_or_a_range_of_days(store: PostgresBackend) ->
     assert "rollups_pkey" in await plan(store, usage_sql(UsageQuery(by=("day",), customer="c0030")))
 
 
+async def test_the_largest_customers_are_looked_up(store: PostgresBackend) -> None:
+    """Found by one sum, or known already: the rest is read by the key, for those who are shown only."""
+    query = UsageQuery(DAY, DAY + 40, by=("customer",), top="cost", limit=5)
+    for known in (None, [1, 2, 3]):
+        found = await plan(store, usage_sql(query, known))
+        assert "rollups_pkey" in found
+        assert "customers_pkey" in found
+        assert "Seq Scan on customers" not in found
+    asked: list[Statement] = []
+
+    async def ask(sql: str, values: dict[str, Any]) -> list[Any]:
+        asked.append((sql, values))
+        return [(10**6,)] if len(asked) == 1 else []
+
+    assert await tops.largest(query, ask) == []
+    _, credited, walked = [await plan(store, statement) for statement in asked]
+    assert "entries_credits" in credited
+    assert "pruned_credits" in credited
+    assert "customers_by_cost" in walked
+    assert "rollups_pkey" in walked
+    assert "Seq Scan on rollups" not in credited + walked
+
+
+async def test_the_largest_customers_are_found_without_adding_up_all(monkeypatch: Any) -> None:
+    """Whatever was spent when, given back and pruned included: each way finds what adding everything up finds."""
+    chance = random.Random(5)
+    chosen: list[list[int] | None] = []
+
+    async def largest(query: UsageQuery, ask: tops.Ask) -> list[int] | None:
+        chosen.append(await tops.largest(query, ask))
+        return chosen[-1]
+
+    monkeypatch.setattr(reads, "largest", largest)
+    monkeypatch.setattr(tops, "_FIRST", 4)
+    monkeypatch.setattr(tops, "_SHARE", 2)
+    async with opened(postgres_server.new_store(postgres_server.given_or_started())) as backend:
+        ops: list[Op] = []
+        for number in range(500):
+            name, day = f"c{chance.randrange(60):02}", DAY - chance.randrange(6)
+            cost = chance.choice((1, 2, 3, 50, 900, None)) if chance.random() < 0.9 else -chance.randrange(500)
+            ops.append(record(f"e{number}", name, cost=cost, day=day, input_tokens=chance.randrange(4)))
+            if chance.random() < 0.5:
+                ops.append(admit(f"a{number}", name, cost=0))
+        await backend.apply(ops, NOW)
+        await backend.prune(DAY - 3)
+        for first, end in itertools.product(range(DAY - 6, DAY + 1), (DAY, DAY + 1)):
+            everybody = await backend.usage(UsageQuery(first, end, by=("customer",)))
+            for limit, top, few in itertools.product((1, 3, 100), TOPS, (-1, 1 << 40)):
+                monkeypatch.setattr(tops, "_FEW", few)
+
+                def amount(row: UsageRow, top: str = top) -> int:
+                    sums = row.amounts
+                    return sums.input_tokens + sums.output_tokens if top == "tokens" else int(getattr(sums, top))
+
+                right = sorted(everybody, key=lambda row: (-amount(row), row.customer))[:limit]
+                query = UsageQuery(first, end, by=("customer",), top=top, limit=limit)
+                assert await backend.usage(query) == right, query
+    walked = [found for found in chosen if found is not None]
+    assert len(walked) > 50
+    assert len(chosen) - len(walked) > len(chosen) // 2  # those who must, and those who gave up
+
+
 async def test_counts_read_no_customer(store: PostgresBackend) -> None:
     """How many, how many since, how many blocked: from an index alone."""
     for seen, blocked in ((None, None), (NOW + 2500, None), (None, True)):
         assert "Index Only Scan" in await plan(store, count_sql(seen, blocked))
     assert await store.count_customers(blocked=True) == 1
+
+
+async def test_very_many_records_are_not_counted(store: PostgresBackend, monkeypatch: Any) -> None:
+    """What people are told of the store takes no longer with more records: of many it tells the places of the log."""
+    assert (await store.info()).facts["records"] == "6000"
+    monkeypatch.setattr(rows, "RECORDS_COUNTED", 5000)
+    assert (await store.info()).facts["records"] == "about 6000"
 
 
 _READ = """SELECT coalesce(sum(pg_stat_get_xact_tuples_returned(oid)), 0) FROM pg_class

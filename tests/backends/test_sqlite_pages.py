@@ -6,11 +6,13 @@ import itertools
 import random
 import sqlite3
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from respan_guard.backends import rows
 from respan_guard.backends.base import CustomerQuery, Op, RecordQuery, UsageQuery
 from respan_guard.backends.sqlite import SQLiteBackend, reads, tops
 from respan_guard.errors import InvalidInput
@@ -150,6 +152,17 @@ async def test_records_from_a_time_on(store: SQLiteBackend) -> None:
             assert [stored.seq for stored in found] == (wanted[::-1] if descending else wanted)
 
 
+async def test_a_window_of_the_log_is_all_that_is_read(store: SQLiteBackend) -> None:
+    """Not all places since a time, where the window begins later; nor the other way round."""
+    for since, stop, first in ((NOW + 1000, 200, 200), (NOW + 4000, 200, 241)):
+        query = RecordQuery(since_ms=since, after=280, stop=stop, descending=True, provider="nobody")
+        sql, values = await inside(store, lambda db, query=query: reads.entries_sql(db, query))  # type: ignore[misc]
+        assert sql.count("seq >") == 1
+        assert first - 1 in values
+        found = await store.entries(replace(query, provider=None, limit=1000))
+        assert [stored.seq for stored in found] == list(range(279, first - 1, -1))
+
+
 async def test_usage_reads_days_not_records(store: SQLiteBackend) -> None:
     """A report of a customer or of all for some days searches the rollups by customer or day."""
     for query, uses in (
@@ -187,6 +200,15 @@ async def test_the_largest_customers_are_found_without_adding_up_all(tmp_path: P
             right = await backend.usage(query)
             monkeypatch.setattr(tops, "_FEW", -1)
             assert await backend.usage(query) == right, query
+
+
+async def test_very_many_records_are_not_counted(store: SQLiteBackend, tmp_path: Path, monkeypatch: Any) -> None:
+    """What people are told of the store takes no longer with more records: of many it tells the places of the log."""
+    assert (await store.info()).facts["records"] == "300"
+    monkeypatch.setattr(rows, "RECORDS_COUNTED", 299)
+    assert (await store.info()).facts["records"] == "about 300"
+    async with opened(tmp_path / "empty.db") as empty:
+        assert (await empty.info()).facts["records"] == "0"
 
 
 async def test_a_page_is_read_while_a_batch_is_written(store: SQLiteBackend, tmp_path: Path) -> None:

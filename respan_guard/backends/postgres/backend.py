@@ -39,7 +39,7 @@ from respan_guard.backends.postgres.changes import Changes
 from respan_guard.backends.postgres.connection import Connection, Link
 from respan_guard.backends.postgres.location import locate
 from respan_guard.backends.postgres.reads import Reads
-from respan_guard.backends.postgres.schema import in_schema, migrate
+from respan_guard.backends.postgres.schema import epoch_of, in_schema, migrate
 from respan_guard.backends.postgres.standing import standing
 from respan_guard.errors import StorageUnavailable
 
@@ -100,7 +100,9 @@ class PostgresBackend(Backend):
         writer, reader = Link(self._at, self._at.timeout), Link(self._at, _READ_TIMEOUT)
         try:
             await writer.open()
-            epoch = await writer.run(lambda db: migrate(db, self._at))
+            epoch = await writer.run(lambda db: epoch_of(db, self._at))
+            if epoch is None:
+                epoch = await self._alone(lambda db: migrate(db, self._at))
         except BaseException:
             await writer.close()
             raise
@@ -139,8 +141,12 @@ class PostgresBackend(Backend):
         return await self._opened(self._read_link).run(work)
 
     async def _beside(self, work: Callable[[Connection], Awaitable[T]], *, repeatable: bool = True) -> T:
-        """Do what may take long on a connection of its own, so that neither batches nor pages wait for it."""
+        """Do what may take long, so that neither batches nor pages wait for it."""
         self._opened(self._read_link)
+        return await self._alone(work, repeatable=repeatable)
+
+    async def _alone(self, work: Callable[[Connection], Awaitable[T]], *, repeatable: bool = True) -> T:
+        """Do what may take long on a connection of its own."""
         link = Link(self._at, _LONG)
         try:
             return await link.run(work, repeatable=repeatable)

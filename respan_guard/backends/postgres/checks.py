@@ -9,6 +9,7 @@ from respan_guard.backends.postgres.connection import Connection
 from respan_guard.backends.postgres.location import Location
 from respan_guard.backends.postgres.rows import FROM_ENTRIES
 from respan_guard.backends.postgres.schema import in_schema
+from respan_guard.backends.rows import RECORDS_COUNTED, records_text
 
 __all__ = ["info", "verify"]
 
@@ -125,7 +126,8 @@ _ROWS = (  # what, and a query of (where, stored, right)
 _FACTS = """SELECT current_setting('server_version'), current_setting('fsync'), current_setting('synchronous_commit'),
     current_setting('full_page_writes'), current_setting('default_transaction_isolation'),
     (SELECT version FROM {schema}.store), (SELECT count(*) FROM {schema}.customers),
-    (SELECT count(*) FROM {schema}.entries), (SELECT seq FROM {schema}.store),
+    (SELECT count(*) FROM (SELECT 1 FROM {schema}.entries LIMIT %s) AS few),
+    (SELECT min(seq) FROM {schema}.entries), (SELECT seq FROM {schema}.store),
     (SELECT coalesce(sum(pg_total_relation_size(oid)), 0) FROM pg_class
         WHERE relnamespace = to_regnamespace(%s) AND relkind = 'r'),
     current_setting('synchronous_standby_names')"""
@@ -167,9 +169,9 @@ def _differing(names: tuple[str, ...], where: str, pairs: list[Any]) -> list[Dis
 
 async def info(connection: Connection, at: Location) -> StoreInfo:
     """What `respan-guard check` says about the server."""
-    cursor = await connection.execute(in_schema(_FACTS, at.schema), (f'"{at.schema}"',))
+    cursor = await connection.execute(in_schema(_FACTS, at.schema), (RECORDS_COUNTED + 1, f'"{at.schema}"'))
     row: Any = await cursor.fetchone()
-    version, fsync, commit, pages, isolation, level, customers, records, seq, size, standbys = row
+    version, fsync, commit, pages, isolation, level, customers, records, first, seq, size, standbys = row
     durable = fsync == "on" and commit != "off" and pages == "on"
     warnings = []
     if fsync != "on":
@@ -189,7 +191,7 @@ async def info(connection: Connection, at: Location) -> StoreInfo:
         "standbys that a commit waits for": standbys or "none",
         "default_transaction_isolation": isolation,
         "customers": str(customers),
-        "records": str(records),
+        "records": records_text(records, seq - first + 1 if records else 0),
         "end of the log": str(seq),
     }
     return StoreInfo(at.shown, str(level), durable, facts, tuple(warnings))

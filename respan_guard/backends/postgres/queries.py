@@ -8,7 +8,7 @@ from respan_guard.backends.base import AMOUNTS, CustomerQuery, RecordQuery, Usag
 from respan_guard.backends.postgres.rows import CUSTOMER, ENTRY, EVER
 from respan_guard.errors import InvalidInput
 
-__all__ = ["Statement", "count_sql", "customers_sql", "entries_sql", "usage_sql"]
+__all__ = ["Statement", "count_sql", "customers_sql", "entries_sql", "sum_of", "usage_sql"]
 
 Statement: TypeAlias = tuple[str, dict[str, Any]]
 _SORTS = ("customer", "name", "first_seen", "last_seen", "requests", "calls", "cost", "tokens")
@@ -54,8 +54,13 @@ def _filters(seen_since_ms: int | None, blocked: bool | None, values: dict[str, 
     return where
 
 
-def usage_sql(query: UsageQuery) -> Statement:
-    """A report. It reads customers' own rollups only if it has to; what counts all together is kept beside them."""
+def usage_sql(query: UsageQuery, rows: list[int] | None = None) -> Statement:
+    """A report. It reads customers' own rollups only if it has to; what counts all together is kept beside them.
+
+    Args:
+        query: What is asked.
+        rows: The customers' rows (`c`), if they are known already; see `tops`.
+    """
     query.check()
     first, end = query.first_day, query.end_day
     table, when, where = "totals", "at", ["unit = 'd'"]
@@ -71,14 +76,21 @@ def usage_sql(query: UsageQuery) -> Statement:
             distinct, table = "count(DISTINCT r.c)", "rollups"
     if table == "rollups":
         # One customer's by the key, all customers' by the index of days; see the schema.
-        when, where = "day" if query.customer is not None else "(day + 0)", []
+        when, where = "(day + 0)" if query.customer is None and rows is None else "day", []
     where += [f"{when} >= %(first)s", f"{when} < %(end)s"]
     if query.customer is not None:
         where.append("r.c = (SELECT c FROM {schema}.customers WHERE customer = %(customer)s)")
+    if rows is not None:
+        where.append("r.c = ANY(%(rows)s) AND k.c = ANY(%(rows)s)")  # said of both, no plan reads all of either
     if query.model is not None:
         where.append("model = %(model)s")
+    if query.by == ("customer",) and query.top is not None and query.customer is None and rows is None:
+        # Who they are is found by one sum; their names and all other sums are looked up afterwards.
+        found = f"SELECT r.c FROM {{schema}}.rollups r {_where(where)}GROUP BY r.c ORDER BY {sum_of(query.top)} DESC"  # noqa: S608
+        days = ["day >= %(first)s", "day < %(end)s"]
+        where = [*days, *where[2:], f"r.c IN ({found} FETCH FIRST %(limit)s ROWS WITH TIES)"]
     names = ["at" if table == "totals" and name in ("day", "hour") else name for name in query.by]
-    order = [] if query.top is None else [f"{_sum_of(query.top)} DESC"]
+    order = [] if query.top is None else [f"{sum_of(query.top)} DESC"]
     chosen = ", ".join((*names, distinct, *(f"sum(r.{name})" for name in AMOUNTS)))
     grouped = f"GROUP BY {', '.join(names)} ORDER BY {', '.join(order + names)}" if names else "HAVING count(*) > 0"
     source = f"{{schema}}.{table} r" + (" JOIN {schema}.customers k USING (c)" if "customer" in query.by else "")
@@ -88,13 +100,15 @@ def usage_sql(query: UsageQuery) -> Statement:
             "first": min(first, EVER),
             "end": min(end, EVER),
             "customer": query.customer,
+            "rows": rows,
             "model": query.model,
             "limit": query.limit,
         },
     )
 
 
-def _sum_of(name: str) -> str:
+def sum_of(name: str) -> str:
+    """The sum of an amount, or of "tokens", over rows `r`."""
     return "sum(r.input_tokens + r.output_tokens)" if name == "tokens" else f"sum(r.{name})"
 
 

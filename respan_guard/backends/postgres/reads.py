@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 from respan_guard.backends.base import (
@@ -28,6 +29,7 @@ from respan_guard.backends.postgres.rows import (
 )
 from respan_guard.backends.postgres.schema import in_schema
 from respan_guard.backends.postgres.standing import NOW
+from respan_guard.backends.postgres.tops import largest, may_be_found
 from respan_guard.backends.texts import params_from
 from respan_guard.errors import InvalidInput
 
@@ -98,15 +100,24 @@ class Reads:
 
     async def usage(self, db: Connection, query: UsageQuery) -> list[UsageRow]:
         """Sums of the rollups."""
+        query.check()
         count = len(query.by)
+        found = await (self._largest(db, query) if may_be_found(query) else self._rows(db, *usage_sql(query)))
         return [
             UsageRow(
                 amounts_from(row, count + 1),
                 customers=None if row[count] is None else int(row[count]),
                 **dict(zip(query.by, row[:count], strict=True)),
             )
-            for row in await self._rows(db, *usage_sql(query))
+            for row in found
         ]
+
+    async def _largest(self, db: Connection, query: UsageQuery) -> list[Any]:
+        """Those who used most, all read from one state of the tables."""
+        async with db.transaction():
+            await db.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            rows = await largest(query, partial(self._rows, db))
+            return await self._rows(db, *usage_sql(query, rows))
 
     async def entries(self, db: Connection, query: RecordQuery) -> list[StoredEntry]:
         """Entries in order of the log."""

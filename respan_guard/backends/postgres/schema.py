@@ -11,12 +11,13 @@ from respan_guard.backends.postgres.failures import translated
 from respan_guard.backends.postgres.location import Location
 from respan_guard.errors import ConfigurationError, SchemaMismatch, StorageCorrupt, StorageReadOnly
 
-__all__ = ["MIGRATIONS", "in_schema", "migrate"]
+__all__ = ["MIGRATIONS", "epoch_of", "in_schema", "migrate"]
 
 MIGRATIONS = (
     ("0001_first.sql",),
     ("0002_apply_1_load.sql", "0002_apply_2_decide.sql", "0002_apply_3_write.sql"),  # one function, read as one
     ("0003_changes.sql",),
+    ("0004_pages.sql",),
     ("0005_hours.sql",),
 )
 MINIMUM = 130000  # gen_random_uuid
@@ -30,28 +31,39 @@ def in_schema(sql: str, schema: str) -> bytes:
     return sql.replace("'{schema}'", f"'{schema}'").replace("{schema}", f'"{schema}"').encode()
 
 
-async def migrate(connection: Connection, at: Location) -> str:
-    """Bring the schema to the newest version, and tell the store's epoch. Of several at once, one does the work.
+async def epoch_of(connection: Connection, at: Location) -> str | None:
+    """The store's epoch; None if its schema is not made, or not of the newest version.
 
     Raises:
         SchemaMismatch: It was written by a newer version of the package.
         StorageCorrupt: The schema holds something else.
-        StorageReadOnly: It has to be written, and the server is a standby or set read-only.
-        ConfigurationError: The server is too old, or this user may not make the schema.
+        StorageReadOnly: The server is a standby or set read-only.
+        ConfigurationError: The server is too old.
     """
-    version = connection.info.server_version
-    if version < MINIMUM:
-        raise ConfigurationError(f"PostgreSQL 13 or newer is needed, {at.shown} is {version // 10000}")
+    server = connection.info.server_version
+    if server < MINIMUM:
+        raise ConfigurationError(f"PostgreSQL 13 or newer is needed, {at.shown} is {server // 10000}")
     read_only, _, ours, _ = await _state(connection, at)
     if read_only:
         raise StorageReadOnly(f"{at.shown} is read-only: a standby, or a database set so")
-    if ours:
-        found = await _version(connection, at)
-        if found[0] == len(MIGRATIONS):
-            return found[1]
+    version, epoch = await _version(connection, at) if ours else (0, "")
+    return epoch if version == len(MIGRATIONS) else None
+
+
+async def migrate(connection: Connection, at: Location) -> str:
+    """Bring the schema to the newest version, and tell the store's epoch. Of several at once, one does the work.
+
+    It takes the time that indexes of large tables take.
+
+    Raises:
+        SchemaMismatch: It was written by a newer version of the package.
+        StorageCorrupt: The schema holds something else.
+        ConfigurationError: This user may not make the schema.
+    """
     try:
         async with connection.transaction():
             await connection.execute("SET LOCAL lock_timeout = 0")
+            await connection.execute("SET LOCAL statement_timeout = 0")
             await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (at.schema,))
             _, exists, ours, taken = await _state(connection, at)
             if not ours and taken:

@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 
 from respan_guard.backends.base import AMOUNTS, HOUR_MS, HOURS_KEPT, Discrepancy, StoreInfo
+from respan_guard.backends.rows import RECORDS_COUNTED, records_text
 from respan_guard.backends.sqlite.location import Location
 from respan_guard.backends.sqlite.rows import FROM_ENTRIES
 
@@ -135,8 +136,10 @@ def _differing(names: tuple[str, ...], where: str, pairs: tuple[int, ...]) -> li
 def info(db: sqlite3.Connection, at: Location, checkpointer: bool) -> StoreInfo:
     """What `respan-guard check` says about the file."""
     version = db.execute("PRAGMA user_version").fetchone()[0]
-    customers, records = db.execute(
-        "SELECT (SELECT count(*) FROM customers), (SELECT count(*) FROM entries)"
+    customers, records, first, last = db.execute(
+        "SELECT (SELECT count(*) FROM customers), (SELECT count(*) FROM (SELECT 1 FROM entries LIMIT ?)), "
+        "(SELECT min(seq) FROM entries), (SELECT max(seq) FROM entries)",
+        (RECORDS_COUNTED + 1,),
     ).fetchone()
     log = Path(f"{at.path}-wal")
     facts = {
@@ -148,7 +151,7 @@ def info(db: sqlite3.Connection, at: Location, checkpointer: bool) -> StoreInfo:
         "synchronous": at.synchronous,
         "checkpoints": "by this process" if checkpointer else "by another process",
         "customers": str(customers),
-        "records": str(records),
+        "records": records_text(records, last - first + 1 if records else 0),
     }
     warnings = []
     if sqlite3.sqlite_version_info < _FIXED_WAL_RESET:

@@ -183,12 +183,14 @@ def entries_sql(db: sqlite3.Connection, query: RecordQuery) -> tuple[str, list[A
     if query.since_ms is not None:
         also("at_ms >= ?", query.since_ms)
         first = max(first, _first_since(db, query.since_ms) - 1)
+    if query.stop is not None and query.descending:
+        first = max(first, query.stop - 1)  # of two bounds SQLite would go down to either
+    elif query.stop is not None:
+        also("seq <= ?", query.stop)
     if first:
         also("seq > ?", first)
     if query.after is not None and query.descending:
         also("seq < ?", query.after)
-    if query.stop is not None:
-        also("seq >= ?" if query.descending else "seq <= ?", query.stop)
     if query.customer is not None:
         also("entries.c = (SELECT c FROM customers WHERE customer = ?)", query.customer)
     for column in ("model", "provider", "kind", "source", "status", "trace_id"):
