@@ -11,8 +11,9 @@ from zoneinfo import ZoneInfo
 from respan_guard.backends.base import HOUR_MS, Amounts, Backend, CustomerQuery, UsageQuery, UsageRow
 from respan_guard.console.charts import OTHERS, Chart, chart
 from respan_guard.console.formats import change, compact, count, exact_usd, usd
+from respan_guard.console.near import near_budgets
 from respan_guard.console.ranges import Range
-from respan_guard.console.standing import NEAR, meters, profile, state_of
+from respan_guard.console.standing import NEAR
 from respan_guard.markups import (
     MAX_OWN,
     MarkedSums,
@@ -83,7 +84,7 @@ class _Dashboard:
         tops = {metric: await self.top(metric) for metric in ("cost", "requests", "tokens")}
         daily, daily_before = await self.active(span), await self.active(before)
         refused, refused_before = await self.refusals(span), await self.refusals(before)
-        near, looked_at = await self.near()
+        near, near_before, looked_at = await self.near()
         return {
             "tiles": [
                 await self.spend_tile(now_sums, then_sums),
@@ -92,9 +93,9 @@ class _Dashboard:
                      change(sum(refused.values()), sum(refused_before.values())), _reasons(refused),
                      f"logs?status=refused&{span.query}"),
                 await self.people_tile(daily, daily_before),
-                Tile("Near a limit", count(near), "",
+                Tile("Near a limit", count(near), change(near, near_before),
                      f"At {NEAR} % of a budget or more, of the {looked_at} active customers who spent most",
-                     "users?sort=cost&dir=desc", f"now, of {looked_at} top spenders"),
+                     "users?sort=cost&dir=desc", f"now, of {looked_at} top spenders" if looked_at else "nobody spent"),
                 _latency_tile(now_sums, then_sums),
             ],
             "charts": [await self.by_model(), await self.by_customer(tops["cost"]), self.active_chart(daily)],
@@ -186,16 +187,14 @@ class _Dashboard:
             since_minute=span.since_ms // 60_000, until_minute=-(-span.until_ms // 60_000), limit=_RECENT
         )
 
-    async def near(self) -> tuple[int, int]:
-        """How many of those who spend most are near or over a budget, and how many were looked at."""
+    async def near(self) -> tuple[int, int, int]:
+        """How many of those who spend most are near or over a budget, were when the range began, and were looked at."""
         active = self.guard.now_ms() - _ACTIVE_MS
         spenders = await self.backend.customers(CustomerQuery(sort="cost", descending=True, limit=2 * _LOOKED_AT))
         rows = [row for row in spenders if row.last_seen_ms >= active][:_LOOKED_AT]
-        near = 0
-        for row in rows:
-            limits = await meters(self.guard, self.backend, row, row.customer)
-            near += state_of(profile(row), limits) in ("near", "over")
-        return near, len(rows)
+        near = await near_budgets(self.guard, self.backend, rows, self.guard.now_ms(), now=True)
+        before = await near_budgets(self.guard, self.backend, rows, self.span.since_ms - 1, now=False)
+        return near, before, len(rows)
 
     async def by_model(self) -> Chart:
         points: dict[str, Counter[int]] = {}
