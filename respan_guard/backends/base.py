@@ -312,8 +312,10 @@ class Backend(ABC):
         """Recompute every sum from the entries, and compare. Empty if all is right.
 
         Checked: sums of each customer, model and day == what pruning kept + entries; a customer's totals == its
-        days; a day's totals and number of customers == its customers'; the log covers the entries; no hold below 0;
-        no hold that lives beyond its expiry by 7 days.
+        days; a day's totals and number of customers == its customers'; an hour's totals == its entries, but for
+        `requests`, which no entry has, and but for hours up to the last that lost an entry to pruning or that are
+        older than `HOURS_KEPT`; the log covers the entries; no hold below 0; no hold that lives beyond its expiry by
+        7 days.
         """
 
     @abstractmethod

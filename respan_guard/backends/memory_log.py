@@ -35,6 +35,7 @@ class EntryLog:
         self.base: dict[tuple[str, str, int], Amounts] = {}  # what pruned entries summed up to
         self.pruned_to = -1  # the last day whose entries may be gone
         self.prune_at = 0  # no older place has an entry to prune
+        self.pruned_ms = -1  # the greatest `at_ms` of an entry that is gone
         self.totals = Totals()
 
     def find(self, customer: str, entry_id: str) -> StoredEntry | None:
@@ -78,6 +79,7 @@ class EntryLog:
         if seq > self.totals.seq:
             self.totals.catch_up(self)
         self.base.setdefault((entry.customer, entry.model, entry.day), Amounts()).add(amounts_of(entry))
+        self.pruned_ms = max(self.pruned_ms, entry.at_ms)
         self._drop(seq)
 
     def _drop(self, seq: int) -> None:

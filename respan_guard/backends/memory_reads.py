@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from respan_guard.backends.base import (
     AMOUNTS,
+    HOUR_MS,
+    HOURS_KEPT,
     Amounts,
     CustomerQuery,
     CustomerRow,
@@ -227,6 +229,7 @@ def verify(store: MemoryStore) -> list[Discrepancy]:
     for day, model in days.keys() | store.totals.days.keys():
         stored_sums = store.totals.days.get((day, model), Amounts())
         found += _compare(f"all {model} {day}", stored_sums, days.get((day, model), Amounts()))
+    found += _verify_hours(store)
     for day in customers_of.keys() | store.totals.customers.keys():
         if store.totals.customers[day] != customers_of[day]:
             found.append(Discrepancy("customers", f"day {day}", store.totals.customers[day], customers_of[day]))
@@ -238,6 +241,21 @@ def verify(store: MemoryStore) -> list[Discrepancy]:
             found.append(Discrepancy("entry out of place", f"{entry.customer} {entry.id}", seq, 0))
     if len(places) != len(store.places):
         found.append(Discrepancy("log length", "", len(places), len(store.places)))
+    return found
+
+
+def _verify_hours(store: MemoryStore) -> list[Discrepancy]:
+    """The sums of hours, of those after the last that has lost an entry, and that are not too old to be kept."""
+    first = max(store.now // HOUR_MS - HOURS_KEPT, store.pruned_ms // HOUR_MS + 1)
+    right: dict[tuple[int, str], Amounts] = {}
+    for entry in store.log:
+        if entry is not None and entry.at_ms // HOUR_MS >= first:
+            right.setdefault((entry.at_ms // HOUR_MS, entry.model), Amounts()).add(amounts_of(entry))
+    stored = {key: amounts for key, amounts in store.totals.hours.items() if key[0] >= first}
+    found: list[Discrepancy] = []
+    for key in stored.keys() | right.keys():
+        where = f"all {key[1]} hour {key[0]}"
+        found += _compare(where, stored.get(key, Amounts()), right.get(key, Amounts()))
     return found
 
 

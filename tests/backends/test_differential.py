@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import secrets
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from respan_guard.backends.base import (
 from respan_guard.backends.registry import backend_factory
 from respan_guard.testing.contract_support import DAY, DAY_MS, NOW, admit, budget, dump, rate, record, total
 from respan_guard.usage import Usage
-from tests.backends import postgres_server
+from tests.backends import postgres_server, redis_server
 from tests.backends.conftest import BACKENDS, new_store
 
 CUSTOMERS = ["ann", "bob", "eve", "日本"]
@@ -57,6 +58,9 @@ async def stores(tmp_path: Path) -> AsyncIterator[dict[str, Backend]]:
     for version in list(postgres_server.installations())[1:]:  # older ones, where there are any
         url = postgres_server.new_store(postgres_server.given_or_started(version))
         found[f"postgresql {version}"] = backend_factory(url)()
+    for name, path in list(redis_server.binaries().items())[1:]:  # other servers of that protocol
+        url = redis_server.shared_server(path).url
+        found[name] = backend_factory(url, namespace=f"test-{secrets.token_hex(6)}")()
     for store in found.values():
         await store.open()
     yield found

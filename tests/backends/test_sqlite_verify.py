@@ -23,6 +23,9 @@ PLANTED = {
     "everybody's day is gone": f"DELETE FROM days WHERE day = {DAY}",
     "a day of everybody that nobody had": f"UPDATE days SET model = 'x' WHERE day = {DAY} AND model = 'gpt'",
     "a day's customers are one more": "UPDATE active SET customers = customers + 1",
+    "everybody's hour is one less": "UPDATE hours SET calls = calls - 1",
+    "everybody's hour costs one more": f"UPDATE hours SET cost = cost + 1 WHERE hour = {NOW // 3_600_000}",
+    "everybody's hour is of another model": "UPDATE hours SET model = 'x' WHERE calls > 0",
     "a day's customers are gone": "DELETE FROM active",
     "a latency is another": "UPDATE entries SET latency_ms = 1 WHERE seq = 2",
     "active days are one more": "UPDATE customers SET active_days = active_days + 1 WHERE c = 2",
@@ -49,7 +52,7 @@ PLANTED = {
 async def written(path: Path) -> None:
     """A file with two customers, entries of all kinds, something pruned and a live hold."""
     async with opened(path) as backend:
-        await backend.apply([record("old", day=DAY - 50)], NOW)
+        await backend.apply([record("old", day=DAY - 50, at_ms=NOW - 50 * 86_400_000)], NOW)
         await backend.prune(DAY - 40)
         await backend.apply(
             [admit("done"), record("e1"), Release("alice", "done"), record("e2", "bob", cost=None)], NOW

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from respan_guard.backends.base import Discrepancy, StoreInfo
+from respan_guard.backends.base import HOUR_MS, HOURS_KEPT, Discrepancy, StoreInfo
 from respan_guard.backends.postgres.connection import Connection
 from respan_guard.backends.postgres.location import Location
 from respan_guard.backends.postgres.rows import FROM_ENTRIES
@@ -53,6 +53,18 @@ SELECT 'all ' || model || ' ' || day, {_compared(_ALL)} FROM (
     SELECT at AS day, model, {_stored(_ALL)} FROM {{schema}}.totals WHERE unit = 'd'
     UNION ALL SELECT day, model, {_right(_ALL)} FROM {{schema}}.rollups
 ) AS found GROUP BY day, model HAVING {_differ(_ALL)}"""  # noqa: S608
+# An hour is there in full if no entry of it was pruned, and it is not so old that its sums may have been deleted. What
+# was deleted last is not known: all before the first hour that is there; and by the time that customers were seen last,
+# all before that less what is kept. Requests of an hour are in no entry.
+_HOURS = f"""
+SELECT 'all ' || model || ' hour ' || hour, {_compared(_SUMS)} FROM (
+    SELECT at AS hour, model, {_stored(_SUMS)} FROM {{schema}}.totals WHERE unit = 'h'
+    UNION ALL SELECT at_ms / {HOUR_MS}, model, {_right(FROM_ENTRIES.values())} FROM {{schema}}.entries
+) AS found WHERE hour >= greatest(
+    (SELECT coalesce(min(at), 2147483647) FROM {{schema}}.totals WHERE unit = 'h'),
+    (SELECT coalesce(max(last_seen), 0) FROM {{schema}}.customers) / {HOUR_MS} - {HOURS_KEPT},
+    (SELECT pruned_ms FROM {{schema}}.store) / {HOUR_MS} + 1
+) GROUP BY hour, model HAVING {_differ(_SUMS)}"""  # noqa: S608
 _ROWS = (  # what, and a query of (where, stored, right)
     (
         "customers",
@@ -136,6 +148,7 @@ async def verify(connection: Connection, schema: str) -> list[Discrepancy]:
             (_SUMS, _RECOMPUTED),
             (tuple(f"total {name}" for name in _TOTALS), _TOTALS_OF),
             (_ALL, _EVERYBODY),
+            (_SUMS, _HOURS),
         ):
             for where, *pairs in await rows(sql):
                 found += _differing(names, where, pairs)

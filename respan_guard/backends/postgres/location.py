@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit
 
 import psycopg
 from psycopg import conninfo
@@ -52,7 +52,7 @@ def locate(url: str, namespace: str, options: dict[str, Any]) -> Location:
     query = parse_qsl(parts.query, keep_blank_values=True)
     given = {**{name: value for name, value in query if name in _OURS}, **options}
     rest = urlencode([pair for pair in query if pair[0] not in _OURS], quote_via=quote)
-    bare = urlunsplit((parts.scheme, parts.netloc, parts.path, rest, parts.fragment))
+    bare = _joined(parts, parts.netloc, rest)
     ports = [host.rpartition("]")[2].partition(":")[2] for host in parts.netloc.rpartition("@")[2].split(",")]
     if any(port and not port.isdigit() for port in ports):
         raise ConfigurationError(f"{_masked(url)!r} has a port that is no number; it is {_FORM}")
@@ -84,4 +84,10 @@ def _masked(url: str) -> str:
         user, _, host = netloc.rpartition("@")
         netloc = f"{user.partition(':')[0]}:***@{host}" if ":" in user else netloc
     query = [(name, "***" if "password" in name else value) for name, value in parse_qsl(parts.query)]
-    return urlunsplit((parts.scheme, netloc, parts.path, urlencode(query, safe="*/"), parts.fragment))
+    return _joined(parts, netloc, urlencode(query, safe="*/"))
+
+
+def _joined(parts: SplitResult, netloc: str, query: str) -> str:
+    """The URL again. Without a host, as for a socket, it keeps its `//`; `urlunsplit` would take them away."""
+    behind = (f"?{query}" if query else "") + (f"#{parts.fragment}" if parts.fragment else "")
+    return f"{parts.scheme}://{netloc}{parts.path}{behind}"

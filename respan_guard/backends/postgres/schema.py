@@ -18,6 +18,7 @@ MIGRATIONS = (
     ("0002_apply_1_load.sql", "0002_apply_2_decide.sql", "0002_apply_3_write.sql"),  # one function, read as one
     ("0003_changes.sql",),
     ("0004_pages.sql",),
+    ("0005_hours.sql",),
 )
 MINIMUM = 130000  # gen_random_uuid
 _STATE = """SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean,
@@ -76,6 +77,11 @@ async def migrate(connection: Connection, at: Location) -> str:
             done = in_schema("UPDATE {schema}.store SET version = %s", at.schema)
             await connection.execute(done, (len(MIGRATIONS),))
     except psycopg.errors.InsufficientPrivilege as error:
+        if ours:
+            raise ConfigurationError(
+                f"{at.schema} at {at.shown} is of schema version {applied}, and this user may not bring it to"
+                f" {len(MIGRATIONS)} ({error.diag.message_primary}); let its owner open it first: respan-guard check"
+            ) from error
         raise ConfigurationError(
             f"this user may not make the schema {at.schema} at {at.shown} ({error.diag.message_primary}); let it:"
             " GRANT CREATE ON DATABASE ... TO ..."

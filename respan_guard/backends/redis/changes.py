@@ -215,7 +215,7 @@ async def _prune_part(shelf: Shelf, part: int, before_day: int, limit: int, read
             entry = entry_from(row, place).entry
             if entry.day < before_day:
                 amounts = amounts_list(amounts_of(entry))
-                going.append([place, int(row[1]), entry.id, f"{entry.day}:{entry.model}", amounts])
+                going.append([place, int(row[1]), entry.id, f"{entry.day}:{entry.model}", amounts, entry.at_ms])
         else:
             place = rows[-1][0] if len(rows) == _PAGE else end
         gone += await shelf.run("fold", part, place if newest else "", text(going))

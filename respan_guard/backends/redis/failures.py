@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 from redis import exceptions as errors
 
@@ -20,6 +21,7 @@ from respan_guard.errors import (
 
 __all__ = ["FAILURES", "translated"]
 
+_FORBIDDEN = re.compile("The user executing the script can't|ACL failure in script")
 FAILURES = (errors.RedisError, errors.RedisClusterException, OSError, asyncio.TimeoutError)
 """What redis-py raises."""
 
@@ -32,7 +34,7 @@ def translated(error: BaseException, url: str, *, opening: bool) -> GuardError:
         return StorageUnavailable(f"{url} is loading its data from disk and answers when that is done")
     if isinstance(error, (errors.AuthenticationError, errors.AuthorizationError)) or text.startswith("NOAUTH"):
         return refusal(f"{url} refuses the login ({text}); write redis://USER:PASSWORD@HOST")
-    if isinstance(error, errors.NoPermissionError):
+    if isinstance(error, errors.NoPermissionError) or _FORBIDDEN.search(text):
         return refusal(f"{url} does not let this user do what the library needs: {text}")
     if isinstance(error, errors.ReadOnlyError):
         return StorageReadOnly(f"{url} is a read-only replica; name the primary")
@@ -44,6 +46,11 @@ def translated(error: BaseException, url: str, *, opening: bool) -> GuardError:
         return refusal(f"{url} is a node of a Redis Cluster; write redis+cluster:// instead of redis://")
     if isinstance(error, errors.ResponseError):
         return _of_reply(text, url, refusal)
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        reason = text.partition("verify failed: ")[2].partition(" (_ssl")[0] or text
+        return refusal(f"the certificate of {url} can't be trusted ({reason}); ?ssl_ca_certs=FILE names its authority")
+    if "CERTIFICATE_REQUIRED" in text or "certificate required" in text:
+        return refusal(f"{url} wants a certificate of ours: ?ssl_certfile=FILE&ssl_keyfile=FILE")
     if isinstance(error, (errors.TimeoutError, asyncio.TimeoutError)):
         return StorageUnavailable(f"{url} gave no answer in time ({text or 'timeout'})")
     return StorageUnavailable(f"{url} can't be reached: {text or type(error).__name__}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
@@ -17,7 +18,8 @@ _FORM = (
     "redis://[USER:PASSWORD@]HOST[:PORT][/DB], rediss:// for TLS, redis+cluster://HOST:PORT[,HOST:PORT] for a cluster"
 )
 _OWN = ("timeout",)
-_TLS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname", "ssl_cert_reqs")
+_TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+_TLS = (*_TLS_FILES, "ssl_check_hostname", "ssl_cert_reqs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ def locate(url: str, namespace: str, options: dict[str, Any]) -> Location:
     if unknown:
         raise ConfigurationError(f"unknown option {unknown[0]!r} of a Redis store; known: {', '.join(known)}")
     timeout = _seconds(given.pop("timeout", 5.0))
+    _check_tls(given)
     shown = f"{scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     if parts.fragment:
         raise ConfigurationError(f"a Redis store is {_FORM}; got {shown}#{parts.fragment}")
@@ -93,6 +96,20 @@ def locate(url: str, namespace: str, options: dict[str, Any]) -> Location:
     _node(hosts, shown)
     address = urlunsplit((parts.scheme, parts.netloc, f"/{database}", urlencode(given), ""))
     return Location(shown, address, (), f"respan:{{{name}}}:", timeout)
+
+
+def _check_tls(given: dict[str, Any]) -> None:
+    """Name what is wrong here: a connection would say that the server can't be reached."""
+    for name in _TLS_FILES:
+        try:
+            with Path(given[name]).open("rb"):
+                pass
+        except KeyError:
+            continue
+        except OSError as error:
+            raise ConfigurationError(f"{name}={given[name]} can't be read: {error.strerror}") from None
+    if given.get("ssl_cert_reqs", "none") not in ("none", "optional", "required"):
+        raise ConfigurationError(f"ssl_cert_reqs is none, optional or required, got {given['ssl_cert_reqs']!r}")
 
 
 def _node(host: str, shown: str) -> tuple[str, int]:

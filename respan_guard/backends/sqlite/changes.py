@@ -137,6 +137,10 @@ def prune(db: sqlite3.Connection, before_day: int, limit: int) -> int:
         (before_day, _MAX_SEQ if read_by_all is None else read_by_all, limit),
     )
     db.execute(_KEEP_SUMS)
+    db.execute(
+        "UPDATE meta SET value = max(CAST(value AS INTEGER), (SELECT coalesce(max(at_ms), -1) FROM entries "
+        "WHERE seq IN (SELECT seq FROM going))) WHERE key = 'pruned_ms'"
+    )
     gone = db.execute("DELETE FROM entries WHERE seq IN (SELECT seq FROM going)").rowcount
     db.execute("DELETE FROM refusals WHERE minute < ?", ((before_day - _EPOCH_DAY) * 1440,))
     return gone

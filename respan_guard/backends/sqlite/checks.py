@@ -6,7 +6,7 @@ import os
 import sqlite3
 from pathlib import Path
 
-from respan_guard.backends.base import AMOUNTS, Discrepancy, StoreInfo
+from respan_guard.backends.base import AMOUNTS, HOUR_MS, HOURS_KEPT, Discrepancy, StoreInfo
 from respan_guard.backends.rows import RECORDS_COUNTED, records_text
 from respan_guard.backends.sqlite.location import Location
 from respan_guard.backends.sqlite.rows import FROM_ENTRIES
@@ -39,6 +39,21 @@ SELECT model, day, {", ".join(f"sum(stored_{name}), sum(right_{name})" for name 
     SELECT day, model, {", ".join(f"0, {name}" for name in AMOUNTS)} FROM rollups
 ) GROUP BY day, model
 HAVING {" OR ".join(f"sum(stored_{name}) <> sum(right_{name})" for name in AMOUNTS)}"""  # noqa: S608
+# An hour is there in full if no entry of it was pruned, and it is not so old that its sums may have been deleted. What
+# was deleted last is not known: all before the first hour that is there; and by the time that customers were seen last,
+# all before that less what is kept. Requests of an hour are in no entry.
+_HOURS = f"""
+WITH kept AS (
+    SELECT max((SELECT coalesce(min(hour), 1 << 40) FROM hours),
+        (SELECT coalesce(max(last_seen), 0) FROM customers) / {HOUR_MS} - {HOURS_KEPT},
+        (SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'pruned_ms') / {HOUR_MS} + 1) AS first
+)
+SELECT model, hour, {", ".join(f"sum(stored_{name}), sum(right_{name})" for name in _SUMS)} FROM (
+    SELECT hour, model, {", ".join(f"{name} AS stored_{name}, 0 AS right_{name}" for name in _SUMS)} FROM hours
+    UNION ALL
+    SELECT at_ms / {HOUR_MS}, model, {", ".join(f"0, {added}" for added in FROM_ENTRIES.values())} FROM entries
+) WHERE hour >= (SELECT first FROM kept) GROUP BY hour, model
+HAVING {" OR ".join(f"sum(stored_{name}) <> sum(right_{name})" for name in _SUMS)}"""  # noqa: S608
 _ROWS = (  # what, and a query of (where, stored, right)
     (
         "customers",
@@ -101,6 +116,8 @@ def verify(db: sqlite3.Connection) -> list[Discrepancy]:
             found += _differing(tuple(f"total {name}" for name in _TOTALS), row[0], row[1:])
         for row in db.execute(_EVERYBODY):
             found += _differing(AMOUNTS, f"all {row[0]} {row[1]}", row[2:])
+        for row in db.execute(_HOURS):
+            found += _differing(_SUMS, f"all {row[0]} hour {row[1]}", row[2:])
         for what, query in _ROWS:
             found += [Discrepancy(what, str(where), stored, right) for where, stored, right in db.execute(query)]
     finally:

@@ -12,7 +12,7 @@ from respan_guard.errors import ConfigurationError, SchemaMismatch, StorageCorru
 
 __all__ = ["MIGRATIONS", "migrate"]
 
-MIGRATIONS = ("0001_first.sql", "0002_facts.sql", "0003_reads.sql", "0004_pages.sql")
+MIGRATIONS = ("0001_first.sql", "0002_facts.sql", "0003_reads.sql", "0004_pages.sql", "0005_hours.sql")
 _APPLICATION = 0x52475244  # "RGRD"; tells our files from those of others
 
 

@@ -1,5 +1,5 @@
 -- What `verify` compares. ARGV: epoch, numbers of customers. Answers the log's end, how often entries were moved, and for
--- each customer: number, identifier, sums of all time, days, count of entries, rows, rows of pruned entries, faults.
+-- each customer: number, identifier, sums of all time, days, count of entries, rows, rows of pruned entries, faults, when it was last seen.
 if call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return redis.error_reply('RESET') end
 local SEVEN_DAYS = 604800000
 local meta, found = call('HMGET', KEYS[1], 'seq', 'moved'), {}
@@ -43,6 +43,6 @@ for at = 2, #ARGV do
     end
   end
   found[#found + 1] = { ARGV[at], customer, s and s[TOTALS] or {}, s and s[DAYS] or 0, call('ZCARD', P .. 'e:' .. ARGV[at]),
-    rows, base, faults }
+    rows, base, faults, s and s[LAST] or 0 }
 end
 return { meta[1], meta[2], found }
