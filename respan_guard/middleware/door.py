@@ -23,6 +23,7 @@ from respan_guard.middleware.identity import Identify, describe
 from respan_guard.middleware.lifespan import run_lifespan
 from respan_guard.middleware.passage import Gone, Passage, RefusedHere
 from respan_guard.middleware.paths import GuardedPaths
+from respan_guard.middleware.roots import inner_roots
 from respan_guard.refusal import render
 from respan_guard.settings import mask_url
 from respan_guard.tracing import refused
@@ -99,7 +100,7 @@ class GuardMiddleware:
         self.app = app
         self.guard = guard
         self._identify = identify
-        self._paths = GuardedPaths(include, exclude, _inner_roots(app))
+        self._paths = GuardedPaths(include, exclude, inner_roots(app))
         self._refusal = refusal
         self._faults = Faults(guard.clock)
         self._gate: Gate | None = None
@@ -121,7 +122,7 @@ class GuardMiddleware:
         elif kind == "websocket" and not self._switch.off and self._paths.guards(scope):
             await self._websocket(scope, receive, send)
         elif kind == "lifespan":
-            await run_lifespan(self.app, self.guard, self._announce, scope, receive, send)
+            await run_lifespan(self.app, self.guard, self._announce, scope, receive, self._learning(scope, send))
         else:
             await self.app(scope, receive, send)
 
@@ -286,6 +287,17 @@ class GuardMiddleware:
             self._faults.report("the RateLimit headers could not be made; the response goes without them")
             return message
 
+    def _learning(self, scope: Scope, send: Send) -> Send:
+        """The `send` of a lifespan: when all are started, apps further in have told what they take off a path."""
+
+        async def learned(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete":
+                root = scope.get("root_path")
+                self._paths.learn([*inner_roots(self.app, scope.get("app")), *([root] if root else [])])
+            await send(message)
+
+        return learned
+
     def _announce(self) -> None:
         settings = self.guard.settings
         logger.info(
@@ -300,16 +312,3 @@ class GuardMiddleware:
 
 async def _nothing() -> None:
     """What is awaited for a message that is not sent."""
-
-
-def _inner_roots(app: Any) -> list[str]:
-    """Prefixes that FastAPI apps further in were told (`root_path=`): they set them without the server's help."""
-    roots: list[str] = []
-    for _ in range(100):
-        if app is None:
-            break
-        root = getattr(app, "root_path", None)
-        if isinstance(root, str) and root:
-            roots.append(root)
-        app = getattr(app, "app", None)
-    return roots

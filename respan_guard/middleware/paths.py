@@ -42,6 +42,13 @@ class GuardedPaths:
         self._known: dict[tuple[str, str], bool] = {}
         self.patterns = [*self._include.texts, *(f"not {text}" for text in self._exclude.texts)]
 
+    def learn(self, roots: Iterable[str]) -> None:
+        """Take in more prefixes that an app further in takes off."""
+        more = [root for root in roots if root not in self._roots]
+        if more:
+            self._roots = (*self._roots, *more)
+            self._known.clear()
+
     def guards(self, scope: MutableMapping[str, Any]) -> bool:
         """Whether the request of an "http" or "websocket" scope is guarded."""
         key = scope["path"], scope.get("root_path") or ""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
-from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
+from starlette.routing import BaseRoute, Host, Mount, Route, WebSocketRoute
 from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -196,3 +198,66 @@ def test_the_host_header_has_no_say() -> None:
     for host in (b"a/v1/../health?", b"", b"evil/health#", b"[::1", b"x y"):
         assert paths.guards({**scope("/v1/chat"), "headers": [(b"host", host)]})
         assert not paths.guards({**scope("/health"), "headers": [(b"host", b"x/v1/chat")]})
+
+
+def _behind_a_function(app: Any) -> Any:
+    async def function(scope: Any, receive: Any, send: Any) -> None:
+        await app(scope, receive, send)
+
+    return function
+
+
+class _Holder:
+    """A middleware that calls the app that it holds by a name of its own."""
+
+    def __init__(self, app: Any) -> None:
+        self._next = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self._next(scope, receive, send)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda app: app,
+        lambda app: Starlette(routes=[Mount("/", app)]),
+        lambda app: Starlette(routes=[Host("{name}", app)]),
+        _behind_a_function,
+        lambda app: _behind_a_function(Starlette(routes=[Mount("/", _Holder(app))])),
+        lambda app: functools.partial(_Holder.__call__, _Holder(app)),
+        lambda app: Starlette(routes=[Mount("/", Starlette(routes=[Mount("", app)]))]),
+    ],
+    ids=["bare", "mounted", "hosted", "function", "function, mount and holder", "partial", "mounted twice"],
+)
+def test_an_app_that_sets_its_root_path_is_guarded_wherever_it_stands(around: Any) -> None:
+    """`FastAPI(root_path=...)` takes its prefix off also when mounted, or behind middleware of any make."""
+    inner = FastAPI()
+    inner.root_path = "/proxy"  # as the argument of that name sets it, which newer versions warn about
+    guard = Guard("memory://")
+
+    @inner.get("/v1/ask")
+    async def ask() -> bool:
+        return guard.current() is not None
+
+    client = TestClient(GuardMiddleware(around(inner), guard, identify=lambda _: "org_1", include=["/v1/*"]))
+    for path in ("/v1/ask", "/proxy/v1/ask"):
+        assert client.get(path).json() is True, path
+
+
+def test_an_app_that_nothing_leads_to_tells_its_root_path_at_startup() -> None:
+    """What can't be found by looking is learned from the lifespan, which passes through the same apps."""
+    inner = FastAPI()
+    inner.root_path = "/proxy"  # as the argument of that name sets it, which newer versions warn about
+    guard = Guard("memory://")
+    hidden = {"app": inner}
+
+    @inner.get("/v1/ask")
+    async def ask() -> bool:
+        return guard.current() is not None
+
+    async def function(scope: Any, receive: Any, send: Any) -> None:
+        await hidden["app"](scope, receive, send)
+
+    with TestClient(GuardMiddleware(function, guard, identify=lambda _: "org_1", include=["/v1/*"])) as client:
+        assert client.get("/proxy/v1/ask").json() is True
