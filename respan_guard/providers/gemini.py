@@ -59,7 +59,8 @@ def call(path: str, body: Mapping[str, Any]) -> Call:
     """Read a request. The model stands in the path, as do streaming and the verb."""
     before, _, verb = path.rpartition(":")
     model = before.rpartition("/models/")[2] if "/models/" in before else before.rpartition("/")[2]
-    if not verb.startswith(("generate", "stream", "embed", "batchEmbed")):
+    verb = verb.lower()
+    if not verb.startswith(("generate", "stream", "embed", "batchembed")):
         model = text(body.get("model")) or ""
     model = model.removeprefix("models/")[:256]
     tools = body.get("tools")
