@@ -21,7 +21,7 @@ _MOST = 2_000
 
 
 def inner_roots(*apps: Any) -> list[str]:
-    """Prefixes that apps within these take off a path without the server's help: wrapped, mounted, behind a function."""
+    """Prefixes that apps within these (wrapped, mounted, behind a function) take off a path by themselves."""
     roots: dict[str, None] = {}
     waiting: list[Any] = list(apps)
     seen: set[int] = set()

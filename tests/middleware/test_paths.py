@@ -115,7 +115,9 @@ def encodings(rng: random.Random) -> list[str]:
     return sorted(found)
 
 
-@pytest.mark.parametrize("include", [["/v1/*", "/mounted/v1/*"], ["/v1/chat/completions", "/mounted/v1/chat/completions"]])
+@pytest.mark.parametrize(
+    "include", [["/v1/*", "/mounted/v1/*"], ["/v1/chat/completions", "/mounted/v1/chat/completions"]]
+)
 @pytest.mark.parametrize("server_root", ["", "/api"])
 def test_what_reaches_the_endpoint_was_guarded(server_root: str, include: list[str]) -> None:
     """Differential test: whenever Starlette's router reaches the endpoint, the guard ran, mounts and root paths too."""
