@@ -11,6 +11,7 @@ from typing import Any
 
 from respan_guard.errors import BodyTooLarge, InvalidInput
 from respan_guard.middleware.headers import header
+from respan_guard.middleware.weight import HEAVIEST, weight
 
 __all__ = ["RequestBody", "single_names"]
 
@@ -19,6 +20,10 @@ Receive = Callable[[], Awaitable[Message]]
 
 _LARGE = 256 * 1024
 """Bytes of a body from which it is looked at on another thread: other requests need not wait for it."""
+_SMALL = 16 * 1024
+"""Bytes of a body that is parsed at once, whatever is in it."""
+_LIGHT = 3_000_000
+"""The weight up to which other requests do wait: nanoseconds, roughly."""
 # What may stand before a JSON object: blanks, and in other encodings than UTF-8 NULs and the marks of their order.
 _BEFORE = b" \t\r\n\0\xef\xbb\xbf\xff\xfe"
 # A body that says one of these twice means one thing to us and another to whoever reads it next.
@@ -101,8 +106,10 @@ class RequestBody:
         if not raw or self._unreadable is not None:
             return
         self.is_large = size > _LARGE
+        if not self.is_large and size > _SMALL:
+            self.is_large = weight(raw) > _LIGHT
         if self.is_large:
-            await asyncio.to_thread(self._parse, raw)
+            await asyncio.to_thread(self._weigh_and_parse, raw)
         else:
             self._parse(raw)
 
@@ -110,7 +117,7 @@ class RequestBody:
         """Refuse a body that has to be understood and could not be.
 
         Raises:
-            BodyTooLarge: It is longer than the cap.
+            BodyTooLarge: It is longer than the cap, or too heavy to be parsed.
             InvalidInput: It is compressed, no JSON, or ambiguous.
         """
         if self._unreadable is not None:
@@ -157,6 +164,16 @@ class RequestBody:
             "the operator of this service can raise the middleware's max_body_bytes",
             field="body",
         )
+
+    def _weigh_and_parse(self, raw: bytes) -> None:
+        if weight(raw) > HEAVIEST:
+            self._everywhere = True
+            self._unreadable = BodyTooLarge(
+                "the request's body holds more JSON values than can be looked at; send fewer of them at once",
+                field="body",
+            )
+        else:
+            self._parse(raw)
 
     def _parse(self, raw: bytes) -> None:
         try:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from respan_guard.errors import BodyTooLarge, InvalidInput
 from respan_guard.middleware import body as body_module
 from respan_guard.middleware.body import RequestBody, single_names
+from respan_guard.middleware.weight import weight
 from tests.middleware.support import call, gateway, make_guard
 
 MIB = 1024 * 1024
@@ -247,3 +248,68 @@ async def test_what_is_no_repetition_passes(raw: bytes) -> None:
     body = await read(raw)
     body.require()
     assert body.json == json.loads(raw)
+
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"a": {}}}}}
+CODE = 'if (a[0] == {"x": [1, 2]}) { print("\\\\[", a, b[1], {}); }  // x[y], {z}\n'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"model": "m", "messages": [{"role": "user", "content": CODE * (4 * MIB // len(CODE))}]},
+        {"model": "m", "messages": [{"role": "user", "content": json.dumps([[1.5, 2.5]] * 350_000)}]},
+        {"model": "m", "input": list(range(300_000))},
+        {"model": "m", "input": [[1234] * 146] * 2_048},
+        {"model": "m", "messages": [{"role": "user", "content": "hello"}] * 10_000, "tools": [TOOL] * 500},
+        {"model": "m", "messages": [{"role": "user", "content": "\u4e2d" * 1_500_000}]},
+        {"model": "m", "input": "A" * 19 * MIB},
+    ],
+    ids=["code", "data in text", "tokens", "token lists", "a long chat", "chinese", "a picture"],
+)
+async def test_real_requests_are_not_too_heavy(body: dict[str, Any]) -> None:
+    """What somebody may really send is parsed, on another thread."""
+    raw = json.dumps(body).encode()
+    found = await read(raw, limit=20 * MIB)
+    found.require()
+    assert found.json == body
+    assert found.is_large
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"a":[' + b"[]," * 250_000 + b"0]}",
+        b'{"a":[' + b'{"a":1},' * 80_000 + b"0]}",
+        b'{"a":[' + b"0," * 600_000 + b"0]}",
+        b'{"a":[' + b'"",' * 600_000 + b"0]}",
+        b'{"a":[' + b'"\\\\",' * 300_000 + b"[]," * 250_000 + b"0]}",
+        b'{"a":["' + b"\\n" * 3_000_000 + b'"]}',
+        b"{" + b",".join(b'"%d":0' % number for number in range(100_000)) + b"}",
+        b'{"a":[' + (b"9" * 4_000 + b",") * 100 + b"0]}",
+        b'{"a":' * 100_000,
+        ('{"a":[' + "[]," * 250_000 + "0]}").encode("utf-16"),
+    ],
+)
+async def test_bombs_are_refused_unparsed(raw: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body that would stop the event loop is told by counting, on every path, and never given to the parser."""
+    monkeypatch.setattr(body_module, "json", None)
+    body = await read(raw, limit=20 * MIB)
+    assert body.is_large
+    with pytest.raises(BodyTooLarge, match="more JSON values"):
+        body.check()
+
+
+@pytest.mark.parametrize("count", [1_000, 80_000])
+async def test_a_small_body_is_parsed_at_once_only_if_it_is_light(count: int) -> None:
+    """A quarter of a megabyte of brackets takes as long as many megabytes of text."""
+    body = await read(b'{"a":[' + b"[]," * count + b"0]}")
+    body.require()
+    assert body.is_large is (count == 80_000)
+
+
+def test_what_is_written_in_text_weighs_nothing() -> None:
+    """Brackets in strings cost nothing to parse; strings end where JSON ends them."""
+    assert weight(json.dumps({"a": '[{,:"\\' * 1_000}).encode()) == weight(b'{"a": ""}')
+    assert weight(b'["\\\\", [], "\\"[]"]') == weight(b'["", [], ""]')
+    assert weight(b"[" + b"0," * 9_999 + b"0]") > weight(b"[0]")
