@@ -58,8 +58,8 @@ class RequestBody:
     """
 
     __slots__ = (
-        "_everywhere", "_limit", "_messages", "_receive", "_scope", "_single", "_unreadable", "disconnected", "is_large",
-        "json",
+        "_everywhere", "_limit", "_messages", "_receive", "_scope", "_single", "_unreadable", "disconnected",
+        "is_large", "json",
     )  # fmt: skip
 
     def __init__(
