@@ -17,6 +17,7 @@ from starlette.requests import HTTPConnection
 
 from respan_guard.customer import Customer
 from respan_guard.errors import ConfigurationError, InvalidInput
+from respan_guard.identifiers import check_identifier
 from respan_guard.middleware.headers import header
 from respan_guard.settings import nearest
 
@@ -189,7 +190,7 @@ class _OpenAIUser:
     names: tuple[str, ...] = ("user", "safety_identifier")
 
     def find(self, scope: Scope, body: Body) -> Identified | None:
-        return _identified(body.get("safety_identifier")) or _identified(body.get("user"))
+        return _end_user(body, "safety_identifier") or _end_user(body, "user")
 
 
 class _AnthropicUser:
@@ -197,7 +198,7 @@ class _AnthropicUser:
 
     def find(self, scope: Scope, body: Body) -> Identified | None:
         metadata = body.get("metadata")
-        return _identified(metadata.get("user_id")) if isinstance(metadata, Mapping) else None
+        return _end_user(metadata, "user_id") if isinstance(metadata, Mapping) else None
 
 
 class _RespanParams:
@@ -234,6 +235,11 @@ class _RespanParams:
         if identifier is None:
             identifier = fields.get("customer_identifier")
         return None if identifier is None else Identified(identifier, params or None)
+
+
+def _end_user(fields: Mapping[str, Any], name: str) -> Identified | None:
+    value = fields.get(name)
+    return None if value is None or value == "" else Identified(check_identifier(value, name))
 
 
 def _identified(value: object) -> Identified | None:

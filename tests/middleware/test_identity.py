@@ -259,6 +259,20 @@ async def test_provider_user_fields_are_opt_in() -> None:
     assert await who(["openai-user", "anthropic-user"], {"metadata": {"user_id": "m"}}) == "m"
 
 
+@pytest.mark.parametrize("value", [{"a": 1}, ["x"], [], {}, 1.5, True, False, float("nan"), "a\x00b", "x" * 300, " "])
+async def test_an_end_user_is_a_string_or_a_number(value: Any) -> None:
+    """What is no id is refused here as it is elsewhere, not written out and taken for one."""
+    for identify, body in (
+        ("openai-user", {"user": value}),
+        ("openai-user", {"safety_identifier": value, "user": "u"}),
+        ("anthropic-user", {"metadata": {"user_id": value}}),
+    ):
+        with pytest.raises(InvalidInput):
+            await who(identify, body)
+    assert await who("openai-user", {"user": 7}) == "7"
+    assert await who("openai-user", {"safety_identifier": "", "user": "u"}) == "u"
+
+
 # -- lists and mistakes ----------------------------------------------------------------------------
 
 
