@@ -263,11 +263,14 @@ def _object(value: object, name: str) -> Mapping[str, Any]:
 
 
 def _from_header(scope: Scope) -> Mapping[str, Any]:
+    found: dict[str, Any] | None = None
     for name in _HEADERS:
         value = header(scope["headers"], name)
         if value is not None:
-            return _object(_plain(value.strip(), name.decode()), name.decode())
-    return {}
+            if found is not None:
+                raise InvalidInput(f"the header {name.decode()} says again what another one says", field=name.decode())
+            found = dict(_object(_plain(value.strip(), name.decode()), name.decode()))
+    return found or {}
 
 
 def _plain(value: bytes, name: str) -> str:

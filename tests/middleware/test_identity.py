@@ -202,6 +202,16 @@ async def test_params_header_in_base64_and_plain(name: bytes) -> None:
         assert found == ("ø??>>", {"rate_limit": 5})
 
 
+@pytest.mark.parametrize("other", ["a", "b"])
+async def test_both_params_headers_are_refused(other: str) -> None:
+    """The header's old and new name are one header, which may come once: which of two counts is not ours to guess."""
+    names = (b"x-data-respan-params", b"x-data-keywordsai-params")
+    headers = [(names[0], encoded({"customer_identifier": "a"})), (names[1], encoded({"customer_identifier": other}))]
+    for pair in (headers, headers[::-1]):
+        with pytest.raises(InvalidInput, match="again"):
+            await who("respan-params", headers=pair)
+
+
 @pytest.mark.parametrize(
     "value",
     [
