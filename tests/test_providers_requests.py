@@ -148,6 +148,12 @@ def test_other_bodies_are_no_calls(path: str, body: dict[str, Any]) -> None:
         ("/m:generateContent", {"generationConfig": {"maxOutputTokens": 11}}, 11),
         ("/m:generateContent", {"generation_config": {"max_output_tokens": 11}}, 11),
         ("/m:generateContent", {"generationConfig": []}, None),
+        ("/m:generateContent", {"generationConfig": {"maxOutputTokens": 1, "max_output_tokens": 11}}, 11),
+        (
+            "/m:generateContent",
+            {"generationConfig": {"maxOutputTokens": 1}, "generation_config": {"maxOutputTokens": 11}},
+            11,
+        ),
     ],
 )
 def test_caps_on_output(path: str, more: dict[str, Any], cap: int | None) -> None:

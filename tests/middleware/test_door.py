@@ -265,6 +265,24 @@ async def test_no_request_switches_its_hold_off(fields: dict[str, Any], body: by
     assert [op.cost > 0 for op in ledger.admits] == [True] * (status in (200, None))
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        b'{"maxOutputTokens":100000,"maxOutputTokens":1}',
+        b'{"maxOutputTokens":100000},"generationConfig":{"maxOutputTokens":1}',
+        b'{"candidateCount":8,"candidateCount":1}',
+        b'{"maxOutputTokens":100000},"generationConfig":{"max\\u004futputTokens":1}',
+    ],
+)
+async def test_geminis_caps_are_said_once(config: bytes) -> None:
+    """What bounds the output of a Gemini call must not be said twice, as with the others."""
+    guard, ledger = make_guard()
+    body = b'{"contents":[{"parts":[{"text":"x"}]}],"generationConfig":' + config + b"}"
+    path = "/v1/models/gemini-2.0-flash:generateContent"
+    assert (await call(gateway(hello, guard), path, customer="org_1", body=body)).status == 400
+    assert ledger.admits == []
+
+
 async def test_deep_nesting_passes_nowhere() -> None:
     """What we can't follow another parser might."""
     guard, ledger = make_guard()
