@@ -64,9 +64,11 @@ class GuardMiddleware:
         refusal: `async (request, exc) -> Response` that makes the answer to what is refused. For a WebSocket it is
             given that, and asked only where the server can send a response (the ASGI extension
             `websocket.http.response`): elsewhere a refused connection can but be closed.
-        max_body_bytes: How much of a body is read at most to know customer and cost. Where they can't be known
-            otherwise, a longer body is refused (413), and so is a compressed one (400), which is never unpacked. The
-            default leaves room for a few pictures; what is large is looked at on another thread.
+        max_body_bytes: How much of a body is read at most to know customer and cost. A JSON object that is longer is
+            refused (413) on every guarded path, and a compressed body, which is never unpacked, where it would have to
+            be understood (400). Other bodies, uploads and forms, pass at any length; such a request holds
+            `default_hold`, and what its response says it spent is booked. The default leaves room for a few pictures;
+            what is large is looked at on another thread, and what has more JSON values than that bears is refused (413).
 
     Raises:
         ConfigurationError: An argument can't work.

@@ -13,6 +13,7 @@ from respan_guard.guard import Guard
 from respan_guard.middleware.body import RequestBody, single_names
 from respan_guard.middleware.capture import Capture, is_call_path
 from respan_guard.middleware.faults import Faults
+from respan_guard.middleware.headers import sends_body
 from respan_guard.middleware.identity import Identified, Identify, sources
 from respan_guard.middleware.passage import Gone, Passage, RefusedHere
 from respan_guard.providers import Call, call_from_request
@@ -129,8 +130,7 @@ def _may_have_body(scope: Scope) -> bool:
         return False
     if scope["method"] not in _WITHOUT_BODY or scope.get("http_version", "1.1")[0] != "1":
         return True
-    sent = (b"content-length", b"transfer-encoding")
-    return any(name in sent and value != b"0" for name, value in scope["headers"])
+    return sends_body(scope)
 
 
 def _fetches(scope: Scope) -> bool:

@@ -326,6 +326,11 @@ async def test_preflights_pass() -> None:
     preflight = [(b"origin", b"https://x"), (b"access-control-request-method", b"POST")]
     assert (await call(app, method="OPTIONS", headers=preflight)).status == 200
     assert (await call(app, method="OPTIONS")).status == 401
+    for name, value in ((b"content-length", b"9"), (b"transfer-encoding", b"chunked")):
+        asks = await call(app, method="OPTIONS", headers=[*preflight, (name, value)])
+        assert asks.status == 401, "a preflight has no body: an app that takes any method could read a call there"
+    empty = [*preflight, (b"content-length", b"0")]
+    assert (await call(app, method="OPTIONS", headers=empty)).status == 200
     assert ledger.ops == []
 
 
