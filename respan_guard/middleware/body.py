@@ -11,7 +11,7 @@ from typing import Any
 
 from respan_guard.errors import BodyTooLarge, InvalidInput
 from respan_guard.middleware.headers import header
-from respan_guard.middleware.weight import HEAVIEST, weight
+from respan_guard.middleware.weight import HEAVIEST, outline, weight
 
 __all__ = ["RequestBody", "single_names"]
 
@@ -166,19 +166,20 @@ class RequestBody:
         )
 
     def _weigh_and_parse(self, raw: bytes) -> None:
-        if weight(raw) > HEAVIEST:
+        heavy, names = outline(raw)
+        if heavy > HEAVIEST:
             self._everywhere = True
             self._unreadable = BodyTooLarge(
                 "the request's body holds more JSON values than can be looked at; send fewer of them at once",
                 field="body",
             )
         else:
-            self._parse(raw)
+            self._parse(raw, names)
 
-    def _parse(self, raw: bytes) -> None:
+    def _parse(self, raw: bytes, names: bytes | None = None) -> None:
         try:
             # As `Request.json()` reads it, so that the app sees what we see.
-            found = json.loads(raw, object_pairs_hook=self._pairs if self._may_repeat(raw) else None)
+            found = json.loads(raw, object_pairs_hook=self._pairs if self._may_repeat(raw, names or raw) else None)
         except InvalidInput as error:
             self._unreadable, self._everywhere = error, True
         except RecursionError:
@@ -191,15 +192,17 @@ class RequestBody:
             else:
                 self._unreadable = _no_object()
 
-    def _may_repeat(self, raw: bytes) -> bool:
+    def _may_repeat(self, raw: bytes, names: bytes) -> bool:
         r"""Whether a name could come twice: the exact check costs a call for each object of the body.
+
+        Where `names` has the short strings only, megabytes of text are not searched for each name.
 
         Names can be spelled with escapes (`\u0063ustomer_params`), and JSON can come in UTF-16 or UTF-32.
         """
         if b"\\u" in raw or b"\0" in raw[:4]:
             return True
         for quoted in self._single.values():  # noqa: SIM110  # a generator costs more than the search
-            if raw.count(quoted) > 1:
+            if names.count(quoted) > 1:
                 return True
         return False
 

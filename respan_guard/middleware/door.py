@@ -68,7 +68,7 @@ class GuardMiddleware:
             refused (413) on every guarded path, and a compressed body, which is never unpacked, where it would have to
             be understood (400). Other bodies, uploads and forms, pass at any length; such a request holds
             `default_hold`, and what its response says it spent is booked. The default leaves room for a few pictures;
-            what is large is looked at on another thread, and what has more JSON values than that bears is refused (413).
+            what is large is looked at on another thread, and what has too many JSON values for that is refused (413).
 
     Raises:
         ConfigurationError: An argument can't work.

@@ -313,3 +313,15 @@ def test_what_is_written_in_text_weighs_nothing() -> None:
     assert weight(json.dumps({"a": '[{,:"\\' * 1_000}).encode()) == weight(b'{"a": ""}')
     assert weight(b'["\\\\", [], "\\"[]"]') == weight(b'["", [], ""]')
     assert weight(b"[" + b"0," * 9_999 + b"0]") > weight(b"[0]")
+
+
+async def test_a_name_that_comes_twice_in_a_large_body_is_refused() -> None:
+    """Large bodies are searched by their outline, which has every name, however near they stand and are spelled."""
+    text = json.dumps('"' * 10 + "\\" * 9 + "x" * 300_000).encode()
+    for twice in (b'"n":1,"n":2', b'"n":1,"\\u006e":2', b'"n":"n","n":2', b'"x":{"max_tokens":1,"max_tokens":2}'):
+        body = await read(b'{"input":' + text + b"," + twice + b"}")
+        assert body.is_large
+        with pytest.raises(InvalidInput, match="twice"):
+            body.check()
+    once = await read(b'{"input":' + text + b',"n":"n","x":{"n":1}}')
+    once.require()
