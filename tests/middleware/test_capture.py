@@ -11,13 +11,15 @@ import zlib
 from decimal import Decimal
 from typing import Any
 
+import openai
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from respan_guard import Usage
+from respan_guard import Guard, Usage
 from respan_guard.money import from_nano
 from respan_guard.providers import body as body_module
+from respan_guard.testing import StandInProvider
 from tests.middleware.support import QUESTION, USAGE, Ledger, call, chunks, gateway, http_scope, make_guard, reply
 
 JSON = b"application/json"
@@ -195,6 +197,36 @@ async def test_a_reply_that_another_door_recorded_is_not_counted_again() -> None
     await call(gateway(app, guard), "/v1/ask", customer="org_1", body=b'{"question": "hi"}')
     await ledger.settled(1)
     assert [entry.source for entry in ledger.entries] == ["manual"]
+
+
+@pytest.mark.parametrize("method", ["POST", "GET"])
+@pytest.mark.parametrize("cut", [False, True])
+async def test_a_wrapped_clients_call_is_one_record(method: str, cut: bool) -> None:
+    """An app that passes on what its wrapped client got, whole or cut off, is charged by the client's door alone."""
+    guard = Guard("memory://", default_limits={"period_budget": 10})
+    with StandInProvider().serve() as url:
+        async with guard.wrap(openai.AsyncOpenAI(api_key="k", base_url=url + "/v1")) as client:
+
+            async def app(scope: Any, receive: Any, send: Any) -> None:
+                await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", SSE)]})
+                stream = await client.chat.completions.create(
+                    model="gpt-4o-mini",
+                    max_tokens=50,
+                    messages=[{"role": "user", "content": "hello"}],
+                    stream=True,
+                    stream_options={"include_usage": True},
+                )
+                async for chunk in stream:
+                    part = b"data: " + chunk.model_dump_json().encode() + b"\n\n"
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+                    if cut:
+                        break
+                await stream.close()
+                await send({"type": "http.response.body", "body": b""})
+
+            await call(gateway(app, guard), "/v1/ask", method=method, customer="org_1", body=b"question=hi")
+    await guard.flush()
+    assert [record.source async for record in guard.records("org_1")] == ["presumed" if cut else "client"]
 
 
 async def test_a_cut_stream_of_an_unknown_call_is_booked() -> None:
