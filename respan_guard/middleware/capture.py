@@ -54,13 +54,23 @@ class Capture:
         try:
             self._status = message["status"]
             headers: Iterable[tuple[bytes, bytes]] = message.get("headers") or ()
-            found = {name.lower(): value.decode("latin-1") for name, value in headers}
-            kind = found.get(b"content-type", "")
-            self._streams = kind.lower().startswith("text/event-stream")
-            self._reader = reader_for(kind, found.get(b"content-encoding"), self._now)
+            kind, encoding = b"", None
+            for name, value in headers:
+                lower = name.lower()
+                if lower == b"content-type":
+                    kind = value
+                elif lower == b"content-encoding":
+                    encoding = value.decode("latin-1")
+            self._streams = kind.lower().startswith(b"text/event-stream")
+            self._reader = reader_for(kind.decode("latin-1"), encoding, self._now)
         except Exception:
             self.give_up()
         return None if self._reader is None else self._reader.feed
+
+    @property
+    def silent(self) -> bool:
+        """Whether neither the request nor the response tells of a call."""
+        return self._reader is None and self._call is _UNKNOWN
 
     def complete(self) -> None:
         """The body is complete; what the app does behind it is no part of the call."""

@@ -53,7 +53,7 @@ class Passage:
     def end(self, failure: BaseException | None) -> None:
         """End the request, exactly once. Waits for nothing, so no cancellation can come in between."""
         capture = self.capture
-        if capture is None:
+        if capture is None or capture.silent:
             self.guard.admissions.end(self.slot)
         else:
             usage = capture.usage()
