@@ -55,11 +55,12 @@ class RequestBody:
         disconnected: The client left while it was read.
         is_large: Looking at it takes a while: it is a matter for another thread.
         json: The JSON object that it is.
+        size: Bytes of it that were seen.
     """
 
     __slots__ = (
         "_everywhere", "_limit", "_messages", "_receive", "_scope", "_single", "_unreadable", "disconnected",
-        "is_large", "json",
+        "is_large", "json", "size",
     )  # fmt: skip
 
     def __init__(
@@ -75,6 +76,7 @@ class RequestBody:
         self.disconnected = False
         self.is_large = False
         self.json: dict[str, Any] | None = None
+        self.size = 0
 
     async def read(self) -> None:
         """Read and parse it. `json` is then the JSON object, if it is one; `require` tells why it isn't."""
@@ -90,6 +92,7 @@ class RequestBody:
                 return
             chunk = message.get("body", b"")
             size += len(chunk)
+            self.size = size
             if not first:
                 first = chunk[:64].lstrip(_BEFORE)[:1] or chunk.lstrip(_BEFORE)[:1]
             if size > self._limit:

@@ -91,7 +91,7 @@ class Gate:
                 raise RefusedHere(error) from error
             logger.info("shadow mode: a request would be refused: %s", type(error).__name__)
         else:
-            if passage.body is not None or not _fetches(scope):
+            if not _fetches(scope) or (passage.body is not None and passage.body.size):
                 # Also if we know of no call: a provider's reply tells that there was one, whatever was asked.
                 passage.capture = Capture(call, self._faults, self._guard.clock.monotonic)
         passage.admitted = True

@@ -175,10 +175,16 @@ async def test_a_providers_reply_counts_whatever_was_asked(asked: bytes, headers
 async def test_a_reply_to_a_get_counts_unless_it_was_kept() -> None:
     """An app that asks a provider on a GET spends, too; fetching a stored reply does not, nor does other JSON."""
     for path, entries in (("/v1/ask", 1), ("/v1/responses/resp_1", 0), ("/v1/chat/completions/chatcmpl-1", 0)):
-        guard, ledger = make_guard()
-        await call(gateway(answering([WHOLE]), guard), path, method="GET", customer="org_1")
-        await ledger.settled(1)
-        assert len(ledger.entries) == entries, path
+        for version in ("1.1", "2"):
+            guard, ledger = make_guard()
+            app = gateway(answering([WHOLE]), guard)
+            await call(app, path, method="GET", customer="org_1", http_version=version)
+            await ledger.settled(1)
+            assert len(ledger.entries) == entries, path
+    guard, ledger = make_guard()
+    app = gateway(answering([WHOLE]), guard)
+    await call(app, "/v1/responses/1", method="GET", customer="org_1", body=b"{}", headers=[(b"content-length", b"2")])
+    assert len(ledger.entries) == 1, "nothing is fetched with a body"
     for other in (b'{"usage": {"prompt_tokens": 10}}', b'{"data": [{"id": "gpt-4o"}]}', b'"text"', b"[1]", b"{"):
         guard, ledger = make_guard(default_hold="0.5")
         await call(gateway(answering([other]), guard), "/v1/ask", customer="org_1", body=b'{"question": "hi"}')
