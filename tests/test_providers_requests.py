@@ -69,12 +69,36 @@ def chat(*content: Any, **more: Any) -> Call:
         ("/ask", {"model": "claude", "messages": [USER], "system": "s"}, "anthropic", "chat", "claude"),
         ("/ask", {"model": "gpt-5", "input": "Hi"}, "openai", "chat", "gpt-5"),
         ("/ask", {"contents": [{"parts": [{"text": "x"}]}]}, "google", "generate_content", ""),
+        ("/ask", {"model": "davinci-002", "prompt": "Hi"}, "openai", "text_completion", "davinci-002"),
+        ("/ask", {"model": "davinci-002", "prompt": [1, 2]}, "openai", "text_completion", "davinci-002"),
+        ("/ask", {"model": "gpt-image-1", "prompt": "Hi"}, "openai", "image_generation", "gpt-image-1"),
+        ("/ask", {"model": "gpt-5", "prompt": {"id": "pmpt_1"}}, "openai", "chat", "gpt-5"),
     ],
 )
 def test_recognises_calls(path: str, body: dict[str, Any], provider: str, operation: str, model: str) -> None:
     """A call is known by the end of its path, and on unknown paths by the shape of its body."""
     found = call(path, body)
     assert (found.provider, found.operation, found.model) == (provider, operation, model)
+
+
+@pytest.mark.parametrize("end", ["\n", "/\n", " ", "%0A", "%20", "?a=1", "?a=/x/", ";a=1", "#", "/.", "//", "/x/.."])
+@pytest.mark.parametrize(
+    ("path", "body", "operation"),
+    [
+        ("/v1/completions", {"model": "davinci-002", "prompt": "Hi", "max_tokens": 7}, "text_completion"),
+        ("/v1/Completions", {"model": "davinci-002", "prompt": ["Hi"], "max_tokens": 7}, "text_completion"),
+        ("/v1/chat/completions", {"model": "gpt-4o", "messages": [USER], "max_tokens": 7}, "chat"),
+        ("/V1/CHAT/COMPLETIONS", {"model": "gpt-4o", "messages": [USER], "max_tokens": 7}, "chat"),
+        ("/v1/messages", {"model": "claude", "messages": [USER], "max_tokens": 7}, "chat"),
+        ("/m/gemini-2.0-flash:generateContent", {"generationConfig": {"maxOutputTokens": 7}}, "generate_content"),
+        ("/m/gemini-2.0-flash:GenerateContent", {"generationConfig": {"maxOutputTokens": 7}}, "generate_content"),
+    ],
+)
+def test_what_follows_a_path_makes_no_difference(path: str, body: dict[str, Any], operation: str, end: str) -> None:
+    """A path that routers, servers or providers take for another one is read as that one: clients choose paths."""
+    found = call(path + end, body)
+    assert (found.operation, found.max_output_tokens) == (operation, 7)
+    assert found.model in ("davinci-002", "gpt-4o", "claude", "gemini-2.0-flash")
 
 
 @pytest.mark.parametrize(
@@ -124,6 +148,12 @@ def test_other_bodies_are_no_calls(path: str, body: dict[str, Any]) -> None:
         ("/m:generateContent", {"generationConfig": {"maxOutputTokens": 11}}, 11),
         ("/m:generateContent", {"generation_config": {"max_output_tokens": 11}}, 11),
         ("/m:generateContent", {"generationConfig": []}, None),
+        ("/m:generateContent", {"generationConfig": {"maxOutputTokens": 1, "max_output_tokens": 11}}, 11),
+        (
+            "/m:generateContent",
+            {"generationConfig": {"maxOutputTokens": 1}, "generation_config": {"maxOutputTokens": 11}},
+            11,
+        ),
     ],
 )
 def test_caps_on_output(path: str, more: dict[str, Any], cap: int | None) -> None:

@@ -12,6 +12,13 @@ from respan_guard.usage import Usage
 __all__ = ["Capture", "is_call_path"]
 
 
+_UNKNOWN = Call(provider="", operation="", model="", input_tokens_bound=0)
+_COUNTING = frozenset({"anthropic", "google"})
+"""Whose streams count usage from the first event on."""
+_IDS = {"chatcmpl-": "openai", "cmpl-": "openai", "resp_": "openai", "gen-": "openrouter", "msg_": "anthropic"}
+"""How the ids of providers' replies begin."""
+
+
 def is_call_path(path: str) -> bool:
     """Whether a path alone says that requests to it are LLM calls, whatever their body."""
     return call_from_request(path, {"messages": []}) is not None
@@ -21,21 +28,22 @@ class Capture:
     """What one response says about the LLM call that its request asked for.
 
     Args:
-        call: What the request asked for.
+        call: What the request asked for; None if that is not known. A provider's reply then counts as it is.
         faults: Where faults of ours are reported.
         now: Seconds of the guard's monotonic clock.
     """
 
-    __slots__ = ("_call", "_ended", "_faults", "_now", "_reader", "_started", "_status")
+    __slots__ = ("_call", "_ended", "_faults", "_now", "_reader", "_started", "_status", "_streams")
 
-    def __init__(self, call: Call, faults: Faults, now: Callable[[], float]) -> None:
-        self._call = call
+    def __init__(self, call: Call | None, faults: Faults, now: Callable[[], float]) -> None:
+        self._call = call or _UNKNOWN
         self._now = now
         self._started = now()
         self._ended: float | None = None
         self._faults = faults
         self._reader: Reader | None = None
         self._status = 0
+        self._streams = False
 
     def start(self, message: MutableMapping[str, Any]) -> Callable[[bytes], None] | None:
         """Look at `http.response.start`.
@@ -46,11 +54,23 @@ class Capture:
         try:
             self._status = message["status"]
             headers: Iterable[tuple[bytes, bytes]] = message.get("headers") or ()
-            found = {name.lower(): value.decode("latin-1") for name, value in headers}
-            self._reader = reader_for(found.get(b"content-type", ""), found.get(b"content-encoding"), self._now)
+            kind, encoding = b"", None
+            for name, value in headers:
+                lower = name.lower()
+                if lower == b"content-type":
+                    kind = value
+                elif lower == b"content-encoding":
+                    encoding = value.decode("latin-1")
+            self._streams = kind.lower().startswith(b"text/event-stream")
+            self._reader = reader_for(kind.decode("latin-1"), encoding, self._now)
         except Exception:
             self.give_up()
         return None if self._reader is None else self._reader.feed
+
+    @property
+    def silent(self) -> bool:
+        """Whether neither the request nor the response tells of a call."""
+        return self._reader is None and self._call is _UNKNOWN
 
     def complete(self) -> None:
         """The body is complete; what the app does behind it is no part of the call."""
@@ -62,10 +82,32 @@ class Capture:
         if reader is None:
             return None
         try:
-            return usage_of_call(reader, self._call, self._started, self._ended or self._now())
+            usage = usage_of_call(reader, self._call, self._started, self._ended or self._now())
+            if self._call is _UNKNOWN and usage is not None and usage.provider in _COUNTING and not reader.finished:
+                # Cut off: what went in is known, what came out was seen, and of the request there is nothing to go by.
+                usage.output_tokens = max(usage.output_tokens, -(-reader.output_bytes // 4))
+                usage.estimated = True
+            return usage
         except Exception:
             self.give_up()
             return None
+
+    def call(self) -> Call | None:
+        """The call that was asked for; if that is not known, the one that a provider's stream tells of."""
+        if self._call is not _UNKNOWN:
+            return self._call
+        reader = self._reader
+        if reader is None or not self._streams:
+            return None
+        try:
+            model, reply = reader.model, reader.response_id or ""
+        except Exception:
+            self.give_up()
+            return None
+        provider = next((name for begin, name in _IDS.items() if reply.startswith(begin)), None)
+        if provider is None or not model:
+            return None
+        return Call(provider=provider, operation="chat", model=model, input_tokens_bound=0, stream=True)
 
     def sent(self, failure: BaseException | None) -> bool:
         """Whether the call was made, as far as the door can tell: what it cost is then owed, known or not.

@@ -23,6 +23,7 @@ from respan_guard.middleware.identity import Identify, describe
 from respan_guard.middleware.lifespan import run_lifespan
 from respan_guard.middleware.passage import Gone, Passage, RefusedHere
 from respan_guard.middleware.paths import GuardedPaths
+from respan_guard.middleware.roots import inner_roots
 from respan_guard.refusal import render
 from respan_guard.settings import mask_url
 from respan_guard.tracing import refused
@@ -63,9 +64,11 @@ class GuardMiddleware:
         refusal: `async (request, exc) -> Response` that makes the answer to what is refused. For a WebSocket it is
             given that, and asked only where the server can send a response (the ASGI extension
             `websocket.http.response`): elsewhere a refused connection can but be closed.
-        max_body_bytes: How much of a body is read at most to know customer and cost. Where they can't be known
-            otherwise, a longer body is refused (413), and so is a compressed one (400), which is never unpacked. The
-            default leaves room for a few pictures; what is large is looked at on another thread.
+        max_body_bytes: How much of a body is read at most to know customer and cost. A JSON object that is longer is
+            refused (413) on every guarded path, and a compressed body, which is never unpacked, where it would have to
+            be understood (400). Other bodies, uploads and forms, pass at any length; such a request holds
+            `default_hold`, and what its response says it spent is booked. The default leaves room for a few pictures;
+            what is large is looked at on another thread, and what has too many JSON values for that is refused (413).
 
     Raises:
         ConfigurationError: An argument can't work.
@@ -99,7 +102,7 @@ class GuardMiddleware:
         self.app = app
         self.guard = guard
         self._identify = identify
-        self._paths = GuardedPaths(include, exclude, _inner_roots(app))
+        self._paths = GuardedPaths(include, exclude, inner_roots(app))
         self._refusal = refusal
         self._faults = Faults(guard.clock)
         self._gate: Gate | None = None
@@ -121,7 +124,7 @@ class GuardMiddleware:
         elif kind == "websocket" and not self._switch.off and self._paths.guards(scope):
             await self._websocket(scope, receive, send)
         elif kind == "lifespan":
-            await run_lifespan(self.app, self.guard, self._announce, scope, receive, send)
+            await run_lifespan(self.app, self.guard, self._announce, scope, receive, self._learning(scope, send))
         else:
             await self.app(scope, receive, send)
 
@@ -286,6 +289,17 @@ class GuardMiddleware:
             self._faults.report("the RateLimit headers could not be made; the response goes without them")
             return message
 
+    def _learning(self, scope: Scope, send: Send) -> Send:
+        """The `send` of a lifespan: when all are started, apps further in have told what they take off a path."""
+
+        async def learned(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete":
+                root = scope.get("root_path")
+                self._paths.learn([*inner_roots(self.app, scope.get("app")), *([root] if root else [])])
+            await send(message)
+
+        return learned
+
     def _announce(self) -> None:
         settings = self.guard.settings
         logger.info(
@@ -300,16 +314,3 @@ class GuardMiddleware:
 
 async def _nothing() -> None:
     """What is awaited for a message that is not sent."""
-
-
-def _inner_roots(app: Any) -> list[str]:
-    """Prefixes that FastAPI apps further in were told (`root_path=`): they set them without the server's help."""
-    roots: list[str] = []
-    for _ in range(100):
-        if app is None:
-            break
-        root = getattr(app, "root_path", None)
-        if isinstance(root, str) and root:
-            roots.append(root)
-        app = getattr(app, "app", None)
-    return roots

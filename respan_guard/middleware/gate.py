@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from respan_guard.guard import Guard
 from respan_guard.middleware.body import RequestBody, single_names
 from respan_guard.middleware.capture import Capture, is_call_path
 from respan_guard.middleware.faults import Faults
-from respan_guard.middleware.headers import header
+from respan_guard.middleware.headers import sends_body
 from respan_guard.middleware.identity import Identified, Identify, sources
 from respan_guard.middleware.passage import Gone, Passage, RefusedHere
 from respan_guard.providers import Call, call_from_request
@@ -26,8 +27,10 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 ANONYMOUS = "anonymous"
 """The customer that requests without a customer share, where they are let in."""
-_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
+_WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _NOTHING: Mapping[str, Any] = {}
+# What is fetched here was booked when it was made; a provider's reply to another GET is a call of its own.
+_KEPT = re.compile(r"/(?:responses|chat/completions)(?:/|$)", re.IGNORECASE)
 
 
 class Gate:
@@ -72,7 +75,7 @@ class Gate:
                     raise Unidentified("The request does not say which customer it is for.")
                 found = Identified(ANONYMOUS)
             call = None
-            if scope.get("method") in _WITH_BODY:
+            if _may_have_body(scope):
                 call = await self._call(passage, scope, receive)
             try:
                 await self._guard.admissions.request(passage.slot, found.customer, call, found.params)
@@ -88,8 +91,8 @@ class Gate:
                 raise RefusedHere(error) from error
             logger.info("shadow mode: a request would be refused: %s", type(error).__name__)
         else:
-            if call is not None:
-                passage.call = call
+            if not _fetches(scope) or (passage.body is not None and passage.body.size):
+                # Also if we know of no call: a provider's reply tells that there was one, whatever was asked.
                 passage.capture = Capture(call, self._faults, self._guard.clock.monotonic)
         passage.admitted = True
         return receive if passage.body is None else passage.body.replay()
@@ -97,12 +100,11 @@ class Gate:
     async def _call(self, passage: Passage, scope: Scope, receive: Receive) -> Call | None:
         """The LLM call that the request asks for, by its body; None if it asks for none."""
         path = scope["path"]
-        if passage.body is None and _is_form(scope) and not is_call_path(path):
-            return None
         body = await self._read(passage, scope, receive)
         if body.json is None:
             if is_call_path(path):
                 body.require()  # else a body that we can't read but the provider can would hold nothing
+            body.check()
             return None
         try:
             if body.is_large:
@@ -122,6 +124,15 @@ class Gate:
         return body
 
 
-def _is_form(scope: Scope) -> bool:
-    kind = header(scope["headers"], b"content-type")
-    return kind is not None and kind.lower().startswith((b"multipart/", b"application/x-www-form-urlencoded"))
+def _may_have_body(scope: Scope) -> bool:
+    """Whether there may be a body: with any method that is not known to have none, and with those if one is sent."""
+    if scope["type"] != "http":
+        return False
+    if scope["method"] not in _WITHOUT_BODY or scope.get("http_version", "1.1")[0] != "1":
+        return True
+    return sends_body(scope)
+
+
+def _fetches(scope: Scope) -> bool:
+    """Whether a request without a body fetches a reply that a provider kept."""
+    return scope["type"] != "http" or (scope["method"] in _WITHOUT_BODY and _KEPT.search(scope["path"]) is not None)

@@ -14,11 +14,12 @@ from respan_guard.backends.base import Limit
 from respan_guard.decision import Decision, rate_wait_ms
 from respan_guard.errors import InvalidInput
 
-__all__ = ["RateLimitFields", "header", "is_preflight"]
+__all__ = ["RateLimitFields", "header", "is_preflight", "sends_body"]
 
 _UNIT = ';respan-unit="usd-micros"'
 _NANO_PER_MICRO = 1000
 _MAX_PLANS = 1024
+_OF_A_BODY = frozenset({b"content-length", b"transfer-encoding"})
 
 
 def header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
@@ -116,8 +117,13 @@ class RateLimitFields:
 
 
 def is_preflight(scope: MutableMapping[str, Any]) -> bool:
-    """Whether a browser asks whether it may ask: `OPTIONS` with the two headers of a CORS preflight."""
-    if scope["method"] != "OPTIONS":
+    """Whether a browser asks whether it may ask: `OPTIONS` with the two headers of a CORS preflight, and no body."""
+    if scope["method"] != "OPTIONS" or sends_body(scope):
         return False
     names = {name for name, _ in scope["headers"]}
     return b"origin" in names and b"access-control-request-method" in names
+
+
+def sends_body(scope: MutableMapping[str, Any]) -> bool:
+    """Whether the headers of a request announce a body; over HTTP/2 they need not."""
+    return any(name in _OF_A_BODY and value != b"0" for name, value in scope["headers"])

@@ -17,6 +17,7 @@ from starlette.requests import HTTPConnection
 
 from respan_guard.customer import Customer
 from respan_guard.errors import ConfigurationError, InvalidInput
+from respan_guard.identifiers import check_identifier
 from respan_guard.middleware.headers import header
 from respan_guard.settings import nearest
 
@@ -32,7 +33,7 @@ _HEADERS: Final = (b"x-data-respan-params", b"x-data-keywordsai-params")
 _CONTAINERS: Final = ("respan_params", "keywordsai_params")
 _FIELDS: Final = ("customer_identifier", "customer_params")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_MAX_HEADER = 65_536
+_MAX_PARAMS = 65_536
 
 Scope = MutableMapping[str, Any]
 Body = Mapping[str, Any]
@@ -189,7 +190,7 @@ class _OpenAIUser:
     names: tuple[str, ...] = ("user", "safety_identifier")
 
     def find(self, scope: Scope, body: Body) -> Identified | None:
-        return _identified(body.get("safety_identifier")) or _identified(body.get("user"))
+        return _end_user(body, "safety_identifier") or _end_user(body, "user")
 
 
 class _AnthropicUser:
@@ -197,14 +198,15 @@ class _AnthropicUser:
 
     def find(self, scope: Scope, body: Body) -> Identified | None:
         metadata = body.get("metadata")
-        return _identified(metadata.get("user_id")) if isinstance(metadata, Mapping) else None
+        return _end_user(metadata, "user_id") if isinstance(metadata, Mapping) else None
 
 
 class _RespanParams:
     """`customer_params` and `customer_identifier`, by Respan's precedence.
 
-    The body's `respan_params` go before the header, the header before the body's own fields, field by field;
-    then the identifier in `customer_params` goes before the one beside them.
+    The body's `respan_params` go before the header, the header before the body's own fields; within each, the
+    identifier in `customer_params` goes before the one beside them. The first that names a customer decides; what else
+    `customer_params` say may stand elsewhere, if nobody else is named there.
     """
 
     def __init__(self) -> None:
@@ -218,22 +220,34 @@ class _RespanParams:
             self._header = True
 
     def find(self, scope: Scope, body: Body) -> Identified | None:
-        fields: dict[str, Any] = {}
+        places: list[Mapping[str, Any]] = []
         if self.names:
-            fields |= _given(body)
+            places.extend(_object(body.get(name), name) for name in _CONTAINERS)
         if self._header:
-            fields |= _given(_from_header(scope))
+            places.append(_from_header(scope))
         if self.names:
-            for name in reversed(_CONTAINERS):
-                fields |= _given(_object(body.get(name), name))
-        params = fields.get("customer_params")
-        if params is not None and not isinstance(params, Mapping):
-            raise InvalidInput("customer_params must be a JSON object", field="customer_params")
-        params = dict(params or {})
-        identifier = params.pop("customer_identifier", None)
+            places.append(body)
+        said = [_said(place) for place in places]
+        identifier = next((named for named, _ in said if named is not None), None)
         if identifier is None:
-            identifier = fields.get("customer_identifier")
-        return None if identifier is None else Identified(identifier, params or None)
+            return None
+        params = next((params for named, params in said if params and named in (None, identifier)), None)
+        return Identified(identifier, params)
+
+
+def _said(place: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Whom one place names, and what else it says of that customer."""
+    params = place.get("customer_params")
+    if params is not None and not isinstance(params, Mapping):
+        raise InvalidInput("customer_params must be a JSON object", field="customer_params")
+    params = dict(params or {})
+    identifier = params.pop("customer_identifier", None)
+    return place.get("customer_identifier") if identifier is None else identifier, params
+
+
+def _end_user(fields: Mapping[str, Any], name: str) -> Identified | None:
+    value = fields.get(name)
+    return None if value is None or value == "" else Identified(check_identifier(value, name))
 
 
 def _identified(value: object) -> Identified | None:
@@ -242,12 +256,10 @@ def _identified(value: object) -> Identified | None:
     return Identified(value if isinstance(value, (str, int, Customer)) else str(value))
 
 
-def _given(container: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: container[name] for name in _FIELDS if container.get(name) is not None}
-
-
 def _object(value: object, name: str) -> Mapping[str, Any]:
     if isinstance(value, str):
+        if len(value) > _MAX_PARAMS:  # text within a body is not weighed
+            raise InvalidInput(f"{name} must be at most {_MAX_PARAMS:,} characters", field=name)
         value = _loads(value, name)
     if value is None:
         return {}
@@ -257,16 +269,19 @@ def _object(value: object, name: str) -> Mapping[str, Any]:
 
 
 def _from_header(scope: Scope) -> Mapping[str, Any]:
+    found: dict[str, Any] | None = None
     for name in _HEADERS:
         value = header(scope["headers"], name)
         if value is not None:
-            return _object(_plain(value.strip(), name.decode()), name.decode())
-    return {}
+            if found is not None:
+                raise InvalidInput(f"the header {name.decode()} says again what another one says", field=name.decode())
+            found = dict(_object(_plain(value.strip(), name.decode()), name.decode()))
+    return found or {}
 
 
 def _plain(value: bytes, name: str) -> str:
     """The JSON of a params header: base64, as Respan's clients send it, or as it is, as its batch pages show it."""
-    if len(value) <= _MAX_HEADER:
+    if len(value) <= _MAX_PARAMS:
         try:
             if not value.startswith(b"{"):
                 padded = value + b"=" * (-len(value) % 4)

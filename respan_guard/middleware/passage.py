@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from respan_guard.guard import Guard
     from respan_guard.middleware.body import RequestBody
     from respan_guard.middleware.capture import Capture
-    from respan_guard.providers import Call
 
 __all__ = ["Gone", "Passage", "RefusedHere"]
 
@@ -26,12 +25,11 @@ class Passage:
         slot: What the app's admissions are bound to.
         admitted: Whether a door has admitted it.
         body: Its body, if a door has read it.
-        call: The LLM call that it asks for, if the door knows one.
-        capture: What reads the response to that call.
+        capture: What reads the response.
         refused: The decision to show in the headers instead of an admission's.
     """
 
-    __slots__ = ("admitted", "body", "call", "capture", "guard", "refused", "slot")
+    __slots__ = ("admitted", "body", "capture", "guard", "refused", "slot")
 
     def __init__(self, guard: Guard) -> None:
         self.guard = guard
@@ -40,7 +38,6 @@ class Passage:
             self.slot.span, self.slot.costs = span, []
         self.admitted = False
         self.body: RequestBody | None = None
-        self.call: Call | None = None
         self.capture: Capture | None = None
         self.refused: Decision | None = None
 
@@ -56,10 +53,11 @@ class Passage:
     def end(self, failure: BaseException | None) -> None:
         """End the request, exactly once. Waits for nothing, so no cancellation can come in between."""
         capture = self.capture
-        if capture is None:
+        if capture is None or capture.silent:
             self.guard.admissions.end(self.slot)
         else:
-            self.guard.admissions.end(self.slot, capture.usage(), self.call, sent=capture.sent(failure))
+            usage = capture.usage()
+            self.guard.admissions.end(self.slot, usage, capture.call(), sent=capture.sent(failure))
 
 
 class Gone(Exception):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, MutableMapping
 from typing import Any
-from urllib.parse import unquote
 
 from respan_guard.errors import ConfigurationError
+from respan_guard.providers.urls import is_odd, plain_path
 
 __all__ = ["GuardedPaths", "route_path"]
 
 _MAX_KNOWN = 1024
-_SUSPICIOUS = re.compile(r"//|/\.|[%\\;]")
 
 
 class GuardedPaths:
@@ -22,8 +21,8 @@ class GuardedPaths:
     "/v1" and everything below, "/v1/images*" everything that starts so. Patterns are compared, as routes are, with
     the decoded path relative to `root_path`: to what the app is mounted at, or what the server was told.
 
-    A path that some routers and proxies would rewrite (`//`, `/./`, `%2f` that is still encoded, a backslash) counts
-    as guarded if either form is: what reaches a guarded endpoint was guarded.
+    A path that some routers and proxies would rewrite (`//`, `/./`, `%2f` that is still encoded, a backslash, a newline
+    at the end) counts as guarded if either form is: what reaches a guarded endpoint was guarded.
 
     Args:
         include: Patterns of what is guarded; None for everything.
@@ -39,9 +38,16 @@ class GuardedPaths:
     def __init__(self, include: Iterable[str] | None, exclude: Iterable[str] = (), roots: Iterable[str] = ()) -> None:
         self._include = _Patterns("include", ["/*"] if include is None else include)
         self._exclude = _Patterns("exclude", exclude)
-        self._roots = tuple(roots)
+        self._roots = tuple(dict.fromkeys(roots))
         self._known: dict[tuple[str, str], bool] = {}
         self.patterns = [*self._include.texts, *(f"not {text}" for text in self._exclude.texts)]
+
+    def learn(self, roots: Iterable[str]) -> None:
+        """Take in more prefixes that an app further in takes off."""
+        more = [root for root in roots if root not in self._roots]
+        if more:
+            self._roots = (*self._roots, *more)
+            self._known.clear()
 
     def guards(self, scope: MutableMapping[str, Any]) -> bool:
         """Whether the request of an "http" or "websocket" scope is guarded."""
@@ -55,10 +61,10 @@ class GuardedPaths:
 
     def _guards(self, whole: str, root: str) -> bool:
         path = route_path(whole, root)
-        if not self._roots and _SUSPICIOUS.search(path) is None:
+        if not self._roots and not is_odd(path):
             return self._include.match(path) and not self._exclude.match(path)
         forms = {path, *(route_path(whole, inner) for inner in self._roots)}
-        forms |= {_rewritten(form) for form in forms}
+        forms |= {plain_path(form) for form in forms}
         return any(map(self._include.match, forms)) and not all(map(self._exclude.match, forms))
 
 
@@ -68,19 +74,6 @@ def route_path(path: str, root_path: str) -> str:
         return path
     rest = path[len(root_path) :]
     return rest if not rest or rest[0] == "/" else path
-
-
-def _rewritten(path: str) -> str:
-    """The path as something behind us might read it: decoded again, without empty and dot segments."""
-    found: list[str] = []
-    for segment in unquote(path).replace("\\", "/").split("/"):
-        segment = segment.partition(";")[0]
-        if segment == "..":
-            if found:
-                found.pop()
-        elif segment not in ("", "."):
-            found.append(segment)
-    return "/" + "/".join(found)
 
 
 class _Patterns:

@@ -11,6 +11,7 @@ from respan_guard.providers.base import Call, decode_json
 from respan_guard.providers.body import JSONReader, Reader, reader_for
 from respan_guard.providers.replies import read_reply
 from respan_guard.providers.stream import StreamReader
+from respan_guard.providers.urls import is_odd, plain_path
 from respan_guard.usage import Usage
 
 __all__ = [
@@ -32,10 +33,15 @@ _RUNNING_COUNTS = frozenset({"anthropic", "google"})
 _GEMINI_VERBS = (":generateContent", ":streamGenerateContent", ":embedContent", ":batchEmbedContents")
 # Paths whose bodies look like a call but cost nothing, or name calls to be made later.
 _FREE = ("/moderations", "/count_tokens", "/input_tokens", ":countTokens", "/batches", "/compact")
+_VERB_ENDS, _FREE_ENDS = (tuple(end.lower() for end in ends) for ends in (_GEMINI_VERBS, _FREE))
+_IMAGE_MODELS = ("image", "dall-e")
 
 
 def call_from_request(path: str, body: Mapping[str, Any]) -> Call | None:
     """Read what a request asks for, by its path, else by the shape of its body.
+
+    Whoever wrote the path may not be whoever routes it: its case, and what servers and proxies overlook in it
+    (`plain_path`), make no difference.
 
     Args:
         path: The URL's path, without the query.
@@ -44,15 +50,18 @@ def call_from_request(path: str, body: Mapping[str, Any]) -> Call | None:
     Returns:
         The call; None if nothing says that this is an LLM call.
     """
+    if is_odd(path):
+        path = plain_path(path)
     path = path.rstrip("/")
-    if path.endswith(_FREE):
+    lower = path.lower()
+    if lower.endswith(_FREE_ENDS):
         return None
-    if path.endswith(_GEMINI_VERBS):
+    if lower.endswith(_VERB_ENDS):
         return gemini.call(path, body)
-    if path.endswith("/messages"):
+    if lower.endswith("/messages"):
         return anthropic.call(path, body) if isinstance(body.get("messages"), list) else None
     for suffix, operation in openai.OPERATIONS.items():
-        if path.endswith(suffix):
+        if lower.endswith(suffix):
             return openai.call(path, body, operation)
     return _by_shape(path, body)
 
@@ -60,14 +69,18 @@ def call_from_request(path: str, body: Mapping[str, Any]) -> Call | None:
 def _by_shape(path: str, body: Mapping[str, Any]) -> Call | None:
     if isinstance(body.get("contents"), list):
         return gemini.call(path, body)
-    if not isinstance(body.get("model"), str):
+    model, prompt = body.get("model"), body.get("prompt")
+    if not isinstance(model, str) or path.lower().endswith("/videos"):
         return None
     if isinstance(body.get("messages"), list):
         if any(name in body for name in ("system", "anthropic_version", "stop_sequences", "thinking")):
             return anthropic.call(path, body)
         return openai.call(path, body, "chat")
-    if isinstance(body.get("input"), (str, list)):
+    if isinstance(body.get("input"), (str, list)) or isinstance(prompt, Mapping):
         return openai.call(path, body, "chat")
+    if isinstance(prompt, (str, list)):
+        drawn = any(name in model.lower() for name in _IMAGE_MODELS)
+        return openai.call(path, body, "image_generation" if drawn else "text_completion")
     return None
 
 

@@ -112,6 +112,8 @@ class JSONReader:
         self._parts.clear()
         if len(whole) > _LARGE or self._head:
             self._body = _embeddings(self._head or whole[:_END], whole[-_END:])
+            if self._body is None and not self._head and b'"usage' not in whole:
+                self._body = {}  # any large JSON; decoding it would stall the event loop, and for nothing
         if self._body is None and not self._head:
             body = decode_json(whole)
             for item in body if isinstance(body, list) else [body]:

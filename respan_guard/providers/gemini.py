@@ -25,6 +25,10 @@ def _either(body: Mapping[str, Any], camel: str, snake: str) -> Any:
     return body.get(snake) if value is None else value
 
 
+def _most(config: Mapping[str, Any], *names: str) -> int | None:
+    return max((found for name in names if (found := limit(config.get(name))) is not None), default=None)
+
+
 def _media(part: Mapping[str, Any]) -> Media | None:
     inline, file = _either(part, "inlineData", "inline_data"), _either(part, "fileData", "file_data")
     if not isinstance(inline, Mapping) and not isinstance(file, Mapping):
@@ -59,7 +63,8 @@ def call(path: str, body: Mapping[str, Any]) -> Call:
     """Read a request. The model stands in the path, as do streaming and the verb."""
     before, _, verb = path.rpartition(":")
     model = before.rpartition("/models/")[2] if "/models/" in before else before.rpartition("/")[2]
-    if not verb.startswith(("generate", "stream", "embed", "batchEmbed")):
+    verb = verb.lower()
+    if not verb.startswith(("generate", "stream", "embed", "batchembed")):
         model = text(body.get("model")) or ""
     model = model.removeprefix("models/")[:256]
     tools = body.get("tools")
@@ -68,19 +73,22 @@ def call(path: str, body: Mapping[str, Any]) -> Call:
     if isinstance(tools, list):
         own = ("functionDeclarations", "function_declarations")
         bounded = bounded and all(name in own for tool in tools for name in mapping(tool))
-    config = mapping(_either(body, "generationConfig", "generation_config"))
-    modalities = _either(config, "responseModalities", "response_modalities")
+    # Which of two spellings counts is the server's affair, so what asks for most is taken.
+    configs = [mapping(body[name]) for name in ("generationConfig", "generation_config") if body.get(name) is not None]
+    caps = [_most(config, "maxOutputTokens", "max_output_tokens") for config in configs]
+    choices = [_most(config, "candidateCount", "candidate_count") or 1 for config in configs]
+    modalities = [_either(config, "responseModalities", "response_modalities") for config in configs]
     embeds = "mbed" in verb
     return Call(
         provider="google",
         operation="embeddings" if embeds else "generate_content",
         model=model,
         input_tokens_bound=size.tokens,
-        max_output_tokens=0 if embeds else limit(_either(config, "maxOutputTokens", "max_output_tokens")),
-        choices=limit(_either(config, "candidateCount", "candidate_count")) or 1,
+        max_output_tokens=0 if embeds else max((cap for cap in caps if cap is not None), default=None),
+        choices=max(choices, default=1),
         stream=verb.startswith("stream"),
         bounded=bounded,
-        has_audio=size.has_audio or (isinstance(modalities, list) and "AUDIO" in modalities),
+        has_audio=size.has_audio or any(isinstance(names, list) and "AUDIO" in names for names in modalities),
         has_images=size.has_images,
         service_tier=text(_either(body, "serviceTier", "service_tier"), 32),
     )

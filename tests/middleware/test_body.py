@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from respan_guard.errors import BodyTooLarge, InvalidInput
 from respan_guard.middleware import body as body_module
 from respan_guard.middleware.body import RequestBody, single_names
+from respan_guard.middleware.weight import weight
 from tests.middleware.support import call, gateway, make_guard
 
 MIB = 1024 * 1024
@@ -76,7 +77,7 @@ def _run(check: Callable[[], Any]) -> None:
 
 async def test_ten_mebibytes_pass_the_cap_unharmed() -> None:
     """Beyond the cap reading stops, and the app still gets every byte."""
-    chunks = [bytes([at % 256]) * 65_536 for at in range(160)]
+    chunks = [b"{" * 65_536, *(bytes([at % 256]) * 65_536 for at in range(159))]
     wire = Wire(*chunks)
     body = make(wire)
     await body.read()
@@ -130,13 +131,14 @@ async def test_a_request_with_pictures_passes_by_default() -> None:
 
 async def test_a_declared_length_beyond_the_cap_is_not_read() -> None:
     """Content-Length is believed when it says too much."""
-    wire = Wire(b"{}")
+    wire = Wire(b"{", b"}")
     body = make(wire, (b"content-length", b"1048577"))
     await body.read()
-    assert wire.calls == 0
+    assert wire.calls == 1, "until it is clear what it is"
     with pytest.raises(BodyTooLarge):
         body.require()
-    assert (await body.replay()())["body"] == b"{}"
+    receive = body.replay()
+    assert [(await receive())["body"] for _ in range(2)] == [b"{", b"}"]
 
 
 @pytest.mark.parametrize("length", [b"2", b"-1", b"abc", b"9" * 5000, b""])
@@ -160,11 +162,12 @@ async def test_a_client_that_leaves_is_noticed() -> None:
 
 @pytest.mark.parametrize("encoding", [b"gzip", b"br", b"GZIP", b"gzip, identity", b"deflate", b"\xff"])
 async def test_compressed_bodies_are_not_unpacked(encoding: bytes) -> None:
-    """A compressed body (a bomb, maybe) is not touched at all, and can't pass for one that was understood."""
-    wire = Wire(b"\x1f\x8b")
+    """A compressed body (a bomb, maybe) is left alone, and can't pass for one that was understood."""
+    wire = Wire(b"\x1f\x8b", b"\x00")
     body = make(wire, (b"content-encoding", encoding))
     await body.read()
-    assert wire.calls == 0
+    assert wire.calls == 1
+    body.check()
     with pytest.raises(InvalidInput, match="send it plain"):
         body.require()
 
@@ -215,6 +218,9 @@ async def test_an_empty_body_is_nothing_rather_than_wrong() -> None:
         b'{"customer_params": {"customer_identifier": "a", "customer_identifier": "b"}}',
         b'{"customer_params": {}, "x": 1, "customer_params": {}}',
         b'{"model": "cheap", "model": "dear"}',
+        b'{"messages": [1], "messages": []}',
+        b'{"generationConfig": {"maxOutputTokens": 100000, "maxOutputTokens": 1}}',
+        b'{"generationConfig": {"maxOutputTokens": 100000}, "generationConfig": {"maxOutputTokens": 1}}',
         b'{"max_tokens": 1, "max_tokens": 100000}',
         '{"customer_identifier": "a", "customer_identifier": "b"}'.encode("utf-16"),
         '{"customer_identifier": "a", "customer_identifier": "b"}'.encode("utf-32"),
@@ -242,3 +248,80 @@ async def test_what_is_no_repetition_passes(raw: bytes) -> None:
     body = await read(raw)
     body.require()
     assert body.json == json.loads(raw)
+
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"a": {}}}}}
+CODE = 'if (a[0] == {"x": [1, 2]}) { print("\\\\[", a, b[1], {}); }  // x[y], {z}\n'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"model": "m", "messages": [{"role": "user", "content": CODE * (4 * MIB // len(CODE))}]},
+        {"model": "m", "messages": [{"role": "user", "content": json.dumps([[1.5, 2.5]] * 350_000)}]},
+        {"model": "m", "input": list(range(300_000))},
+        {"model": "m", "input": [[1234] * 146] * 2_048},
+        {"model": "m", "messages": [{"role": "user", "content": "hello"}] * 10_000, "tools": [TOOL] * 500},
+        {"model": "m", "messages": [{"role": "user", "content": "\u4e2d" * 1_500_000}]},
+        {"model": "m", "input": "A" * 19 * MIB},
+    ],
+    ids=["code", "data in text", "tokens", "token lists", "a long chat", "chinese", "a picture"],
+)
+async def test_real_requests_are_not_too_heavy(body: dict[str, Any]) -> None:
+    """What somebody may really send is parsed, on another thread."""
+    raw = json.dumps(body).encode()
+    found = await read(raw, limit=20 * MIB)
+    found.require()
+    assert found.json == body
+    assert found.is_large
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"a":[' + b"[]," * 250_000 + b"0]}",
+        b'{"a":[' + b'{"a":1},' * 80_000 + b"0]}",
+        b'{"a":[' + b"0," * 600_000 + b"0]}",
+        b'{"a":[' + b'"",' * 600_000 + b"0]}",
+        b'{"a":[' + b'"\\\\",' * 300_000 + b"[]," * 250_000 + b"0]}",
+        b'{"a":["' + b"\\n" * 3_000_000 + b'"]}',
+        b"{" + b",".join(b'"%d":0' % number for number in range(100_000)) + b"}",
+        b'{"a":[' + (b"9" * 4_000 + b",") * 100 + b"0]}",
+        b'{"a":' * 100_000,
+        ('{"a":[' + "[]," * 250_000 + "0]}").encode("utf-16"),
+    ],
+)
+async def test_bombs_are_refused_unparsed(raw: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body that would stop the event loop is told by counting, on every path, and never given to the parser."""
+    monkeypatch.setattr(body_module, "json", None)
+    body = await read(raw, limit=20 * MIB)
+    assert body.is_large
+    with pytest.raises(BodyTooLarge, match="more JSON values"):
+        body.check()
+
+
+@pytest.mark.parametrize("count", [1_000, 80_000])
+async def test_a_small_body_is_parsed_at_once_only_if_it_is_light(count: int) -> None:
+    """A quarter of a megabyte of brackets takes as long as many megabytes of text."""
+    body = await read(b'{"a":[' + b"[]," * count + b"0]}")
+    body.require()
+    assert body.is_large is (count == 80_000)
+
+
+def test_what_is_written_in_text_weighs_nothing() -> None:
+    """Brackets in strings cost nothing to parse; strings end where JSON ends them."""
+    assert weight(json.dumps({"a": '[{,:"\\' * 1_000}).encode()) == weight(b'{"a": ""}')
+    assert weight(b'["\\\\", [], "\\"[]"]') == weight(b'["", [], ""]')
+    assert weight(b"[" + b"0," * 9_999 + b"0]") > weight(b"[0]")
+
+
+async def test_a_name_that_comes_twice_in_a_large_body_is_refused() -> None:
+    """Large bodies are searched by their outline, which has every name, however near they stand and are spelled."""
+    text = json.dumps('"' * 10 + "\\" * 9 + "x" * 300_000).encode()
+    for twice in (b'"n":1,"n":2', b'"n":1,"\\u006e":2', b'"n":"n","n":2', b'"x":{"max_tokens":1,"max_tokens":2}'):
+        body = await read(b'{"input":' + text + b"," + twice + b"}")
+        assert body.is_large
+        with pytest.raises(InvalidInput, match="twice"):
+            body.check()
+    once = await read(b'{"input":' + text + b',"n":"n","x":{"n":1}}')
+    once.require()

@@ -11,11 +11,15 @@ import zlib
 from decimal import Decimal
 from typing import Any
 
+import openai
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from respan_guard import Guard, Usage
 from respan_guard.money import from_nano
+from respan_guard.providers import body as body_module
+from respan_guard.testing import StandInProvider
 from tests.middleware.support import QUESTION, USAGE, Ledger, call, chunks, gateway, http_scope, make_guard, reply
 
 JSON = b"application/json"
@@ -140,14 +144,129 @@ async def test_a_cut_anthropic_stream_is_presumed() -> None:
     assert cut.kinds == ["presumed"]
 
 
-async def test_what_is_no_call_is_not_read() -> None:
-    """An app that echoes what looks like usage does not let its users write their own bill."""
+UNKNOWN: list[tuple[bytes, list[tuple[bytes, bytes]]]] = [
+    (b'{"question": "hi"}', []),
+    (b"question=hi", [(b"content-type", b"application/x-www-form-urlencoded")]),
+    (
+        b"--x\r\ncontent-disposition: form-data; name=file\r\n\r\n\x00\r\n--x--",
+        [(b"content-type", b"multipart/form-data")],
+    ),
+    (b"\x1f\x8b", [(b"content-encoding", b"gzip")]),
+    (b"[" + b"x" * 3_000, []),
+    (b"", []),
+]
+
+
+@pytest.mark.parametrize(("asked", "headers"), UNKNOWN)
+@pytest.mark.parametrize("kind", [JSON, SSE])
+async def test_a_providers_reply_counts_whatever_was_asked(asked: bytes, headers: Any, kind: bytes) -> None:
+    """Where the request says nothing of a call, a provider's reply with usage still tells that one was made."""
+    guard, ledger = make_guard()
+    parts = [WHOLE] if kind == JSON else chunks()
+    app = gateway(answering(parts, kind), guard, max_body_bytes=2_000)
+    exchange = await call(app, "/v1/ask", customer="org_1", body=asked, headers=headers)
+    assert exchange.body == b"".join(parts)
+    await ledger.settled(1)
+    assert ledger.kinds == ["usage"]
+    assert [from_nano(entry.cost or 0) for entry in ledger.entries] == [COST]
+    assert ledger.entries[0].usage.model == "gpt-4o-mini-2024-07-18"
+
+
+async def test_a_reply_to_a_get_counts_unless_it_was_kept() -> None:
+    """An app that asks a provider on a GET spends, too; fetching a stored reply does not, nor does other JSON."""
+    for path, entries in (("/v1/ask", 1), ("/v1/responses/resp_1", 0), ("/v1/chat/completions/chatcmpl-1", 0)):
+        for version in ("1.1", "2"):
+            guard, ledger = make_guard()
+            app = gateway(answering([WHOLE]), guard)
+            await call(app, path, method="GET", customer="org_1", http_version=version)
+            await ledger.settled(1)
+            assert len(ledger.entries) == entries, path
     guard, ledger = make_guard()
     app = gateway(answering([WHOLE]), guard)
-    await call(app, "/v1/echo", customer="org_1", body=json.dumps({"say": "hi"}).encode())
-    await call(app, "/v1/models", method="GET", customer="org_1")
+    await call(app, "/v1/responses/1", method="GET", customer="org_1", body=b"{}", headers=[(b"content-length", b"2")])
+    assert len(ledger.entries) == 1, "nothing is fetched with a body"
+    for other in (b'{"usage": {"prompt_tokens": 10}}', b'{"data": [{"id": "gpt-4o"}]}', b'"text"', b"[1]", b"{"):
+        guard, ledger = make_guard(default_hold="0.5")
+        await call(gateway(answering([other]), guard), "/v1/ask", customer="org_1", body=b'{"question": "hi"}')
+        await ledger.settled(1)
+        assert ledger.entries == []
+
+
+async def test_a_reply_that_another_door_recorded_is_not_counted_again() -> None:
+    """What the app recorded under the admission is the call; its response tells of the same one."""
+    guard, ledger = make_guard()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await guard.record(Usage.from_response(json.loads(WHOLE)))
+        await answering([WHOLE])(scope, receive, send)
+
+    await call(gateway(app, guard), "/v1/ask", customer="org_1", body=b'{"question": "hi"}')
+    await ledger.settled(1)
+    assert [entry.source for entry in ledger.entries] == ["manual"]
+
+
+@pytest.mark.parametrize("method", ["POST", "GET"])
+@pytest.mark.parametrize("cut", [False, True])
+async def test_a_wrapped_clients_call_is_one_record(method: str, cut: bool) -> None:
+    """An app that passes on what its wrapped client got, whole or cut off, is charged by the client's door alone."""
+    guard = Guard("memory://", default_limits={"period_budget": 10})
+    with StandInProvider().serve() as url:
+        async with guard.wrap(openai.AsyncOpenAI(api_key="k", base_url=url + "/v1")) as client:
+
+            async def app(scope: Any, receive: Any, send: Any) -> None:
+                await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", SSE)]})
+                stream = await client.chat.completions.create(
+                    model="gpt-4o-mini",
+                    max_tokens=50,
+                    messages=[{"role": "user", "content": "hello"}],
+                    stream=True,
+                    stream_options={"include_usage": True},
+                )
+                async for chunk in stream:
+                    part = b"data: " + chunk.model_dump_json().encode() + b"\n\n"
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+                    if cut:
+                        break
+                await stream.close()
+                await send({"type": "http.response.body", "body": b""})
+
+            await call(gateway(app, guard), "/v1/ask", method=method, customer="org_1", body=b"question=hi")
+    await guard.flush()
+    assert [record.source async for record in guard.records("org_1")] == ["presumed" if cut else "client"]
+
+
+async def test_a_cut_stream_of_an_unknown_call_is_booked() -> None:
+    """A client that leaves before the last chunk, where the usage stands, does not spend for nothing."""
+    guard, ledger = make_guard()
+    app = gateway(answering(chunks()[:2], SSE), guard)
+    await call(app, "/v1/ask", customer="org_1", body=b'{"question": "hi"}')
+    await ledger.settled(1)
+    assert ledger.kinds == ["presumed"]
+    assert (ledger.entries[0].cost or 0) > 0
+    start = {"type": "message_start", "message": {"id": "msg_01ABCDEFGHIJKLMNOPQR", "type": "message",
+             "model": "claude-sonnet-4-5", "usage": {"input_tokens": 9_000, "output_tokens": 1}}}  # fmt: skip
+    words = {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "x" * 400}}
+    cut = [f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode() for event in (start, words)]
+    guard, ledger = make_guard()
+    await call(gateway(answering(cut, SSE), guard), "/v1/ask", customer="org_1", body=b'{"question": "hi"}')
+    await ledger.settled(1)
+    (entry,) = ledger.entries
+    assert (entry.input_tokens, entry.output_tokens, entry.usage.estimated) == (9_000, 100, True)
+    guard, ledger = make_guard()
+    own = [b'data: {"id": "7", "model": "mine", "text": "hi"}\n\n']
+    await call(gateway(answering(own, SSE), guard), "/v1/ask", customer="org_1", body=b'{"question": "hi"}')
     assert ledger.entries == []
-    await ledger.settled(2)
+
+
+async def test_a_large_reply_without_usage_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An app's own megabytes of JSON would stall the event loop, and for nothing."""
+    decoded: list[int] = []
+    monkeypatch.setattr(body_module, "decode_json", lambda raw: decoded.append(len(raw)))
+    guard, ledger = make_guard()
+    large = json.dumps({"rows": ["x" * 100] * 5_000}).encode()
+    await call(gateway(answering([large]), guard), "/v1/ask", customer="org_1", body=b'{"question": "hi"}')
+    await ledger.settled(1)
+    assert decoded == []
 
 
 async def test_the_same_reply_twice_counts_once() -> None:

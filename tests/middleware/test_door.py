@@ -204,7 +204,119 @@ async def test_bodies_that_are_no_calls_pass_unread() -> None:
     assert [op.cost for op in ledger.admits] == [500_000_000] * 2
     await ledger.settled(2)
     unread = await call(gateway(hello, guard), "/v1/files", customer="c", body=big, headers=form)
-    assert (unread.status, unread.received) == (200, 0)
+    assert (unread.status, unread.received) == (200, 1), "its first bytes tell what it is"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [(b"content-type", b"application/x-www-form-urlencoded")],
+        [(b"content-type", b"multipart/form-data; boundary=x")],
+        [(b"content-type", b"application/octet-stream")],
+    ],
+)
+@pytest.mark.parametrize("blanks", [b"", b" \r\n\t" * 30, b"\xef\xbb\xbf"])
+async def test_a_body_is_what_it_is_whatever_its_type_says(headers: Any, blanks: bytes) -> None:
+    """JSON that is sent as a form is read by `Request.json()`, hence by us: it holds what the same JSON holds."""
+    guard, ledger = make_guard()
+    body = blanks + json.dumps(QUESTION).encode()
+    exchange = await call(
+        gateway(hello, guard), "/v1/ask", customer="org_1", body=[body[:40], body[40:]], headers=headers
+    )
+    assert exchange.status == 200
+    honest, honest_ledger = make_guard()
+    await call(gateway(hello, honest), "/v1/ask", customer="org_1")
+    assert [op.cost for op in ledger.admits] == [op.cost for op in honest_ledger.admits]
+    assert ledger.admits[0].cost > 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "body", "status"),
+    [
+        ({"method": "QUERY"}, b"", 200),
+        ({"method": "DELETE"}, b"", 200),
+        ({"method": "query"}, b"", 200),
+        ({"method": "GET", "headers": [(b"content-length", b"9")]}, b"", 200),
+        ({"method": "OPTIONS", "headers": [(b"transfer-encoding", b"chunked")]}, b"", 200),
+        ({"method": "GET", "http_version": "2"}, b"", 200),
+        ({"headers": [(b"content-encoding", b"gzip")]}, b"", 400),
+        ({}, b" " * 3_000, 413),
+        ({"headers": [(b"content-length", b"3000")]}, b"", 413),
+        ({}, b'{"model":"gpt-4o","max_tokens":5,"messages":[],"max_tokens":9}', 400),
+        ({}, b'{"model":"gpt-4o","messages":[{"role":"user","content":"hi"}],"messages":[]}', 400),
+        ({}, b'{"question":"hi","seed":' + b"1" * 4_500 + b"}", 400),
+        ({}, b'{"model":"gpt-4o","messages":[],"x":"\xff"}', 400),
+        ({}, b'{"model":"gpt-4o","messages":[],"x":"\x01"}', 400),
+        ({}, b'{"custom_id":"1","body":{}}\n{"custom_id":"2","body":{}}', None),
+    ],
+)
+async def test_no_request_switches_its_hold_off(fields: dict[str, Any], body: bytes, status: int | None) -> None:
+    """Whatever the client does to the method, the headers or the body: it is held for, or it does not pass.
+
+    What no parser takes for one object, lines of JSON that are uploaded as they are, is no call (None).
+    """
+    guard, ledger = make_guard(default_hold="0.5" if status is None else 0)
+    fields = {"method": "POST"} | fields
+    limit = 10_000 if len(body) > 4_000 else 2_000
+    padded = body if b"{" in body else body + json.dumps(QUESTION).encode()
+    answer = await call(gateway(hello, guard, max_body_bytes=limit), "/v1/ask", customer="org_1", body=padded, **fields)
+    assert answer.status == (status or 200)
+    assert [op.cost > 0 for op in ledger.admits] == [True] * (status in (200, None))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        b'{"maxOutputTokens":100000,"maxOutputTokens":1}',
+        b'{"maxOutputTokens":100000},"generationConfig":{"maxOutputTokens":1}',
+        b'{"candidateCount":8,"candidateCount":1}',
+        b'{"maxOutputTokens":100000},"generationConfig":{"max\\u004futputTokens":1}',
+    ],
+)
+async def test_geminis_caps_are_said_once(config: bytes) -> None:
+    """What bounds the output of a Gemini call must not be said twice, as with the others."""
+    guard, ledger = make_guard()
+    body = b'{"contents":[{"parts":[{"text":"x"}]}],"generationConfig":' + config + b"}"
+    path = "/v1/models/gemini-2.0-flash:generateContent"
+    assert (await call(gateway(hello, guard), path, customer="org_1", body=body)).status == 400
+    assert ledger.admits == []
+
+
+async def test_deep_nesting_passes_nowhere() -> None:
+    """What we can't follow another parser might."""
+    guard, ledger = make_guard()
+    body = b'{"model":"gpt-4o","messages":[],"x":' + b"[" * 20_000 + b"]" * 20_000 + b"}"
+    assert (await call(gateway(hello, guard), "/v1/ask", customer="org_1", body=body)).status == 400
+    assert ledger.admits == []
+
+
+async def test_an_upload_reaches_the_app_as_it_comes() -> None:
+    """Of an upload the door sees the first bytes; the rest streams to the app, byte for byte, however long it is."""
+    guard, ledger = make_guard()
+    parts = [
+        b"\r\n",
+        b'--x\r\ncontent-disposition: form-data; name="file"\r\n\r\n',
+        *[b'{"model":"m"}' * 99] * 9,
+        b"--x--",
+    ]
+    seen: list[bytes] = []
+    asked: list[int] = []
+
+    async def upload(scope: Any, receive: Any, send: Any) -> None:
+        asked.append(len(seen))
+        more = True
+        while more:
+            message = await receive()
+            seen.append(message["body"])
+            more = message["more_body"]
+        await hello(scope, receive, send)
+
+    headers = [(b"content-type", b"multipart/form-data; boundary=x"), (b"content-length", b"9" * 9)]
+    app = gateway(upload, guard, max_body_bytes=1_000)
+    assert (await call(app, "/v1/audio", customer="org_1", body=parts, headers=headers)).status == 200
+    assert seen == parts
+    await ledger.settled(1)
 
 
 async def test_preflights_pass() -> None:
@@ -214,6 +326,11 @@ async def test_preflights_pass() -> None:
     preflight = [(b"origin", b"https://x"), (b"access-control-request-method", b"POST")]
     assert (await call(app, method="OPTIONS", headers=preflight)).status == 200
     assert (await call(app, method="OPTIONS")).status == 401
+    for name, value in ((b"content-length", b"9"), (b"transfer-encoding", b"chunked")):
+        asks = await call(app, method="OPTIONS", headers=[*preflight, (name, value)])
+        assert asks.status == 401, "a preflight has no body: an app that takes any method could read a call there"
+    empty = [*preflight, (b"content-length", b"0")]
+    assert (await call(app, method="OPTIONS", headers=empty)).status == 200
     assert ledger.ops == []
 
 

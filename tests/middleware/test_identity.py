@@ -191,6 +191,44 @@ async def test_precedence_between_header_and_body() -> None:
     assert await who("respan-params", top) is None, "the body counts only if it is named"
 
 
+@pytest.mark.parametrize(
+    ("respan", "header", "top", "expected"),
+    [
+        (None, {"customer_identifier": "h"}, {"customer_params": {"customer_identifier": "t"}}, "h"),
+        ({"customer_identifier": "r"}, {"customer_params": {"customer_identifier": "h"}}, {}, "r"),
+        ({"customer_params": {"customer_identifier": "rp"}, "customer_identifier": "r"}, None, {}, "rp"),
+        ({}, {"customer_params": {"customer_identifier": "hp"}, "customer_identifier": "h"}, {}, "hp"),
+        ({"customer_params": {"rate_limit": 5}}, None, {"customer_identifier": "t"}, "t"),
+        ({"customer_identifier": None}, {}, {"customer_params": {"customer_identifier": "t"}}, "t"),
+    ],
+)
+async def test_the_first_place_that_names_a_customer_decides(respan: Any, header: Any, top: Any, expected: str) -> None:
+    """Places are asked one after another; only within one do `customer_params` go before what stands beside them."""
+    body = top if respan is None else top | {"respan_params": respan}
+    headers = [] if header is None else [(b"x-data-respan-params", encoded(header))]
+    assert await who(["respan-params", "body"], body, headers=headers) == expected
+
+
+async def test_params_of_another_customer_are_not_this_ones() -> None:
+    """Limits that come along with another name are not taken over; those without a name, or with the same one, are."""
+    header = [(b"x-data-respan-params", encoded({"customer_identifier": "a"}))]
+    identify = ["respan-params", "body"]
+    for params, expected in (
+        ({"customer_identifier": "b", "rate_limit": 9}, None),
+        ({"customer_identifier": "a", "rate_limit": 9}, {"rate_limit": 9}),
+        ({"rate_limit": 9}, {"rate_limit": 9}),
+    ):
+        assert await find(identify, {"customer_params": params}, headers=header) == ("a", expected)
+    beside = {"customer_params": {"rate_limit": 9}, "customer_identifier": "b"}
+    assert await find(identify, beside, headers=header) == ("a", None)
+
+
+async def test_params_in_text_are_bounded() -> None:
+    """`respan_params` as text is JSON within JSON, which nobody has weighed."""
+    with pytest.raises(InvalidInput, match="at most 65,536"):
+        await who("body", {"respan_params": "[" + "[]," * 30_000 + "0]"})
+
+
 @pytest.mark.parametrize("name", [b"x-data-respan-params", b"x-data-keywordsai-params"])
 async def test_params_header_in_base64_and_plain(name: bytes) -> None:
     """Both spellings of the header, base64 (standard, URL-safe, unpadded) or plain JSON."""
@@ -200,6 +238,16 @@ async def test_params_header_in_base64_and_plain(name: bytes) -> None:
     for value in (standard, base64.urlsafe_b64encode(raw), standard.rstrip(b"="), raw, b" " + standard + b" "):
         found = await find("respan-params", headers=[(name, value)])
         assert found == ("ø??>>", {"rate_limit": 5})
+
+
+@pytest.mark.parametrize("other", ["a", "b"])
+async def test_both_params_headers_are_refused(other: str) -> None:
+    """The header's old and new name are one header, which may come once: which of two counts is not ours to guess."""
+    names = (b"x-data-respan-params", b"x-data-keywordsai-params")
+    headers = [(names[0], encoded({"customer_identifier": "a"})), (names[1], encoded({"customer_identifier": other}))]
+    for pair in (headers, headers[::-1]):
+        with pytest.raises(InvalidInput, match="again"):
+            await who("respan-params", headers=pair)
 
 
 @pytest.mark.parametrize(
@@ -257,6 +305,20 @@ async def test_provider_user_fields_are_opt_in() -> None:
     assert await who("anthropic-user", {"metadata": {"user_id": "m"}}) == "m"
     assert await who("anthropic-user", {"metadata": "m"}) is None
     assert await who(["openai-user", "anthropic-user"], {"metadata": {"user_id": "m"}}) == "m"
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, ["x"], [], {}, 1.5, True, False, float("nan"), "a\x00b", "x" * 300, " "])
+async def test_an_end_user_is_a_string_or_a_number(value: Any) -> None:
+    """What is no id is refused here as it is elsewhere, not written out and taken for one."""
+    for identify, body in (
+        ("openai-user", {"user": value}),
+        ("openai-user", {"safety_identifier": value, "user": "u"}),
+        ("anthropic-user", {"metadata": {"user_id": value}}),
+    ):
+        with pytest.raises(InvalidInput):
+            await who(identify, body)
+    assert await who("openai-user", {"user": 7}) == "7"
+    assert await who("openai-user", {"safety_identifier": "", "user": "u"}) == "u"
 
 
 # -- lists and mistakes ----------------------------------------------------------------------------

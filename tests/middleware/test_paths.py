@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
-from starlette.routing import Mount, Route
+from starlette.routing import BaseRoute, Host, Mount, Route, WebSocketRoute
+from starlette.testclient import TestClient, WebSocketDenialResponse
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from respan_guard import Guard, GuardMiddleware
 from respan_guard.errors import ConfigurationError
 from respan_guard.middleware.paths import GuardedPaths, route_path
 
@@ -91,41 +96,43 @@ def test_route_path_agrees_with_starlette() -> None:
         assert (route_path(path, root) if root else path) == get_route_path(scope(path, root)), (root, path)
 
 
-ODDITIES = ["/", "//", "/./", "%2f", "%2F", "/../", "%25", "\\", ";", "..", " "]
-
-
 def encodings(rng: random.Random) -> list[str]:
     """Spellings of the guarded path as they may come over the wire, 600 of them."""
     base = "/v1/chat/completions"
     found = {base, base + "/", "/" + base, base + "//", "/./v1/chat/completions", "/x/../v1/chat/completions"}
     found |= {"/v1/chat/completions%00", "/v1/chat/completions;a=b", "/v1;x/chat/completions", "/api" + base}
+    found |= {base + "%0A", base + "/%0A", base + "%0A%0A", base + "%0D%0A", base + "%20", base + "%3Fa", base + "%23"}
     while len(found) < 600:
         text = "".join(f"%{ord(c):02x}" if rng.random() < 0.2 else c for c in base)
         for _ in range(rng.randrange(3)):
             at = rng.randrange(len(text) + 1)
             text = (
                 text[:at]
-                + rng.choice(["/", "//", "/./", "%2f", "%2F", "/../", "%25", "\\", ";", "..", " "])
+                + rng.choice(["/", "//", "/./", "%2f", "%2F", "/../", "%25", "\\", ";", "..", " ", "%0A"])
                 + text[at:]
             )
         found.add(text)
     return sorted(found)
 
 
+@pytest.mark.parametrize(
+    "include", [["/v1/*", "/mounted/v1/*"], ["/v1/chat/completions", "/mounted/v1/chat/completions"]]
+)
 @pytest.mark.parametrize("server_root", ["", "/api"])
-def test_what_reaches_the_endpoint_was_guarded(server_root: str) -> None:
+def test_what_reaches_the_endpoint_was_guarded(server_root: str, include: list[str]) -> None:
     """Differential test: whenever Starlette's router reaches the endpoint, the guard ran, mounts and root paths too."""
 
     async def endpoint(request: Request) -> PlainTextResponse:
         return PlainTextResponse("paid")
 
-    routes = [
+    routes: list[BaseRoute] = [
         Route("/v1/chat/completions", endpoint),
-        Route("/v1/{rest:path}", endpoint),
         Mount("/mounted", routes=[Route("/v1/chat/completions", endpoint)]),
     ]
+    if "/v1/*" in include:
+        routes.insert(1, Route("/v1/{rest:path}", endpoint))
     app = Starlette(routes=routes)
-    paths = GuardedPaths(["/v1/*", "/mounted/v1/*"])
+    paths = GuardedPaths(include)
     reached = 0
     for prefix, raw in itertools.product(("", "/mounted"), encodings(random.Random(10))):
         path = server_root + unquote(prefix + raw)  # what a server makes of it
@@ -134,7 +141,39 @@ def test_what_reaches_the_endpoint_was_guarded(server_root: str) -> None:
             if _reaches(app, hit, endpoint):
                 reached += 1
                 assert paths.guards(scope(candidate, server_root)), candidate
-    assert reached > 200
+    assert reached > (200 if "/v1/*" in include else 5)
+
+
+@pytest.mark.parametrize("end", ["\n", "/\n", "\r\n", " ", "?a=1", "#a", ";a", "%0A", "\x00"])
+def test_an_end_that_routers_or_providers_overlook_opens_nothing(end: str) -> None:
+    """A route's `$` matches before a final newline, and an app that forwards a path makes a URL of it."""
+    paths = GuardedPaths(["/v1/chat/completions", "/v2/*"], ["/v2/models"])
+    for path in ("/v1/chat/completions", "/v2", "/v2/models"):
+        assert paths.guards(scope(path + end)), path
+
+
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+def test_a_newline_behind_the_path_opens_nothing(kind: str) -> None:
+    """Over the wire: what Starlette routes to the endpoint of `/ask`, the guard has identified."""
+    guard = Guard("memory://")
+
+    async def ask(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("paid")
+
+    async def talk(socket: WebSocket) -> None:
+        await socket.accept()
+        await socket.close()
+
+    app = Starlette(routes=[Route("/ask", ask, methods=["POST"]), WebSocketRoute("/talk", talk)])
+    app.add_middleware(GuardMiddleware, guard=guard, identify="header:x-customer", include=["/ask", "/talk"])
+    client = TestClient(app)
+    for end in ("", "%0A"):
+        if kind == "http":
+            assert client.post("/ask" + end).status_code == 401
+            assert client.post("/ask" + end, headers={"x-customer": "org_1"}).text == "paid"
+        else:
+            with pytest.raises((WebSocketDisconnect, WebSocketDenialResponse)), client.websocket_connect("/talk" + end):
+                pass
 
 
 def _reaches(app: Starlette, hit: dict[str, Any], endpoint: Any) -> bool:
@@ -161,3 +200,66 @@ def test_the_host_header_has_no_say() -> None:
     for host in (b"a/v1/../health?", b"", b"evil/health#", b"[::1", b"x y"):
         assert paths.guards({**scope("/v1/chat"), "headers": [(b"host", host)]})
         assert not paths.guards({**scope("/health"), "headers": [(b"host", b"x/v1/chat")]})
+
+
+def _behind_a_function(app: Any) -> Any:
+    async def function(scope: Any, receive: Any, send: Any) -> None:
+        await app(scope, receive, send)
+
+    return function
+
+
+class _Holder:
+    """A middleware that calls the app that it holds by a name of its own."""
+
+    def __init__(self, app: Any) -> None:
+        self._next = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self._next(scope, receive, send)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda app: app,
+        lambda app: Starlette(routes=[Mount("/", app)]),
+        lambda app: Starlette(routes=[Host("{name}", app)]),
+        _behind_a_function,
+        lambda app: _behind_a_function(Starlette(routes=[Mount("/", _Holder(app))])),
+        lambda app: functools.partial(_Holder.__call__, _Holder(app)),
+        lambda app: Starlette(routes=[Mount("/", Starlette(routes=[Mount("", app)]))]),
+    ],
+    ids=["bare", "mounted", "hosted", "function", "function, mount and holder", "partial", "mounted twice"],
+)
+def test_an_app_that_sets_its_root_path_is_guarded_wherever_it_stands(around: Any) -> None:
+    """`FastAPI(root_path=...)` takes its prefix off also when mounted, or behind middleware of any make."""
+    inner = FastAPI()
+    inner.root_path = "/proxy"  # as the argument of that name sets it, which newer versions warn about
+    guard = Guard("memory://")
+
+    @inner.get("/v1/ask")
+    async def ask() -> bool:
+        return guard.current() is not None
+
+    client = TestClient(GuardMiddleware(around(inner), guard, identify=lambda _: "org_1", include=["/v1/*"]))
+    for path in ("/v1/ask", "/proxy/v1/ask"):
+        assert client.get(path).json() is True, path
+
+
+def test_an_app_that_nothing_leads_to_tells_its_root_path_at_startup() -> None:
+    """What can't be found by looking is learned from the lifespan, which passes through the same apps."""
+    inner = FastAPI()
+    inner.root_path = "/proxy"  # as the argument of that name sets it, which newer versions warn about
+    guard = Guard("memory://")
+    hidden = {"app": inner}
+
+    @inner.get("/v1/ask")
+    async def ask() -> bool:
+        return guard.current() is not None
+
+    async def function(scope: Any, receive: Any, send: Any) -> None:
+        await hidden["app"](scope, receive, send)
+
+    with TestClient(GuardMiddleware(function, guard, identify=lambda _: "org_1", include=["/v1/*"])) as client:
+        assert client.get("/proxy/v1/ask").json() is True
