@@ -177,7 +177,7 @@ class Backend(ABC):
     async def delete(self, customer: str, *, actor: str = "", now: int | None = None) -> bool:
         """Forget who a customer was, keep the sums: params, rates and holds go, entries and sums move to a
         fresh random label ("deleted-..."), and an audit row without personal data says so. Usage of calls that
-        ended before is booked under the label. The same id later is a customer never seen. False if unknown.
+        ended before is booked under the label, without its metadata. The same id later is a customer never seen. False if unknown.
         """
 
     @abstractmethod

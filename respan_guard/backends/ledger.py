@@ -31,7 +31,7 @@ from respan_guard.backends.base import (
     TooLate,
     Window,
 )
-from respan_guard.backends.cells import Cell, Hold, Span, amounts_of
+from respan_guard.backends.cells import Cell, Hold, Span, amounts_of, nameless
 from respan_guard.backends.evaluation import Evaluator
 from respan_guard.errors import CounterOverflow
 from respan_guard.money import MAX_NANO
@@ -215,7 +215,7 @@ class Ledger(Evaluator[C]):
         if cell.spans:
             _grow(cell.spans, entry.model, entry.day, 0, cost, tokens)
         self.add_entry(cell, entry, cost, tokens, now)
-        self.keep_entry(entry, customer, 1, late)
+        self.keep_entry(entry if customer == entry.customer else nameless(entry), customer, 1, late)
         return Recorded(True, entry.cost, entry.day, late)
 
     def _draw(self, entry: Entry, booked: C, cost: int, tokens: int, now: int) -> bool:

@@ -263,6 +263,28 @@ class CustomerRules(BackendFixture):
         assert rows == {"ann": 30, label: 8}
         assert await backend.verify() == []
 
+    async def test_usage_that_goes_to_the_label_says_nothing_of_who_it_was(self, backend: Backend) -> None:
+        """What an app noted on a call that is booked after the deletion is dropped in that step; again, too."""
+        await allowed(backend, admit("a", cost=9))
+        early = record("e", 7, usage=Usage(metadata={"user": "ann@example.com"}))
+        await recorded(backend, early)
+        await backend.delete("ann", now=NOW + 1)
+        noted = {"user": "ann@example.com", "request": "I am ann"}
+        late = [
+            record(f"f{number}", 1, admission="a", at_ms=NOW + 1, usage=Usage(metadata=noted, latency_ms=5))
+            for number in range(2)
+        ]
+        other = record("o", 1, customer="bob", usage=Usage(metadata={"kept": "yes"}))
+        outcomes = await backend.apply([late[0], other, late[1]], NOW + 2)
+        assert [isinstance(outcome, Recorded) and outcome.new for outcome in outcomes] == [True, True, True]
+        await backend.apply([early, late[0]], NOW + 2)
+        assert "ann" not in repr(await dump(backend, NOW + 2)).replace("channel", "")
+        found = {stored.entry.id: stored.entry for stored in await backend.entries(RecordQuery())}
+        assert found["f0"].usage.latency_ms == 5
+        assert found["o"].usage.metadata == {"kept": "yes"}
+        assert late[0].entry.usage.metadata == noted, "what the caller has is the caller's"
+        assert await backend.verify() == []
+
     async def test_the_audit_takes_rows_of_others(self, backend: Backend) -> None:
         """Newest first, by customer and by page, numbered by the store."""
         for number in range(5):
