@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from respan_guard.backends.base import Backend, RecordQuery, StoredEntry
-from respan_guard.dead_letters import DONE, DeadLetter, DeadLetters
+from respan_guard.dead_letters import DONE, DeadLetter, DeadLetters, redacted
 from respan_guard.errors import GuardError
 from respan_guard.exporters.base import BatchRefused, Exporter, ExportFailed
 from respan_guard.lease import Lease
@@ -212,9 +212,11 @@ class Delivery:
 
     async def _lay_aside(self, records: Sequence[UsageRecord], rejected: dict[int, str]) -> None:
         now = self._guard.now_ms()
-        for place, reason in sorted(rejected.items()):
-            logger.error("exporter %s: record %s is a dead letter: %s", self.name, records[place].sequence, reason)
-            await self._call(partial(self.letters.bury, record=records[place], reason=reason, now_ms=now))
+        for place, why in sorted(rejected.items()):
+            record = records[place]
+            reason = redacted(why, record)
+            logger.error("exporter %s: record %s is a dead letter: %s", self.name, record.sequence, reason)
+            await self._call(partial(self.letters.bury, record=record, reason=reason, now_ms=now))
 
     async def _advance(self, sequence: int) -> None:
         if not self._lease.held:

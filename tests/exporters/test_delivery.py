@@ -155,6 +155,31 @@ async def test_rows_that_were_rejected_become_dead_letters(make_guard: MakeGuard
         await check_nothing_is_lost(guard, "keeper", keeper.ids)
 
 
+@pytest.mark.parametrize("storage", ["memory://"])
+async def test_a_reason_says_nothing_of_the_customer(make_guard: MakeGuard, caplog: pytest.LogCaptureFixture) -> None:
+    """An answer that quotes the row, cut off or not, is noted and logged without what the row says of anybody."""
+    noted = {"mail": "Zoë@example.com", "of": [{"phone": 4930123456}], "text": "I am Zoe\nand 'ill'", "code": 400}
+    noted["ok"] = "ab"
+    reasons = {
+        0: "row for zoe-1 (Zoe-1) is bad",
+        1: f"ab: {noted!r}",
+        2: 'bad: {"mail": "Zo\\u00eb@example.com", "phone": 4930123456, "text": "I am Zoe\\nand \'ill\'"}',
+        3: "HTTP 400: bad value Zoë@exam",
+    }
+    keeper = Keeper(batch_size=4)
+    keeper.fault = lambda batch: ExportResult(reasons)
+    async with make_guard() as guard:
+        await book(guard, 4, customer="zoe-1", metadata=noted)
+        await delivery(guard, keeper).step()
+        found = await dead(guard, "keeper")
+        assert found["own:r0"] == "row for ... (...) is bad"
+        assert found["own:r1"].startswith("ab: {'mail'")
+        assert found["own:r3"] == "HTTP 400: bad value ..."
+        for text in (*found.values(), caplog.text):
+            lowered = text.lower()
+            assert not [hint for hint in ("zo", "example", "4930", "ill") if hint in lowered], text
+
+
 async def test_an_exporter_that_rejects_rows_it_was_not_given_is_not_believed(make_guard: MakeGuard) -> None:
     """Nothing is a dead letter then, and the batch stays pending."""
     keeper = Keeper()
