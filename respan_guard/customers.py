@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from datetime import date
 from decimal import Decimal
@@ -106,6 +107,7 @@ class Customers:
         done = await self._guard.lane().call(lambda backend: backend.delete(identifier, actor=actor, now=now))
         self._guard.policies.drop(identifier)
         await unmark(self._guard, identifier, marked, _PATIENCE)
+        await asyncio.to_thread(self._guard.journal.erase, identifier)
         return done
 
     async def adjust(self, customer_identifier: str | int, amount: Decimal, reason: str, *, actor: str = "") -> None:

@@ -236,3 +236,15 @@ async def test_what_was_so_before_the_deletion_makes_nobody_anew(make_guard: Mak
         found = await guard.get_customer("c1")
         assert found is not None
         assert found.name == "Joe"
+
+
+async def test_a_deletion_reaches_the_dead_letters_on_disk(make_guard: MakeGuard) -> None:
+    """What storage would not take lies in a file, and names nobody once its customer is deleted."""
+    async with make_guard() as guard:
+        await guard.record(Usage(cost=1), "joe@example.com")
+        noted = Usage(cost=1, metadata={"mail": "joe@example.com"})
+        guard.journal.bury(guard.make_entry(noted, "joe@example.com", source="manual"), "its day is pruned")
+        assert "joe" in guard.journal.dead_letters.read_text()
+        await guard.delete_customer("joe@example.com")
+        assert "joe" not in guard.journal.dead_letters.read_text()
+        assert guard.journal.waiting().dead == 1
