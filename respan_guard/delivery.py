@@ -131,12 +131,13 @@ class Delivery:
             if (opening := getattr(self._exporter, "open", None)) is not None:
                 await self._bounded(opening())
             self._opened = True
+        owing = await self._bounded(catch_up()) if (catch_up := getattr(self._exporter, "catch_up", None)) else ""
         if (until := await self._call(self.letters.asked)) is not None and await self._replay(until):
             return self._interval
         cursor = await self._cursor()
         page = await self._page(cursor, self._size)
         if not page:
-            self.lag_ms, self.error = 0, ""
+            self.lag_ms, self.error = 0, owing
             return IDLE
         self.lag_ms = max(0, self._guard.now_ms() - page[0].entry.at_ms)
         records = await self._with_markup([record_from_entry(stored) for stored in page])
@@ -153,7 +154,7 @@ class Delivery:
         if records[-1].sequence >= self._suspect or (len(records) == 1 and rejected):
             self._size = min(self._most, self._size * 2)
         _count(self.name, len(records) - len(rejected), len(rejected))
-        self.error = ""
+        self.error = owing
         return self._interval
 
     async def _replay(self, until: int) -> bool:
