@@ -259,7 +259,8 @@ class Delivery:
         wait = random.uniform(longest / 2, longest)
         if retry_after is not None:
             wait = max(wait, retry_after)
-        self._not_before = self._guard.clock.monotonic() + wait
+        # Not before the exporter's interval is over, either: what failed counts among the batches of a minute.
+        self._not_before = max(self._not_before, self._guard.clock.monotonic() + wait)
         level = logging.WARNING if self._failures in (1, 10) else logging.DEBUG
         logger.log(level, "exporter %s: %s; again in %.0f s", self.name, reason, wait)
         return min(wait, STANDBY)  # comes by in between, to keep its lease

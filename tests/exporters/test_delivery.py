@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,32 @@ async def test_retry_after_is_honoured(make_guard: MakeGuard, clock: FakeClock) 
             clock.advance(await way.step())
         assert keeper.batches == [1, 1]
         assert 100 <= clock.monotonic() < 110
+
+
+@pytest.mark.parametrize("storage", ["memory://"])
+@pytest.mark.parametrize("every", [1, 2, 3, 7])
+async def test_no_more_batches_a_minute_than_the_interval_says(
+    make_guard: MakeGuard, clock: FakeClock, every: int
+) -> None:
+    """Those that fail count, however soon they would be tried again."""
+    sent: list[float] = []
+    keeper = Keeper(batch_size=1)
+
+    def fault(batch: Sequence[UsageRecord]) -> ExportResult | None:
+        sent.append(clock.monotonic())
+        if len(sent) % every:
+            return None
+        raise ExportFailed("HTTP 503") if len(sent) % 2 else BatchRefused("HTTP 400")
+
+    keeper.fault = fault
+    keeper.interval = 2.0  # type: ignore[attr-defined]  # optional, of exporters
+    async with make_guard() as guard:
+        await book(guard, 120)
+        way = delivery(guard, keeper)
+        while clock.monotonic() < 300:
+            clock.advance(max(await way.step(), 0.001))
+    assert len(sent) > 5
+    assert min(later - sooner for sooner, later in pairwise(sent)) > 1.998
 
 
 @pytest.mark.parametrize("poisoned", [{0}, {9}, {3, 4}, set(range(10)), {7, 23, 24}], ids=str)
