@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from respan_guard.backends.base import Backend, RecordQuery, StoredEntry
 from respan_guard.dead_letters import DONE, DeadLetter, DeadLetters, redacted
 from respan_guard.errors import GuardError
-from respan_guard.exporters.base import BatchRefused, Exporter, ExportFailed
+from respan_guard.exporters.base import BatchRefused, Exporter, ExportFailed, ExportResult
 from respan_guard.lease import Lease
 from respan_guard.markups import markups_of
 from respan_guard.recorder import record_from_entry
@@ -44,6 +44,7 @@ _LONGEST_REST: Final = 0.5
 _MARKUP_S: Final = 60.0
 _MAX_MARKUPS: Final = 10_000
 _FEW: Final = 100
+_MOST_PUT_OFF: Final = 10
 logger = logging.getLogger("respan_guard")
 
 
@@ -82,6 +83,8 @@ class Delivery:
         self._not_before = 0.0
         self._opened = False
         self._replayed = 0
+        self._done: set[int] = set()  # rows behind the cursor that need not come again, as others of their batch do
+        self._put_off: dict[int, int] = {}  # how often those were, while others were taken
         self._markups: dict[str, tuple[float, Decimal | None]] = {}
         self.error = ""
         self.lag_ms = 0
@@ -140,22 +143,43 @@ class Delivery:
             self.lag_ms, self.error = 0, owing
             return IDLE
         self.lag_ms = max(0, self._guard.now_ms() - page[0].entry.at_ms)
-        records = await self._with_markup([record_from_entry(stored) for stored in page])
+        self._done = {sequence for sequence in self._done if sequence > cursor}
+        self._put_off = {sequence: times for sequence, times in self._put_off.items() if sequence > cursor}
+        left = [record_from_entry(stored) for stored in page if stored.seq not in self._done]
+        if not left:
+            await self._advance(page[-1].seq)
+            return 0.0
+        records = await self._with_markup(left)
         try:
-            rejected = await self._export(records)
+            result = await self._export(records)
         except BatchRefused as refused:
             if len(records) > 1:
                 self._suspect = max(self._suspect, records[-1].sequence)
                 self._size = len(records) // 2
                 return self._interval
-            rejected = {0: str(refused)}
+            result = ExportResult({0: str(refused)})
+        again, rejected = self._sorted(records, result)
         await self._lay_aside(records, rejected)
-        await self._advance(records[-1].sequence)
+        _count(self.name, len(records) - len(rejected) - len(again), len(rejected))
+        if again:
+            self._done.update(record.sequence for place, record in enumerate(records) if place not in again)
+            raise ExportFailed(next(iter(again.values())))
+        await self._advance(page[-1].seq)
         if records[-1].sequence >= self._suspect or (len(records) == 1 and rejected):
             self._size = min(self._most, self._size * 2)
-        _count(self.name, len(records) - len(rejected), len(rejected))
         self.error = owing
         return self._interval
+
+    def _sorted(self, records: Sequence[UsageRecord], result: ExportResult) -> tuple[dict[int, str], dict[int, str]]:
+        """Which rows come again, and which are dead letters, and why."""
+        again, rejected = dict(result.again), dict(result.rejected)
+        if len(again) + len(rejected) < len(records):  # others were taken: these may be the ones that never will be
+            for place, reason in result.again.items():
+                sequence = records[place].sequence
+                self._put_off[sequence] = self._put_off.get(sequence, 0) + 1
+                if self._put_off[sequence] >= _MOST_PUT_OFF:
+                    rejected[place] = again.pop(place, reason)
+        return again, rejected
 
     async def _replay(self, until: int) -> bool:
         """Send dead letters again that somebody asked for; whether there were any left."""
@@ -175,12 +199,13 @@ class Delivery:
         if found:
             records = await self._with_markup([record for _, record in found])
             try:
-                rejected = await self._export(records)
+                result = await self._export(records)
             except BatchRefused as refused:
                 if len(records) > 1:
                     self._size = len(records) // 2
                     return True
-                rejected = {0: str(refused)}
+                result = ExportResult({0: str(refused)})
+            rejected = {**result.rejected, **result.again}  # they stay, and are sent again by whoever asks for it
             await self._lay_aside(records, rejected)
             for place, (letter, _) in enumerate(found):
                 if place not in rejected:
@@ -190,13 +215,13 @@ class Delivery:
         self._replayed = page[-1].sequence
         return True
 
-    async def _export(self, records: Sequence[UsageRecord]) -> dict[int, str]:
+    async def _export(self, records: Sequence[UsageRecord]) -> ExportResult:
         self._not_before = self._guard.clock.monotonic() + self._interval
-        result = await self._bounded(self._exporter.export(records))
-        rejected = {} if result is None else dict(result.rejected)
-        if not all(0 <= place < len(records) for place in rejected):
-            raise ExportFailed(f"it rejected rows that were not in the batch of {len(records)}: {sorted(rejected)[:3]}")
-        return rejected
+        result = await self._bounded(self._exporter.export(records)) or ExportResult()
+        named = sorted((*result.rejected, *result.again))
+        if not all(0 <= place < len(records) for place in named):
+            raise ExportFailed(f"it rejected rows that were not in the batch of {len(records)}: {named[:3]}")
+        return result
 
     async def _bounded(self, work: Awaitable[T]) -> T:
         try:

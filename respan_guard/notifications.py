@@ -15,11 +15,12 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import date, datetime
+from datetime import date
 from decimal import Decimal
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
+from respan_guard.budget_events import REACHED, SHARE_REACHED, BudgetEvent
 from respan_guard.clock import Clock
 from respan_guard.dead_letters import DeadLetter, DeadLetters, redacted
 from respan_guard.decision import as_datetime
@@ -39,8 +40,6 @@ __all__ = ["REACHED", "SHARE_REACHED", "BudgetEvent", "BudgetNotifier", "BudgetT
 
 SPACE: Final = "notifications"
 OWED: Final = "notifications-owed"
-REACHED: Final = "customer_budget_limit_reached"
-SHARE_REACHED: Final = "customer_budget_share_reached"
 _DAY_MS: Final = 86_400_000
 _KEPT_MS: Final = 40 * _DAY_MS
 _FULL: Final = Decimal(100)
@@ -50,51 +49,6 @@ _LONGEST_WAIT: Final = 300.0
 _PAGE: Final = 100
 _REFUSED_MS: Final = _DAY_MS  # so long it is told again to a target that says that it won't take it
 logger = logging.getLogger("respan_guard")
-
-
-@dataclass(frozen=True, slots=True)
-class BudgetEvent:
-    """A customer has used so much of a budget.
-
-    Attributes:
-        id: The same each time the same thing is told.
-        type: "customer_budget_limit_reached", or below 100 % "customer_budget_share_reached".
-        customer_identifier: Whose budget.
-        limit: "period_budget" or "total_budget".
-        threshold: The share that was reached, in percent.
-        used: What is used of it, USD.
-        budget: The budget, USD.
-        period_start: First day of the period, ISO format; None for a total budget.
-        period_end: The day after its last.
-        resets_at: When it begins anew.
-        time: When it was noticed.
-    """
-
-    id: str
-    type: str
-    customer_identifier: str
-    limit: str
-    threshold: Decimal
-    used: Decimal
-    budget: Decimal
-    period_start: str | None
-    period_end: str | None
-    resets_at: datetime | None
-    time: datetime
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values; money as decimal strings."""
-        return {
-            "id": self.id,
-            "customer_identifier": self.customer_identifier,
-            "limit": self.limit,
-            "threshold_percent": f"{self.threshold:f}",
-            "used": f"{self.used:f}",
-            "budget": f"{self.budget:f}",
-            "period_start": self.period_start,
-            "period_end": self.period_end,
-            "resets_at": None if self.resets_at is None else self.resets_at.isoformat().replace("+00:00", "Z"),
-        }
 
 
 BudgetTarget: TypeAlias = Callable[[BudgetEvent], Awaitable[None] | None]
