@@ -99,7 +99,12 @@ class Customers:
         )
 
     async def delete(self, customer_identifier: str | int, *, actor: str = "") -> bool:
-        """Erase who a customer was and keep the sums."""
+        """Erase who a customer was and keep the sums.
+
+        Params, audit and what apps noted on records go, also of calls that ended before and are booked later, and
+        from the dead letters on this machine's disk. Out of reach are those of other machines, logs, and what
+        exporters have handed on.
+        """
         identifier = normalise_identifier(customer_identifier)
         await self._guard.refusals.flush()  # what is counted here moves along; what others count goes to the label
         now = self._guard.now_ms()
