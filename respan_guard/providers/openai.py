@@ -28,8 +28,8 @@ OPERATIONS = {
 
 _CONTENT = frozenset({"messages", "input"})
 _OPAQUE = frozenset({"tool_calls", "function_call", "arguments"})
-# Input that the provider keeps, finds, or is given as a guess at the answer and charges as output.
-_STORED = frozenset({"previous_response_id", "conversation", "web_search_options", "prediction"})
+# Input that the provider keeps.
+_STORED = ("previous_response_id", "conversation")
 # Never part of the prompt.
 _SKIP = frozenset(
     {"metadata", "user", "safety_identifier", "prompt_cache_key", "store", "extra_body", "customer_params"}
@@ -117,13 +117,10 @@ def call(path: str, body: Mapping[str, Any], operation: str) -> Call:
         _layout(_image_tokens(model)),
         has_tools=isinstance(tools, list) or isinstance(body.get("functions"), list),
     )
-    bounded = size.bounded and (_STORED.isdisjoint(body) or all(body.get(name) is None for name in _STORED))
+    hidden = size.hidden or any(body.get(name) is not None for name in _STORED)
     if responses:
         referred = isinstance(given, list) and any(mapping(item).get("type") == "item_reference" for item in given)
-        bounded = bounded and not referred and not isinstance(body.get("prompt"), Mapping)
-    if isinstance(tools, list):
-        # Built-in tools (search, interpreters, MCP) feed what they find back as input.
-        bounded = bounded and all(mapping(tool).get("type") in ("function", "custom", None) for tool in tools)
+        hidden = hidden or referred or isinstance(body.get("prompt"), Mapping)
     modalities = body.get("modalities")
     stream = body.get("stream") is True
     return Call(
@@ -135,13 +132,26 @@ def call(path: str, body: Mapping[str, Any], operation: str) -> Call:
         choices=1 if responses else _choices(body, operation),
         stream=stream,
         wants_usage=not stream or responses or mapping(body.get("stream_options")).get("include_usage") is True,
-        bounded=bounded,
+        hidden=hidden,
+        tool_runs=_tool_runs(body),
+        predicted_tokens=size.tokens if body.get("prediction") is not None else 0,
         has_audio=size.has_audio
         or operation == "text_to_speech"
         or (isinstance(modalities, list) and "audio" in modalities),
         has_images=size.has_images,
         service_tier=text(body.get("service_tier"), 32),
     )
+
+
+def _tool_runs(body: Mapping[str, Any]) -> int | None:
+    """How often built-in tools (search, interpreters, MCP), which feed what they find back as input, may be used."""
+    tools = body.get("tools")
+    built_in = isinstance(tools, list) and any(
+        mapping(tool).get("type") not in ("function", "custom", None) for tool in tools
+    )
+    if not built_in and body.get("web_search_options") is None:
+        return 0
+    return limit(body.get("max_tool_calls"))
 
 
 def _cap(body: Mapping[str, Any], operation: str, *, responses: bool) -> int | None:
