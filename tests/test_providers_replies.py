@@ -69,6 +69,18 @@ RESPONSE: dict[str, Any] = {
         "total_tokens": 415,
     },
 }
+COMPACTION: dict[str, Any] = {
+    "id": "resp_001b1f0a2c4d88190a7e3f5b60c9d1e2f0a1b2c3d4e5f6071",
+    "object": "response.compaction",
+    "created_at": 1795400000,
+    "output": [],
+    "usage": RESPONSE["usage"],
+}
+DECISION: dict[str, Any] = {
+    "answers": [{"type": "refusal", "name": None}],
+    "model": "gpt-6-luna",
+    "usage": RESPONSE["usage"],
+}
 EMBEDDING: dict[str, Any] = {
     "object": "list",
     "data": [{"object": "embedding", "index": 0, "embedding": [0.1, 0.2]}],
@@ -176,6 +188,35 @@ REPLIES: list[tuple[str, dict[str, Any], Any, dict[str, Any]]] = [
             "operation": "chat",
             "service_tier": "default",
             "response_id": RESPONSE["id"],
+        },
+    ),
+    (
+        "compaction",
+        COMPACTION,
+        openai.types.responses.CompactedResponse,
+        {
+            "model": "",
+            "input_tokens": 328,
+            "output_tokens": 87,
+            "cache_read_tokens": 256,
+            "reasoning_tokens": 64,
+            "provider": "openai",
+            "operation": "chat",
+            "response_id": COMPACTION["id"],
+        },
+    ),
+    (
+        "decision",
+        DECISION,
+        openai.types.Decision,
+        {
+            "model": "gpt-6-luna",
+            "input_tokens": 328,
+            "output_tokens": 87,
+            "cache_read_tokens": 256,
+            "reasoning_tokens": 64,
+            "provider": "openai",
+            "operation": "decision",
         },
     ),
     (
@@ -343,6 +384,7 @@ def test_replies_as_text() -> None:
         {"object": "chat.completion", "usage": []},
         {"object": "chat.completion", "usage": {"input_tokens": 1}},
         {"object": ["chat.completion"], "usage": {"prompt_tokens": 1}},
+        {"answers": [{"a": 1}], "usage": {"input_tokens": 1, "output_tokens": 1}, "model": "gpt-4o"},
         {"type": "message"},
         {"type": "message", "usage": {"output_tokens": 5}},
         {"type": "error", "error": {}, "usage": {"input_tokens": 1}},

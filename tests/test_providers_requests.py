@@ -37,6 +37,9 @@ def chat(*content: Any, **more: Any) -> Call:
         ("/v1/chat/completions", {"model": "gpt-4o", "messages": [USER]}, "openai", "chat", "gpt-4o"),
         ("/api/v1/chat/completions/", {"model": "a/b", "messages": [USER]}, "openai", "chat", "a/b"),
         ("/v1/responses", {"model": "gpt-5", "input": "Hi"}, "openai", "chat", "gpt-5"),
+        ("/v1/responses/compact", {"model": "gpt-5", "input": "Hi"}, "openai", "chat", "gpt-5"),
+        ("/v1/responses/compact", {"model": "gpt-5", "previous_response_id": "resp_1"}, "openai", "chat", "gpt-5"),
+        ("/v1/decisions", {"model": "gpt-6-luna", "input": "x", "questions": []}, "openai", "decision", "gpt-6-luna"),
         ("/v1/completions", {"model": "davinci-002", "prompt": "Hi"}, "openai", "text_completion", "davinci-002"),
         ("/v1/embeddings", {"model": "e", "input": ["a"]}, "openai", "embeddings", "e"),
         (
@@ -463,6 +466,12 @@ def test_tools_of_the_provider_are_told(path: str, body: dict[str, Any], runs: i
     found = call(path, {"model": "m", **body})
     assert found.tool_runs == runs
     assert not found.hidden
+
+
+def test_decisions_count_their_input_for_each_question() -> None:
+    """The input is evaluated for every question, so the bound is as many times as large."""
+    body = {"model": "gpt-6-luna", "input": "x" * 1_000, "questions": [{"type": "predicate", "question": "y"}] * 7}
+    assert call("/v1/decisions", body).input_tokens_bound > 7_000
 
 
 def test_a_predicted_answer_is_held_as_output() -> None:

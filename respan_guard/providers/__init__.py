@@ -32,7 +32,7 @@ _RUNNING_COUNTS = frozenset({"anthropic", "google"})
 
 _GEMINI_VERBS = (":generateContent", ":streamGenerateContent", ":embedContent", ":batchEmbedContents")
 # Paths whose bodies look like a call but cost nothing, or name calls to be made later.
-_FREE = ("/moderations", "/count_tokens", "/input_tokens", ":countTokens", "/batches", "/compact")
+_FREE = ("/moderations", "/count_tokens", "/input_tokens", ":countTokens", "/batches")
 _VERB_ENDS, _FREE_ENDS = (tuple(end.lower() for end in ends) for ends in (_GEMINI_VERBS, _FREE))
 _IMAGE_MODELS = ("image", "dall-e")
 

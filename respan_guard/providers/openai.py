@@ -13,13 +13,15 @@ from typing import Any
 
 from respan_guard.money import MAX_NANO, NANO
 from respan_guard.providers.base import Call, Layout, Media, count, limit, mapping, measure, text
-from respan_guard.usage import Usage
+from respan_guard.usage import MAX_TOKENS, Usage
 
 __all__ = ["call", "event_usage", "reply_usage"]
 
 OPERATIONS = {
     "/chat/completions": "chat",
     "/responses": "chat",
+    "/responses/compact": "chat",
+    "/decisions": "decision",
     "/completions": "text_completion",
     "/embeddings": "embeddings",
     "/images/generations": "image_generation",
@@ -30,6 +32,7 @@ _CONTENT = frozenset({"messages", "input"})
 _OPAQUE = frozenset({"tool_calls", "function_call", "arguments"})
 # Input that the provider keeps.
 _STORED = ("previous_response_id", "conversation")
+_ANSWERS = ("predicate", "choice", "score", "refusal")  # of decisions
 # Never part of the prompt.
 _SKIP = frozenset(
     {"metadata", "user", "safety_identifier", "prompt_cache_key", "store", "extra_body", "customer_params"}
@@ -110,13 +113,17 @@ def call(path: str, body: Mapping[str, Any], operation: str) -> Call:
     if found:
         provider = "azure"
         model = model or after.partition("/")[0]
-    responses = operation == "chat" and (path.endswith("/responses") or "messages" not in body)
+    responses = operation == "decision" or (
+        operation == "chat" and (path.lower().endswith(("/responses", "/compact")) or "messages" not in body)
+    )
     tools, given = body.get("tools"), body.get("input")
     size = measure(
         body,
         _layout(_image_tokens(model)),
         has_tools=isinstance(tools, list) or isinstance(body.get("functions"), list),
     )
+    if operation == "decision" and isinstance(body.get("questions"), list):
+        size.tokens = min(size.tokens * max(1, len(body["questions"])), MAX_TOKENS)  # each is asked about all the input
     hidden = size.hidden or any(body.get(name) is not None for name in _STORED)
     if responses:
         referred = isinstance(given, list) and any(mapping(item).get("type") == "item_reference" for item in given)
@@ -185,7 +192,7 @@ def reply_usage(body: Mapping[str, Any]) -> Usage | None:
         return _completion(body, "chat")
     if kind == "text_completion":
         return _completion(body, "text_completion")
-    if kind == "response":
+    if kind in ("response", "response.compaction"):
         return _response(body, "chat")
     if kind == "list":
         data = body.get("data")
@@ -196,6 +203,9 @@ def reply_usage(body: Mapping[str, Any]) -> Usage | None:
     if kind is None and isinstance(usage, Mapping):
         if isinstance(body.get("data"), list) and isinstance(body.get("created"), int):
             return _response(body, "image_generation")
+        answers = body.get("answers")
+        if isinstance(answers, list) and answers and mapping(answers[0]).get("type") in _ANSWERS:
+            return _response(body, "decision")
         if isinstance(body.get("text"), str) and usage.get("type") == "tokens":
             return _response(body, "transcription")
     return None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 
@@ -163,6 +165,21 @@ def test_calls_that_cost_nothing_pass(guard: Guard, provider: StandInProvider, u
         assert client.models.list().data
         assert other.messages.count_tokens(model=CLAUDE, messages=ASK).input_tokens
     assert records(guard) == []
+
+
+def test_compaction_is_a_call(guard: Guard) -> None:
+    """`responses.compact` is priced by the model asked for and recorded; one over its budget is not sent."""
+    usage = {"input_tokens": 100_000, "output_tokens": 5_000, "total_tokens": 105_000}
+    reply = {"id": "resp_001234567890abcdef1234", "object": "response.compaction", "created_at": 1, "output": []}
+    http = httpx2.Client(transport=httpx2.MockTransport(lambda _: httpx2.Response(200, json={**reply, "usage": usage})))
+    client = guard.wrap(openai.OpenAI(api_key="k", base_url="http://p/v1", http_client=http, max_retries=0))
+    with guard.on_behalf_of("c1"):
+        client.responses.compact(model="gpt-4o", input="x" * 10_000)
+        guard.sync.update_customer("c1", total_budget="0.1")
+        with pytest.raises(openai.APIStatusError):
+            client.responses.compact(model="gpt-4o", input="x" * 10_000)
+    [record] = records(guard)
+    assert (record.kind, record.model, record.cost) == ("usage", "gpt-4o", Decimal("0.3"))
 
 
 # -- streams without usage -----------------------------------------------------------------------------------
