@@ -11,12 +11,14 @@ from typing import Protocol
 from respan_guard.providers.base import decode_json, text
 from respan_guard.providers.replies import read_reply
 from respan_guard.providers.stream import StreamReader
+from respan_guard.providers.strings import without_media
 from respan_guard.usage import Usage
 
 __all__ = ["BODY_CAP", "Inflater", "JSONReader", "Reader", "reader_for"]
 
 BODY_CAP = 8 * 1024 * 1024
-"""Bytes of a JSON body that are kept, after decompression."""
+"""Bytes of a JSON body that are kept, after decompression and without images."""
+_BATCH = 1024 * 1024
 _LARGE = 262_144
 _END = 4_096
 _STEP = 65_536
@@ -73,13 +75,14 @@ class Reader(Protocol):
 class JSONReader:
     """Keeps a JSON body and reads it when it is complete.
 
-    Of a body larger than `BODY_CAP` only the two ends are kept, which is enough for embeddings.
+    Images and audio are let go while they pass, each MiB, so a reply may have any number of them. Of a body that is
+    still larger than `BODY_CAP` only the two ends are kept, which is enough for embeddings.
 
     Attributes:
         broken: The body is larger than that and no embeddings, or it is no JSON.
     """
 
-    __slots__ = ("_body", "_head", "_parts", "_size", "_usage", "broken")
+    __slots__ = ("_body", "_head", "_new", "_parts", "_size", "_usage", "broken")
 
     broken: bool
     first_token = None
@@ -88,18 +91,29 @@ class JSONReader:
         self.broken = False
         self._parts: list[bytes] = []
         self._head = b""
-        self._size = 0
+        self._size = self._new = 0
         self._body: Mapping[str, object] | None = None
         self._usage: Usage | None = None
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes, cut anywhere."""
         self._size += len(data)
+        self._new += len(data)
         self._parts.append(data)
-        if self._size > BODY_CAP:
-            whole = b"".join(self._parts)
+        if self._new > _BATCH:
+            self._compact()
+
+    def _compact(self) -> bytes:
+        """What is kept of the bytes so far."""
+        whole = b"".join(self._parts)
+        if len(whole) > _LARGE:
+            whole = without_media(whole)
+        if self._head or len(whole) > BODY_CAP:
             self._head = self._head or whole[:_END]
-            self._parts = [whole[-_END:]]
+            whole = whole[-_END:]
+        self._parts = [whole]
+        self._new = 0
+        return whole
 
     def close(self) -> None:
         """Read the body.
@@ -108,7 +122,7 @@ class JSONReader:
         """
         if self._body is not None or not self._parts:
             return
-        whole = b"".join(self._parts)
+        whole = self._compact()
         self._parts.clear()
         if len(whole) > _LARGE or self._head:
             self._body = _embeddings(self._head or whole[:_END], whole[-_END:])
