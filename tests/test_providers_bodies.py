@@ -222,18 +222,47 @@ def test_broken_compression_is_no_error() -> None:
         ("Text/Event-Stream; charset=utf-8", "", True),
         ("application/json", "identity", True),
         ("application/vnd.x+json", "GZIP", True),
-        ("text/html", None, False),
-        ("application/octet-stream", None, False),
+        ("text/html", None, True),
+        ("", None, True),
         ("audio/mpeg", None, False),
-        ("", None, False),
+        ("image/png", None, False),
         ("application/json", "br", False),
         ("application/json", "zstd", False),
         ("application/json", "gzip, br", False),
     ],
 )
 def test_reader_for(content_type: str, encoding: str | None, reads: bool) -> None:
-    """Only types that can hold usage, in encodings that can be undone, have a reader."""
+    """All but sound and pictures, in encodings that can be undone, have a reader."""
     assert (reader_for(content_type, encoding) is not None) is reads
+
+
+@pytest.mark.parametrize("step", [1, 7, 10**9])
+@pytest.mark.parametrize("encoding", [None, "gzip"])
+@pytest.mark.parametrize(
+    ("body", "output"),
+    [
+        (b' \n{"object":"chat.completion","usage":{"prompt_tokens":1,"completion_tokens":2}}', 2),
+        (b'data: {"object":"chat.completion.chunk","usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n', 2),
+        (b'event: x\ndata: {"object":"chat.completion.chunk","usage":{"prompt_tokens":1}}\n\ndata: [DONE]\n\n', 0),
+        (b'<html>{"object":"chat.completion","usage":{"prompt_tokens":1}}</html>', None),
+        (b'"chat.completion"', None),
+        (b"data", None),
+        (b"", None),
+    ],
+)
+def test_a_body_without_a_useful_type_is_what_it_begins_like(
+    body: bytes, output: int | None, encoding: str | None, step: int
+) -> None:
+    """JSON or events under text/plain, or no type, are read as the SDKs read them; anything else tells nothing."""
+    reader = reader_for("text/plain", encoding)
+    assert reader is not None
+    data = gzip.compress(body) if encoding else body
+    for at in range(0, len(data), step):
+        reader.feed(data[at : at + step])
+    reader.close()
+    usage = reader.usage()
+    assert (usage.output_tokens if usage else None) == output
+    assert not reader.broken
 
 
 def test_azures_replies_are_azures_whichever_door_reads_them() -> None:

@@ -19,6 +19,7 @@ __all__ = ["BODY_CAP", "Inflater", "JSONReader", "Reader", "reader_for"]
 BODY_CAP = 8 * 1024 * 1024
 """Bytes of a JSON body that are kept, after decompression and without images."""
 _BATCH = 1024 * 1024
+_FIELD = 6  # bytes that tell a stream's first field
 _LARGE = 262_144
 _END = 4_096
 _STEP = 65_536
@@ -190,42 +191,14 @@ def _embeddings(head: bytes, tail: bytes) -> Mapping[str, object] | None:
     return {"object": "list", "data": [{"object": "embedding"}], "model": name, "usage": usage}
 
 
-class Inflater:
-    """Decompresses gzip or deflate in front of another reader.
+class _Behind:
+    """What readers in front of another reader share."""
 
-    A body that unfolds to more than `BODY_CAP` and more than 200 times its size is a bomb: the rest of it is not read.
-    """
-
-    __slots__ = ("_in", "_inflate", "_out", "_reader", "broken")
+    __slots__ = ("_reader", "broken")
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
-        self._inflate = zlib.decompressobj(wbits=47)  # gzip or zlib, whatever the header says
-        self._in = self._out = 0
         self.broken = False
-
-    def feed(self, data: bytes) -> None:
-        """Take the next compressed bytes, cut anywhere."""
-        try:
-            for at in range(0, len(data), _PIECE):
-                self._inflate_piece(data[at : at + _PIECE])
-        except zlib.error:
-            self.broken = True
-
-    def _inflate_piece(self, data: bytes) -> None:
-        while data and not self.broken:
-            plain = self._inflate.decompress(data, _STEP)
-            rest = self._inflate.unconsumed_tail
-            if self._inflate.eof and self._inflate.unused_data:
-                rest = self._inflate.unused_data  # gzip members may follow each other
-                self._inflate = zlib.decompressobj(wbits=47)
-            self._in += len(data) - len(rest)
-            self._out += len(plain)
-            data = rest
-            self._reader.feed(plain)
-            bomb = self._out > BODY_CAP and self._out > _RATIO * self._in
-            # A stream reader skips what is too large and goes on; a JSON reader is done.
-            self.broken = bomb or (isinstance(self._reader, JSONReader) and self._reader.broken)
 
     def close(self) -> None:
         """The body is complete."""
@@ -262,6 +235,73 @@ class Inflater:
         return self._reader.output_bytes
 
 
+class Inflater(_Behind):
+    """Decompresses gzip or deflate in front of another reader.
+
+    A body that unfolds to more than `BODY_CAP` and more than 200 times its size is a bomb: the rest of it is not read.
+    """
+
+    __slots__ = ("_in", "_inflate", "_out")
+
+    def __init__(self, reader: Reader) -> None:
+        super().__init__(reader)
+        self._inflate = zlib.decompressobj(wbits=47)  # gzip or zlib, whatever the header says
+        self._in = self._out = 0
+
+    def feed(self, data: bytes) -> None:
+        """Take the next compressed bytes, cut anywhere."""
+        try:
+            for at in range(0, len(data), _PIECE):
+                self._inflate_piece(data[at : at + _PIECE])
+        except zlib.error:
+            self.broken = True
+
+    def _inflate_piece(self, data: bytes) -> None:
+        while data and not self.broken:
+            plain = self._inflate.decompress(data, _STEP)
+            rest = self._inflate.unconsumed_tail
+            if self._inflate.eof and self._inflate.unused_data:
+                rest = self._inflate.unused_data  # gzip members may follow each other
+                self._inflate = zlib.decompressobj(wbits=47)
+            self._in += len(data) - len(rest)
+            self._out += len(plain)
+            data = rest
+            self._reader.feed(plain)
+            bomb = self._out > BODY_CAP and self._out > _RATIO * self._in
+            # A stream reader skips what is too large and goes on; a JSON reader is done.
+            self.broken = bomb or (isinstance(self._reader, JSONReader) and self._reader.broken)
+
+
+class Unlabelled(_Behind):
+    """Reads a body as what it begins like, as the SDKs do, since its content type says neither JSON nor events."""
+
+    __slots__ = ("_begin", "_now", "_passes")
+
+    def __init__(self, now: Callable[[], float] | None) -> None:
+        super().__init__(JSONReader())
+        self._now = now
+        self._begin: bytes | None = b""  # None once it is known what this is
+        self._passes = False
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes, cut anywhere."""
+        if self._begin is not None:
+            data = self._begin = (self._begin + data).lstrip()
+            if len(data) < _FIELD:
+                return
+            self._choose()
+        if self._passes:
+            self._reader.feed(data)
+
+    def _choose(self) -> None:
+        begin, self._begin = self._begin or b"", None
+        if begin.startswith((b"data:", b"event:", b"id:", b":")):
+            self._reader = StreamReader(self._now)
+        elif not begin.startswith((b"{", b"[")):
+            return
+        self._passes = True
+
+
 def reader_for(
     content_type: str, content_encoding: str | None = None, now: Callable[[], float] | None = None
 ) -> Reader | None:
@@ -273,7 +313,7 @@ def reader_for(
         now: Seconds of a monotonic clock, to tell when a stream's first text came.
 
     Returns:
-        None for types that hold no usage, and for encodings that the standard library can't undo (br, zstd).
+        None for sound and pictures, and for encodings that the standard library can't undo (br, zstd).
     """
     kind = content_type.partition(";")[0].strip().lower()
     reader: Reader
@@ -281,8 +321,10 @@ def reader_for(
         reader = StreamReader(now)
     elif kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
         reader = JSONReader()
-    else:
+    elif kind.startswith(("audio/", "image/", "video/")):
         return None
+    else:
+        reader = Unlabelled(now)
     encoding = (content_encoding or "identity").strip().lower()
     if encoding == "identity":
         return reader
