@@ -7,6 +7,7 @@ import importlib
 from types import TracebackType
 from typing import Any, Self
 
+from respan_guard.clients.asking import OPTION, REFUSALS
 from respan_guard.clients.bodies import Body, WatchedAsyncStream, WatchedStream
 from respan_guard.clients.door import Door, RefusedCall
 from respan_guard.clients.exchange import Exchange
@@ -52,7 +53,14 @@ class Passage:
             if type(request.stream).__name__ != "ByteStream":
                 return None
             content = b"".join(request.stream)
-        return read_json(path, content, include_usage=self.door.include_usage)
+        outgoing = read_json(path, content, include_usage=self.door.asking.wanted)
+        if (
+            outgoing is not None
+            and outgoing.content is not None
+            and not self.door.asking.may(request.url, outgoing.call)
+        ):
+            outgoing.content = None
+        return outgoing
 
     def changed(self, request: Any, outgoing: Outgoing) -> Any:
         """The request to send, asking for a stream's usage if need be."""
@@ -132,17 +140,28 @@ class Transport(Passage):
             exchange = door.guard.sync.run(door.open(outgoing.call))
         except RefusedCall as refused:
             return self.refusal(refused, request)
-        request = self.changed(request, outgoing)
-        stream = request.stream
-        body = request.stream = self.kinds.body(stream)
-        try:
-            response = self.inner.handle_request(request)
-            return self.watched(response, exchange, outgoing, self.kinds.stream)
-        except BaseException as error:
-            self.failed(exchange, error, body)
-            raise
-        finally:
-            request.stream = stream
+        while True:
+            sent = self.changed(request, outgoing)
+            stream = sent.stream
+            body = sent.stream = self.kinds.body(stream)
+            try:
+                response = self.inner.handle_request(sent)
+                if outgoing.content is not None and response.status_code in REFUSALS:
+                    body.taken = False  # what is refused costs nothing
+                    told = b"".join(response.stream)
+                    response.stream.close()
+                    response.stream = self.kinds.bytes(told)
+                    if OPTION in told:
+                        outgoing = Outgoing(outgoing.call, refused=True)
+                        continue
+                if outgoing.refused and response.status_code < 300:
+                    door.asking.refused(request.url, outgoing.call)
+                return self.watched(response, exchange, outgoing, self.kinds.stream)
+            except BaseException as error:
+                self.failed(exchange, error, body)
+                raise
+            finally:
+                sent.stream = stream
 
     def close(self) -> None:
         """Close the transport behind."""
@@ -179,17 +198,28 @@ class AsyncTransport(Passage):
             exchange = await door.open(outgoing.call)
         except RefusedCall as refused:
             return self.refusal(refused, request)
-        request = self.changed(request, outgoing)
-        stream = request.stream
-        body = request.stream = self.kinds.body(stream)
-        try:
-            response = await self.inner.handle_async_request(request)
-            return self.watched(response, exchange, outgoing, self.kinds.async_stream)
-        except BaseException as error:
-            self.failed(exchange, error, body)
-            raise
-        finally:
-            request.stream = stream
+        while True:
+            sent = self.changed(request, outgoing)
+            stream = sent.stream
+            body = sent.stream = self.kinds.body(stream)
+            try:
+                response = await self.inner.handle_async_request(sent)
+                if outgoing.content is not None and response.status_code in REFUSALS:
+                    body.taken = False  # what is refused costs nothing
+                    told = b"".join([chunk async for chunk in response.stream])
+                    await response.stream.aclose()
+                    response.stream = self.kinds.bytes(told)
+                    if OPTION in told:
+                        outgoing = Outgoing(outgoing.call, refused=True)
+                        continue
+                if outgoing.refused and response.status_code < 300:
+                    door.asking.refused(request.url, outgoing.call)
+                return self.watched(response, exchange, outgoing, self.kinds.async_stream)
+            except BaseException as error:
+                self.failed(exchange, error, body)
+                raise
+            finally:
+                sent.stream = stream
 
     async def aclose(self) -> None:
         """Close the transport behind."""
