@@ -15,7 +15,7 @@ import pytest
 from google.genai import types as genai
 from hypothesis import given
 from hypothesis import strategies as st
-from openai.types.audio import Transcription
+from openai.types.audio import Transcription, TranscriptionVerbose
 from openai.types.create_embedding_response import CreateEmbeddingResponse
 from openai.types.images_response import ImagesResponse
 
@@ -356,7 +356,6 @@ def test_last_event_of_a_stream_is_a_reply() -> None:
         {"usage": {"prompt_tokens": 1, "completion_tokens": 1}},
         {**CHAT, "usage": None},
         openai.types.chat.ChatCompletion.model_validate({**CHAT, "usage": None}),
-        Transcription.model_validate({"text": "x", "usage": {"type": "duration", "seconds": 7}}),
     ],
     ids=lambda reply: type(reply).__name__ if type(reply) is object else repr(reply),
 )
@@ -364,6 +363,33 @@ def test_what_holds_no_usage_is_refused_with_a_hint(reply: object) -> None:
     """Anything that isn't a reply with usage raises InvalidInput, which says what would be right."""
     with pytest.raises(InvalidInput, match=r"found no usage in this \w+; a whole reply of OpenAI's"):
         usage_from_reply(reply)
+
+
+@pytest.mark.parametrize(
+    ("reply", "says"),
+    [
+        (
+            Transcription.model_validate({"text": "hi", "usage": {"type": "duration", "seconds": 12}}),
+            r"audio is charged by its duration \(12.0 seconds\)",
+        ),
+        (
+            TranscriptionVerbose.model_validate(
+                {"text": "hi", "duration": 12, "language": "en", "usage": {"type": "duration", "seconds": 12}}
+            ),
+            r"audio is charged by its duration \(12.0 seconds\)",
+        ),
+        (Transcription.model_validate({"text": "hi"}), "this transcription of audio tells no usage"),
+        (
+            ImagesResponse.model_validate({"created": 1, "data": [{"url": "x"}]}),
+            "these images are charged by the piece",
+        ),
+    ],
+)
+def test_what_is_not_charged_by_tokens_says_so(reply: Any, says: str) -> None:
+    """Audio by its length and images by the piece: no count of tokens is made up; the error says what to record."""
+    with pytest.raises(InvalidInput, match=says + r".*; record it with Usage\(model=..., cost=...\)"):
+        Usage.from_response(reply)
+    assert read_reply(reply.model_dump()) is None
 
 
 def test_replies_as_text() -> None:

@@ -15,7 +15,7 @@ from respan_guard.money import MAX_NANO, NANO
 from respan_guard.providers.base import Call, Layout, Media, count, limit, mapping, measure, text
 from respan_guard.usage import MAX_TOKENS, Usage
 
-__all__ = ["call", "event_usage", "reply_usage"]
+__all__ = ["call", "event_usage", "reply_usage", "untold"]
 
 OPERATIONS = {
     "/chat/completions": "chat",
@@ -208,6 +208,19 @@ def reply_usage(body: Mapping[str, Any]) -> Usage | None:
             return _response(body, "decision")
         if isinstance(body.get("text"), str) and usage.get("type") == "tokens":
             return _response(body, "transcription")
+    return None
+
+
+def untold(body: Mapping[str, Any]) -> str | None:
+    """Why a reply that is whole tells no tokens; None if nothing is known."""
+    usage = body.get("usage")
+    if isinstance(body.get("text"), str) and mapping(usage).get("type") == "duration":
+        seconds = mapping(usage).get("seconds")
+        return f"this audio is charged by its duration ({seconds} seconds), not by tokens, and its reply names no model"
+    if usage is None and isinstance(body.get("text"), str) and ("duration" in body or body.keys() == {"text"}):
+        return "this transcription of audio tells no usage"
+    if usage is None and isinstance(body.get("data"), list) and isinstance(body.get("created"), int):
+        return "these images are charged by the piece, and their reply tells no usage"
     return None
 
 
