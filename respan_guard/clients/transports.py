@@ -17,6 +17,7 @@ from respan_guard.clients.unmetered import warn_of
 
 __all__ = ["AsyncTransport", "Kinds", "Transport", "kinds_of"]
 
+_OF_THE_BODY = (b"content-length", b"content-encoding")
 _TAKES_BODY = ("HTTPTransport", "AsyncHTTPTransport")
 """Transports that ask for a request's body once there is a connection to send it on."""
 
@@ -99,7 +100,9 @@ class Passage:
         if response.is_closed:  # of a transport that has the whole body already: nobody will ask for its stream
             return self._read_whole(response, exchange, content_type, edited=edited)
         feed = exchange.answered(response.status_code, content_type, encoding)
-        hide = UsageFilter() if edited and UsageFilter.fits(content_type, encoding) else None
+        hide = UsageFilter(encoding) if edited and UsageFilter.fits(content_type, encoding) else None
+        if hide is not None:
+            response.headers = self._plain(response.headers)
         response.stream = kind(response.stream, exchange, feed, hide)
         return response
 
@@ -111,11 +114,16 @@ class Passage:
         if edited and UsageFilter.fits(content_type, ""):
             hide = UsageFilter()
             content = hide.passed(response.content) + hide.rest()
-            headers = {"content-type": content_type}
+            headers = self._plain(response.headers)
             return self.kinds.response(
                 response.status_code, headers=headers, content=content, extensions=response.extensions
             )
         return response
+
+    def _plain(self, headers: Any) -> Any:
+        """The headers of a body that is edited, so that its length is another, and not encoded."""
+        kept = [(name, value) for name, value in headers.raw if name.lower() not in _OF_THE_BODY]
+        return type(headers)(kept)
 
     def failed(self, exchange: Exchange, error: BaseException, body: Body) -> None:
         """There was no response."""

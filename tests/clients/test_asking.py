@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 from collections.abc import AsyncIterator, Iterator
@@ -142,3 +143,30 @@ def test_nobody_need_be_asked(guard: Guard) -> None:
     ask(server.client(guard, include_usage=False))
     assert server.asked == [False]
     assert [record.kind for record in records(guard)] == ["presumed"]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("encoding", ["", "gzip"])
+def test_a_stream_keeps_its_headers_and_hides_its_usage(guard: Guard, whole: bool, encoding: str) -> None:
+    """From a transport that has the whole body already, and compressed although it was not asked to be."""
+    server = Server(200, "")
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        plain = server(request)
+        body = plain.read()
+        data = gzip.compress(body) if encoding else body
+        headers = {"content-type": "text/event-stream", "x-request-id": "req_1", "content-length": str(len(data))}
+        if encoding:
+            headers["content-encoding"] = encoding
+        if whole:
+            return httpx2.Response(200, headers=headers, content=data)
+        return httpx2.Response(200, headers=headers, stream=Events(*(data[i : i + 7] for i in range(0, len(data), 7))))
+
+    http = httpx2.Client(transport=httpx2.MockTransport(answer))
+    bare = openai.OpenAI(api_key="k", base_url="http://p/v1", http_client=http, max_retries=0)
+    client = guard.wrap(bare, customer="c1")
+    raw = client.chat.completions.with_raw_response.create(model=CHAT, messages=ASK, stream=True)
+    assert raw.headers["x-request-id"] == "req_1"
+    assert [len(chunk.choices) for chunk in raw.parse()] == [1]
+    [record] = records(guard)
+    assert (record.kind, record.usage.output_tokens) == ("usage", 2)
