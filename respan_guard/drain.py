@@ -43,11 +43,12 @@ class Unstorable(BackendError):
 class Item:
     """An op that waits, and who waits for it."""
 
-    __slots__ = ("future", "op")
+    __slots__ = ("future", "on_disk", "op")
 
-    def __init__(self, op: Op | None, future: asyncio.Future[Outcome] | None) -> None:
+    def __init__(self, op: Op | None, future: asyncio.Future[Outcome] | None, *, on_disk: bool = False) -> None:
         self.op = op  # None is a marker: its future tells when all before it is stored
         self.future = future
+        self.on_disk = on_disk  # a record that lies in the journal, too
 
 
 class Drain(ABC):
@@ -97,7 +98,7 @@ class Drain(ABC):
         """
         items = [self._inbox.popleft() for _ in range(len(self._inbox))]
         try:
-            self._journal.write([item.op.entry for item in items if isinstance(item.op, Record)])
+            self._journal.write([item.op.entry for item in items if isinstance(item.op, Record) and not item.on_disk])
         except BaseException:
             self._inbox.extendleft(reversed(items))
             raise
@@ -123,6 +124,7 @@ class Drain(ABC):
                     await asyncio.wait_for(self._wake.wait(), self.breaker.pause)
                 self._wake.clear()
             if self.breaker.is_open:
+                await self._secure()
                 await self._probe()
                 continue
             self._take_batch()
@@ -161,6 +163,23 @@ class Drain(ABC):
     async def _probe(self) -> None:
         """Find out whether storage is back, at nobody's expense."""
         await self._try([Item(_PROBE, None)], self.timeout)
+
+    async def _secure(self) -> None:
+        """Copy records that wait to the journal: this process may die before storage is back.
+
+        They stay here, in front of their releases. Both will be sent: the store knows the ids.
+        """
+        fresh = [item for item in list(self._inbox) if item.op.__class__ is Record and not item.on_disk]
+        if not fresh:
+            return
+        try:
+            entries = [item.op.entry for item in fresh if isinstance(item.op, Record)]
+            await asyncio.to_thread(self._journal.write, entries)
+        except OSError as disk:
+            logger.error("neither storage nor the journal takes usage records: %s", disk)
+        else:
+            for item in fresh:
+                item.on_disk = True
 
     async def _try(self, batch: list[Item], patience: float) -> None:
         self._sent_at = self.loop.time()
@@ -242,7 +261,7 @@ class Drain(ABC):
             if item.future is not None and not item.future.done():
                 item.future.set_exception(error)
             if not isinstance(item.op, (Admit, Renew)):
-                kept.append(Item(item.op, None))
+                kept.append(Item(item.op, None, on_disk=item.on_disk))
         self._inbox.extendleft(reversed(kept))
         if len(self._inbox) > _BACKLOG:
             try:
