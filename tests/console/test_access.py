@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx2
@@ -146,6 +146,25 @@ async def test_many_tries_at_once_are_many(guard: Guard) -> None:
     assert Counter(answer.status_code for answer in answers) == {401: 10, 429: 20}
 
 
+async def test_tries_whose_password_is_yet_to_come_are_many(guard: Guard) -> None:
+    """Eighty forms that are begun together and finished later: ten passwords are looked at, not all of them."""
+    console = Console(guard, password=PASSWORD)
+    come = asyncio.Event()
+
+    async def form(number: int) -> AsyncIterator[bytes]:
+        yield b"password="
+        await come.wait()
+        yield b"no %d" % number
+
+    transport = httpx2.ASGITransport(app=console)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://console.example", headers=SAME) as client:
+        tries = [asyncio.create_task(client.post("/signin", content=form(number))) for number in range(80)]
+        await asyncio.sleep(0.1)
+        come.set()
+        answers = await asyncio.gather(*tries)
+    assert Counter(answer.status_code for answer in answers) == {401: 10, 429: 70}
+
+
 @pytest.mark.parametrize("path", WRITES)
 async def test_writes_need_a_session_that_may(guard: Guard, path: str) -> None:
     """Without one, with a read-only one, or in a read-only console, every change is refused and nothing changes."""
@@ -210,9 +229,10 @@ def test_signing_in_and_out_from_elsewhere_is_refused() -> None:
     guard = make_guard()
     client = signed_in(guard)
     for path in ("/signin", "/signout"):
-        answer = client.post(path, data={"password": PASSWORD}, headers={"sec-fetch-site": "cross-site"})
-        assert answer.status_code == 403
-        assert "set-cookie" not in answer.headers
+        for headers in ({"sec-fetch-site": "cross-site"}, {"origin": "null"}, {"origin": "http://evil.example"}, {}):
+            answer = client.post(path, data={"password": PASSWORD}, headers=headers)
+            assert answer.status_code == 403
+            assert "set-cookie" not in answer.headers
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
