@@ -20,10 +20,11 @@ from starlette.routing import Mount, Route
 from starlette.types import Message, Receive, Scope, Send
 
 from respan_guard.console import customer as one
-from respan_guard.console import logs, panels, users
+from respan_guard.console import log_exports, logs, panels, users
 from respan_guard.console.access import Access, Auth, User
 from respan_guard.console.dashboard import dashboard
 from respan_guard.console.gate import Gate, form_of
+from respan_guard.console.log_view import PILLS, view_from
 from respan_guard.console.pages import Pages
 from respan_guard.console.ranges import range_from
 from respan_guard.customer import Customer, normalise_identifier
@@ -147,15 +148,15 @@ class Console:
         return _download(users.users_json(self._guard, view), "application/json", "users.json")
 
     async def _logs(self, request: Request, user: User) -> Response:
-        view, span = logs.view_from(request.query_params, self._guard)
+        view, span = view_from(request.query_params, self._guard)
         found = await logs.logs(self._guard, view, span)
-        return await self._render(request, user, "logs.html", view=view, span=span, pills=logs.PILLS, **found)
+        return await self._render(request, user, "logs.html", view=view, span=span, pills=PILLS, **found)
 
     async def _logs_export(self, request: Request, user: User) -> Response:
-        view, span = logs.view_from(request.query_params, self._guard)
+        view, span = view_from(request.query_params, self._guard)
         if request.url.path.endswith(".csv"):
-            return _download(logs.logs_csv(self._guard, view, span), "text/csv", "logs.csv")
-        return _download(logs.logs_jsonl(self._guard, view, span), "application/x-ndjson", "logs.jsonl")
+            return _download(log_exports.logs_csv(self._guard, view, span), "text/csv", "logs.csv")
+        return _download(log_exports.logs_jsonl(self._guard, view, span), "application/x-ndjson", "logs.jsonl")
 
     async def _record(self, request: Request, user: User) -> Response:
         seq = request.query_params.get("seq", "")

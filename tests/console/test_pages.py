@@ -81,7 +81,8 @@ async def test_hostile_text_is_text(guard: Guard, evil: str) -> None:
     rows = list(csv.reader(io.StringIO(client.get("/users.csv").text)))
     assert rows[1][0] == (f"'{evil}" if evil.startswith("=") else who)
     assert json.loads(client.get("/users.json").text)[0]["customer_identifier"] == who
-    assert json.loads(client.get("/logs.jsonl").text)["customer_identifier"] == who
+    lines = [json.loads(line) for line in client.get("/logs.jsonl").text.splitlines()]
+    assert [(line["customer_identifier"], line["refused_by"]) for line in lines] == [(who, None), (who, evil)]
 
 
 @pytest.mark.parametrize("mount", ["", "/guard", "/a/b/console"])
@@ -202,10 +203,12 @@ async def test_logs_are_filtered_and_paged(guard: Guard) -> None:
         "Unpriced": "5",
     }
     rows = list(csv.DictReader(io.StringIO(client.get("/logs.csv?customer=ann").text)))
-    assert [row["sequence"] for row in rows] == [str(number + 1) for number in range(130) if number % 2]
+    assert [row["sequence"] for row in rows if row["sequence"]] == [str(n + 1) for n in range(129, -1, -1) if n % 2]
     lines = [json.loads(line) for line in client.get("/logs.jsonl?status=budget").text.splitlines()]
     assert sum(line["count"] for line in lines) == 14
-    for odd in ("before=x", "before=" + "9" * 40, "range=x", "range=custom&from=0001-01-01&to=9999-12-31", "until=-1"):
+    for odd in ("before=x", "before=" + "9" * 40, "range=x", "range=custom&from=0001-01-01&to=9999-12-31", "late=-1",
+                "refused=x", "refused=[1]", "refused=[true,1,2]", 'refused=[-9,"a","b"]', "refused=" + "[" * 9999,
+                'refused=[9,"%5Cud800","%5Cu0000"]', "customer=%00&model=%00"):  # fmt: skip
         assert client.get(f"/logs?{odd}").status_code == 200
 
 
