@@ -193,7 +193,7 @@ def csv_line(values: list[Any]) -> str:
 
 
 def _inert(value: Any) -> Any:
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") and not _is_number(value):
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r", "\n") and not _is_number(value):
         return f"'{value}"
     return "" if value is None else value
 

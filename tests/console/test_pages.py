@@ -159,6 +159,18 @@ async def test_customers_are_found_sorted_and_paged(guard: Guard) -> None:
         assert client.get(f"/users{odd}").status_code == 200
 
 
+async def test_no_field_of_a_csv_file_is_a_formula(guard: Guard) -> None:
+    """Also not behind a line break or a tab, which spreadsheets pass over."""
+    for sign in ("=", "+", "-", "@", "\t=", "\r=", "\n="):
+        await guard.record(Usage(model=f"{sign}1+1", provider=f"{sign}2", cost=1), "ann")
+    await guard.put_customer(Customer(customer_identifier="=cmd", name="ok"))
+    client = client_of(guard, open_to_all=True)
+    for path in ("/logs.csv", "/users.csv"):
+        for row in csv.reader(io.StringIO(client.get(path).text, newline="")):
+            assert not [text for text in row if text[:1] in ("=", "@", "\t", "\r", "\n")], path
+            assert not [text for text in row if text[:1] in ("+", "-") and not text[1:].isdigit()], path
+
+
 async def test_logs_are_filtered_and_paged(guard: Guard) -> None:
     """Every record and refusal comes once, newest first, through whatever filter; pills count what they show."""
     assert isinstance(guard.clock, FakeClock)
