@@ -6,6 +6,7 @@ strips a prefix, whether the app was told of it or not.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from decimal import localcontext
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from respan_guard.guard import Guard
 
 __all__ = ["Console"]
+
+logger = logging.getLogger("respan_guard")
 
 _HEADERS = {
     b"content-security-policy": (
@@ -278,8 +281,9 @@ class Console:
         )
 
     async def _no_answer(self, request: Request, error: Exception) -> Response:
-        return await self._pages.render(
-            request, None, "error.html", 503, text="Storage gave no answer. Try again in a moment.", detail=str(error),
+        logger.warning("the console can't answer %r: %s", request.url.path, error)
+        return await self._pages.render(  # without the error: storage knows who asks, and it names hosts and users
+            request, None, "error.html", 503, text="Storage gave no answer. Try again in a moment; the log says why.",
             headers={"retry-after": "5"},
         )  # fmt: skip
 

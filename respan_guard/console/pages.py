@@ -106,7 +106,6 @@ class Pages:
             "done": _DONE.get(request.query_params.get("done", ""), ""),
             "error": "",
             "wrong": "",
-            "detail": "",
             "refresh": 0,
             **context,
         }

@@ -12,6 +12,7 @@ from decimal import Decimal
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from starlette.applications import Starlette
@@ -22,6 +23,7 @@ from respan_guard import Customer, Guard, Usage, UsageRecord
 from respan_guard import console as package
 from respan_guard.backends.base import RefusalRow
 from respan_guard.console import Console, Panel
+from respan_guard.errors import StorageUnavailable
 from respan_guard.exporters import ExportResult
 from respan_guard.testing import FakeClock
 
@@ -343,6 +345,18 @@ async def test_storage_that_is_down_is_a_page(tmp_path: Path) -> None:
     answer = client_of(guard, open_to_all=True).get("/users")
     assert answer.status_code == 503
     assert "Storage gave no answer" in answer.text
+
+
+async def test_strangers_are_not_told_where_storage_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the cookie is worth, which only storage knows: the page says that there is no answer, the log why."""
+    guard = Guard("memory://", journal_dir=tmp_path)
+    monkeypatch.setattr(guard.lane(), "call", Mock(side_effect=StorageUnavailable("no 10.1.2.3 for user root")))
+    answer = client_of(guard).get("/", headers={"cookie": "respan_guard_console=x"})
+    assert answer.status_code == 503
+    assert "10.1.2.3" not in answer.text
+    assert "no 10.1.2.3 for user root" in caplog.text
 
 
 def test_what_is_vendored_is_what_was_published() -> None:
