@@ -30,6 +30,7 @@ COOKIE = "respan_guard_console"
 _SESSION_MS = 12 * 3_600_000
 _SHORTEST = 8
 _SPACE, _KEY = "console", "secret"
+_ENDED = "console-ended"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,8 @@ class Access:
     """Passwords, sessions, and tokens that show that a form is ours.
 
     Cookies are signed with a secret that is made once and kept in the store, so that all workers share it, and with
-    the passwords, so that changing one ends its sessions.
+    the passwords, so that changing one ends its sessions. Sessions that were ended by signing out are kept there until
+    they would be over.
     """
 
     def __init__(
@@ -117,8 +119,11 @@ class Access:
             + ("; Secure" if request.url.scheme == "https" else ""),
         )
 
-    def sign_out(self, response: Response) -> None:
-        """Take the cookie back."""
+    async def sign_out(self, request: Request, response: Response) -> None:
+        """End the session, whoever has its cookie, and take the cookie back."""
+        session = await self._session(request)
+        if session is not None:
+            await self._guard.lane().call(lambda backend: self._end(backend, session))
         response.headers.append("set-cookie", f"{COOKIE}=; Max-Age=0; HttpOnly; SameSite=Lax")
 
     async def token(self, request: Request) -> str:
@@ -131,15 +136,25 @@ class Access:
             who = f"name:{user.name}" if user is not None else "nobody"
         return hmac.new(await self._key(), f"form:{who}".encode(), hashlib.sha256).hexdigest()
 
+    async def _end(self, backend: Backend, session: dict[str, str]) -> None:
+        """Remember that a session has ended, and forget those that are over anyway."""
+        await backend.set_fact(_ENDED, session["id"], str(session["until"]))
+        for ended, until in await backend.facts(_ENDED):
+            if int(until) <= self._guard.clock.now_ms():
+                await backend.set_fact(_ENDED, ended, None)
+
     async def _session(self, request: Request) -> dict[str, str] | None:
         cookie = request.cookies.get(COOKIE)
         if not cookie or not self.by_password:
             return None
         try:
             session: dict[str, str] = (await self._signer()).loads(cookie)
-            return session if int(session["until"]) > self._guard.clock.now_ms() else None
+            if int(session["until"]) <= self._guard.clock.now_ms():
+                return None
+            ended = session["id"]
         except (BadData, KeyError, TypeError, ValueError):
             return None
+        return None if await self._guard.lane().call(lambda backend: backend.fact(_ENDED, ended)) else session
 
     async def _signer(self) -> URLSafeSerializer:
         return URLSafeSerializer(await self._key(), signer_kwargs={"digest_method": hashlib.sha256})

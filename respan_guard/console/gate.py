@@ -115,7 +115,7 @@ class Gate:
         if not same_origin(request):
             raise HTTPException(403, "This form was not sent from the console.")
         response = RedirectResponse("signin", 303)
-        self._access.sign_out(response)
+        await self._access.sign_out(request, response)
         return response
 
 

@@ -116,9 +116,29 @@ def test_sessions_are_the_workers_and_end() -> None:
     assert client_of(guard, **other).get("/", headers=cookie).status_code == 303
     assert client.post("/signout", headers=SAME).status_code == 303
     assert client.get("/").status_code == 303
+    assert client_of(guard).get("/", headers=cookie).status_code == 303
+    later = signed_in(guard)
+    cookie = {"cookie": f"respan_guard_console={later.cookies['respan_guard_console']}"}
+    assert client_of(guard).get("/", headers=cookie).status_code == 200
     assert isinstance(guard.clock, FakeClock)
     guard.clock.advance(12 * 3600 + 1)
     assert client_of(guard).get("/", headers=cookie).status_code == 303
+
+
+async def test_a_cookie_is_worth_nothing_after_its_session(guard: Guard) -> None:
+    """Also in other hands, in every worker, for reading and for changes; of sessions long over nothing is kept."""
+    await fill(guard)
+    client, other = signed_in(guard), signed_in(guard)
+    cookie = {"cookie": f"respan_guard_console={client.cookies['respan_guard_console']}"}
+    form = {"id": "ann", "blocked": "1", "token": token_in(client.get("/user?id=ann").text)}
+    assert client.post("/signout", headers=SAME).status_code == 303
+    assert client_of(guard).get("/", headers=cookie).status_code == 303
+    assert client_of(guard).post("/user-block", data=form, headers={**SAME, **cookie}).status_code == 401
+    assert other.get("/").status_code == 200
+    assert isinstance(guard.clock, FakeClock)
+    guard.clock.advance(12 * 3600 + 1)
+    assert signed_in(guard).post("/signout", headers=SAME).status_code == 303
+    assert len(await guard.lane().call(lambda backend: backend.facts("console-ended"))) == 1
 
 
 def test_passwords_are_tried_a_few_times_only() -> None:
