@@ -10,7 +10,8 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from ipaddress import IPv6Address, IPv6Network, ip_address
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from itsdangerous import BadData, URLSafeSerializer
@@ -173,41 +174,66 @@ class Access:
 
 
 class Throttle:
-    """Lets an address try few passwords: `allowed` in `seconds`, and all together ten times that."""
+    """Lets an address try few passwords: `allowed` in `seconds`, and all together ten times that.
+
+    IPv6 addresses of one network of 64 bits are one. Who signed in from an address before does not wait for others.
+    """
 
     def __init__(self, guard: Guard, allowed: int = 10, seconds: float = 300.0, remembered: int = 10_000) -> None:
         self._clock = guard.clock
         self._allowed = allowed
         self._seconds = seconds
         self._remembered = remembered
+        self._all: deque[float] = deque()
         self._tries: OrderedDict[str, deque[float]] = OrderedDict()
+        self._known: OrderedDict[str, None] = OrderedDict()
 
     def wait(self, address: str) -> float:
         """Seconds until the address may try again; 0 if it may."""
+        address = _network(address)
         now = self._clock.monotonic()
         waits = [0.0]
-        for name, allowed in ((address, self._allowed), ("", 10 * self._allowed)):
-            tries = self._tries.get(name, deque())
+        for tries, allowed in ((self._tries.get(address, deque()), self._allowed), (self._all, 10 * self._allowed)):
             while tries and tries[0] <= now - self._seconds:
                 tries.popleft()
-            if len(tries) >= allowed:
+            if len(tries) >= allowed and not (tries is self._all and address in self._known):
                 waits.append(tries[0] + self._seconds - now)
         return max(waits)
 
     def tried(self, address: str) -> None:
         """Count a password."""
+        address = _network(address)
         now = self._clock.monotonic()
-        for name in (address, ""):
-            self._tries.setdefault(name, deque()).append(now)
-            self._tries.move_to_end(name)
-        while len(self._tries) > self._remembered:
-            self._tries.popitem(last=False)
+        self._all.append(now)
+        self._tries.setdefault(address, deque()).append(now)
+        _keep(self._tries, address, self._remembered)
 
     def forgive(self, address: str) -> None:
         """The last one was right."""
-        for name in (address, ""):
-            if self._tries.get(name):
-                self._tries[name].pop()
+        address = _network(address)
+        for tries in (self._tries.get(address), self._all):
+            if tries:
+                tries.pop()
+        self._known[address] = None
+        _keep(self._known, address, self._remembered)
+
+
+def _keep(found: OrderedDict[str, Any], name: str, most: int) -> None:
+    """Make a name the last to be forgotten."""
+    found.move_to_end(name)
+    while len(found) > most:
+        found.popitem(last=False)
+
+
+def _network(address: str) -> str:
+    """Whom an address stands for: of IPv6 anybody has as many as they like."""
+    try:
+        found = ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(found, IPv6Address):
+        return str(found.ipv4_mapped or IPv6Network((int(found) >> 64 << 64, 64)))
+    return address
 
 
 def same_origin(request: Request) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 from starlette.requests import HTTPConnection
+from starlette.testclient import TestClient
 
 from respan_guard import Guard
 from respan_guard.console import Console, User, access
@@ -153,6 +154,29 @@ def test_passwords_are_tried_a_few_times_only() -> None:
     assert isinstance(guard.clock, FakeClock)
     guard.clock.advance(301)
     assert client.post("/signin", data={"password": PASSWORD}, headers=SAME).status_code == 303
+
+
+def test_who_signed_in_before_is_not_kept_out_by_others() -> None:
+    """A hundred wrong passwords from all over, and new addresses wait; those known do not. A network is one address."""
+    guard = make_guard()
+    console = Console(guard, password=PASSWORD)
+
+    def sign_in(address: str, password: str = PASSWORD) -> int:
+        client = TestClient(console, base_url="http://console.example", follow_redirects=False, client=(address, 1))
+        return client.post("/signin", data={"password": password}, headers=SAME).status_code
+
+    assert sign_in("192.0.2.1") == 303
+    assert [sign_in(f"2001:db8::{number:x}", "wrong") for number in range(11)] == [401] * 10 + [429]
+    assert sign_in("2001:db8:0:1::1") == 303
+    assert sign_in("::ffff:198.51.100.1", "wrong") == 401
+    assert sign_in("198.51.100.2") == 303
+    assert [sign_in(f"203.0.113.{number}", "wrong") for number in range(90)] == [401] * 89 + [429]
+    assert sign_in("203.0.113.99") == 429
+    assert sign_in("192.0.2.1") == sign_in("2001:db8:0:1::2") == 303
+    assert [sign_in("192.0.2.1", "wrong") for _ in range(11)] == [401] * 10 + [429]
+    assert isinstance(guard.clock, FakeClock)
+    guard.clock.advance(301)
+    assert sign_in("203.0.113.99") == 303
 
 
 async def test_many_tries_at_once_are_many(guard: Guard) -> None:
