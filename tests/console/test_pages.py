@@ -161,6 +161,22 @@ async def test_customers_are_found_sorted_and_paged(guard: Guard) -> None:
         assert client.get(f"/users{odd}").status_code == 200
 
 
+async def test_no_place_in_a_link_is_trouble_for_storage(tmp_path: Path) -> None:
+    """Numbers and texts that no store can keep are no place: the first page is shown, also of a file."""
+    async with Guard(f"sqlite:///{tmp_path / 'x.db'}", journal_dir=tmp_path) as guard:
+        await fill(guard)
+        client = client_of(guard, open_to_all=True)
+        for sort, after in (
+            ("cost", "[99999999999999999999999,%22a%22]"), ("cost", "[1,%22%5Cud800%22]"), ("cost", "[true,%22a%22]"),
+            ("cost", "[1e400,%22a%22]"), ("cost", "[1,%22%5Cu0000%22]"), ("name", "[%22%5Cud800%22,%22a%22]"),
+            ("customer", "[%22a%22,1]"), ("customer", "[" * 5000), ("cost", "[1]"), ("cost", "[" + "9" * 5000 + ",1]"),
+        ):  # fmt: skip
+            for path in ("/users", "/users.csv"):
+                answer = client.get(f"{path}?sort={sort}&after={after}")
+                assert answer.status_code == 200, after
+                assert "ann" in answer.text, after
+
+
 async def test_no_field_of_a_csv_file_is_a_formula(guard: Guard) -> None:
     """Also not behind a line break or a tab, which spreadsheets pass over."""
     for sign in ("=", "+", "-", "@", "\t=", "\r=", "\n="):
