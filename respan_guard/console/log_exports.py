@@ -59,7 +59,7 @@ async def _exported(guard: Guard, view: LogsView, span: Range) -> AsyncIterator[
         at = replace(view, place=place)
 
         async def work(backend: Backend, at: LogsView = at) -> tuple[list[LogRow], Place | None]:
-            found = await search(backend, at, span, _PAGE)
+            found = await search(backend, at, span, _PAGE, whole=True)
             return await found_rows(guard, backend, found), found.older
 
         rows, place = await guard.lane().call(work, 60.0)

@@ -40,10 +40,12 @@ class Found:
     cut_short: bool
 
 
-async def search(backend: Backend, view: LogsView, span: Range, size: int) -> Found:
-    """Find a page of up to `size` rows."""
+async def search(backend: Backend, view: LogsView, span: Range, size: int, *, whole: bool = False) -> Found:
+    """Find a page of up to `size` rows; with `whole`, however many records it takes to look at."""
     at = view.place
-    records, split, further = await _records(backend, view, span, size + 1) if view.of_records else ([], None, None)
+    records, split, further = (
+        await _records(backend, view, span, size + 1, whole) if view.of_records else ([], None, None)
+    )
     refusals, beyond = await _refusals(backend, view, span, size + 1) if view.of_refusals else ([], None)
     moments = _moments(records)
     i = j = 0
@@ -84,7 +86,7 @@ def _moments(records: list[StoredEntry]) -> list[int]:
 
 
 async def _records(
-    backend: Backend, view: LogsView, span: Range, size: int
+    backend: Backend, view: LogsView, span: Range, size: int, whole: bool
 ) -> tuple[list[StoredEntry], int | None, tuple[int, int | None] | None]:
     """Records; the place from which on they are late; and where to go on (before, late) if the search was cut short.
 
@@ -107,9 +109,10 @@ async def _records(
     found: list[StoredEntry] = []
     windows = _WINDOWS
     for before, stop, late in stretches:
-        if not _rare(query, late is not None):
+        rare = not whole and _rare(query, late is not None)
+        if not rare:
             found += await backend.entries(replace(query, after=before, stop=stop, limit=size - len(found)))
-        while _rare(query, late is not None) and len(found) < size:
+        while rare and len(found) < size:
             newest = await backend.entries(RecordQuery(after=before, stop=stop, descending=True, limit=1))
             if not newest:
                 break
