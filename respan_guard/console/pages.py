@@ -110,4 +110,5 @@ class Pages:
             **context,
         }
         page = self._templates.get_template(template).render(given)
-        return HTMLResponse(page, status, headers)
+        # What somebody wrote by hand may hold halves of surrogate pairs in a store that takes them.
+        return HTMLResponse(page.encode("utf-8", "replace"), status, headers)

@@ -177,6 +177,18 @@ async def test_no_place_in_a_link_is_trouble_for_storage(tmp_path: Path) -> None
                 assert "ann" in answer.text, after
 
 
+async def test_no_text_makes_a_page_fail(guard: Guard) -> None:
+    """Half of a surrogate pair, wherever one can be put."""
+    await guard.record(Usage(model="a\ud800", provider="b\ud800", cost=1, metadata={"\ud800": "\ud800"}), "ann")
+    await guard.put_customer(Customer(customer_identifier="ann"), actor="\ud800")
+    await guard.adjust("ann", Decimal(1), "why \ud800", actor="\ud800")
+    client = client_of(guard, open_to_all=True)
+    for path in ("/", "/users", "/user?id=ann", "/logs", "/record?seq=1", "/record?seq=2", "/logs.csv", "/users.json"):
+        assert client.get(path).status_code == 200, path
+    [line, _] = client.get("/logs.jsonl").text.splitlines()[::-1]
+    assert (json.loads(line)["model"], json.loads(line)["provider"]) == ("a?", "b?")
+
+
 async def test_no_field_of_a_csv_file_is_a_formula(guard: Guard) -> None:
     """Also not behind a line break or a tab, which spreadsheets pass over."""
     for sign in ("=", "+", "-", "@", "\t=", "\r=", "\n="):
