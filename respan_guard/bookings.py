@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from respan_guard.backends.base import Recorded, StoredEntry, TooLate
 from respan_guard.customer import normalise_identifier
-from respan_guard.errors import InvalidInput, StorageUnavailable
+from respan_guard.drain import Unstorable, Waits
+from respan_guard.errors import CounterOverflow, InvalidInput, StorageUnavailable
 from respan_guard.recorder import record_from_entry
 from respan_guard.usage import Usage, UsageRecord
 
@@ -26,11 +27,14 @@ class Booked:
         record: What is stored under its id. Its place in the log is not known yet.
         new: False if that was there before; then it stands as it was.
         conflict: What was there before has other amounts.
+        waits: Storage was sent it and did not answer, and the disk takes nothing: this process keeps it in memory and
+            sends it, under its id, until storage has it.
     """
 
     record: UsageRecord
     new: bool = True
     conflict: bool = False
+    waits: bool = False
 
 
 class Bookings:
@@ -42,7 +46,10 @@ class Bookings:
     async def book(
         self, usage: Usage, customer_identifier: str | int, *, entry_id: str | None = None, unpriced: bool = False
     ) -> Booked:
-        """Record usage that an admission has nothing to do with, and say what is stored. It is safe once this returns.
+        """Record usage that an admission has nothing to do with, and say what is stored.
+
+        It is safe once this returns, unless `waits` says otherwise; it is not stored if this raises. So who is told
+        of an error may send it again, and who is not must not.
 
         Args:
             usage: What the call consumed; priced if it has no cost, booked on the day that `usage.time` says.
@@ -52,9 +59,9 @@ class Bookings:
             unpriced: Keep it as unpriced whatever prices say: nothing is known about its size.
 
         Raises:
-            InvalidInput: The usage can't be stored, or its day is pruned.
-            StorageUnavailable: Neither storage nor the journal took it at once, and it is still tried; or the guard is
-                switched off, and it is not.
+            InvalidInput: The usage can't be stored, or its day is pruned; then it is among the dead letters.
+            StorageUnavailable: Neither storage nor the journal took it, and it is not kept; or the guard is switched
+                off.
         """
         guard = self._guard
         if guard.switch.off:
@@ -66,12 +73,15 @@ class Bookings:
         entry.usage.trace_id = traced  # not of the request that reports it
         if unpriced:
             entry.cost = None
-        outcome = await guard.lane().record(entry)
+        try:
+            outcome = await guard.lane().book(entry)
+        except (CounterOverflow, Unstorable) as error:
+            raise InvalidInput(f"storage can't take this, ever: {error}") from error
         if isinstance(outcome, TooLate):
             raise InvalidInput("timestamp is before what is kept: records of that day are pruned", field="timestamp")
         if isinstance(outcome, Recorded) and not outcome.new:
             return await self._stored(entry, outcome)
-        return Booked(record_from_entry(StoredEntry(0, 1, entry)))
+        return Booked(record_from_entry(StoredEntry(0, 1, entry)), waits=isinstance(outcome, Waits))
 
     async def find(self, customer_identifier: str, record_id: str) -> UsageRecord | None:
         """A customer's record by its id; None if there is none, or it is pruned."""

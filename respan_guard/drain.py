@@ -22,7 +22,7 @@ from respan_guard.journal import Journal
 from respan_guard.observing import observe_entry
 from respan_guard.telemetry import telemetry
 
-__all__ = ["BATCH", "Drain", "Item", "Unstorable"]
+__all__ = ["BATCH", "Drain", "Item", "Unstorable", "Waits"]
 
 BATCH = 512
 """The most ops that travel together."""
@@ -40,14 +40,28 @@ class Unstorable(BackendError):
     """An op that storage can't take, ever."""
 
 
+class Waits:
+    """What came of a record that storage was sent and did not answer for: it is kept, and sent until it is stored."""
+
+
 class Item:
     """An op that waits, and who waits for it."""
 
-    __slots__ = ("future", "op")
+    __slots__ = ("future", "op", "taken")
 
     def __init__(self, op: Op | None, future: asyncio.Future[Outcome] | None) -> None:
         self.op = op  # None is a marker: its future tells when all before it is stored
         self.future = future
+        self.taken = False  # storage was asked, or the journal or another home has it
+
+    def withdraw(self) -> bool:
+        """Have the op never be done; False if somebody took it, so that it is or will be."""
+        # In this order: others, on threads of their own, say that they take it before they look at what it is.
+        op, self.op = self.op, None
+        if self.taken:
+            self.op = op
+            return False
+        return True
 
 
 class Drain(ABC):
@@ -96,12 +110,15 @@ class Drain(ABC):
             OSError: The disk won't take them; they still wait.
         """
         items = [self._inbox.popleft() for _ in range(len(self._inbox))]
+        for item in items:
+            item.taken = True
+        ops = [item.op for item in items]
         try:
-            self._journal.write([item.op.entry for item in items if isinstance(item.op, Record)])
+            self._journal.write([op.entry for op in ops if isinstance(op, Record)])
         except BaseException:
             self._inbox.extendleft(reversed(items))
             raise
-        self._inbox.extend(item for item in items if item.op is None or isinstance(item.op, Admit))
+        self._inbox.extend(item for item, op in zip(items, ops, strict=True) if op is None or isinstance(op, Admit))
 
     def _call_threadsafe(self, function: Callable[[], object]) -> None:
         try:
@@ -187,6 +204,8 @@ class Drain(ABC):
 
     async def _send(self, batch: list[Item]) -> None:
         ops = [item.op for item in batch if item.op is not None]
+        for item in batch:
+            item.taken = True
         try:
             outcomes = await self.backend.apply(ops, None if self._server_clock else self._clock.now_ms())
         except _POISON as error:
@@ -242,7 +261,8 @@ class Drain(ABC):
             if item.future is not None and not item.future.done():
                 item.future.set_exception(error)
             if not isinstance(item.op, (Admit, Renew)):
-                kept.append(Item(item.op, None))
+                item.future = None
+                kept.append(item)
         self._inbox.extendleft(reversed(kept))
         if len(self._inbox) > _BACKLOG:
             try:
