@@ -107,6 +107,20 @@ class TestGroups:
         page = await api("POST", "/api/request-logs/groups/", {}, group_by=by)
         assert [group[field] for group in page["results"]] == expected
 
+    @pytest.mark.parametrize("by_number", [False, True])
+    async def test_groups_that_come_in_meanwhile(self, api: Client, by_number: bool) -> None:
+        """They push no group to the next page, so none is there twice."""
+        page = await api("POST", "/api/request-logs/groups/", {}, page_size=1)
+        seen = [row["model"] for row in page["results"]]
+        for number in range(2, 4):
+            await api.log({"model": f"new-{number}"}, cost=number)
+            if by_number:
+                page = await api("POST", "/api/request-logs/groups/", {}, page_size=1, page=number)
+            else:
+                page = await api("POST", page["next"], {})
+            seen += [row["model"] for row in page["results"]]
+        assert seen == ["big", "small", "unknown"]
+
     async def test_pages_and_order(self, api: Client) -> None:
         """By any metric, up and down, page by page; filters count."""
         for sort, expected in (
