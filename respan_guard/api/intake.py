@@ -36,7 +36,8 @@ class LogBatch(BaseModel):
 async def create(call: Call) -> Response:
     """Book one call."""
     told = _read(call, call.body)
-    booked = await _book(call, told)
+    await _introduce(call, told)
+    booked = await _record(call, told, look=True)
     return JSON(_created(call, booked), 202 if booked.waits else 201)
 
 
@@ -97,13 +98,10 @@ async def _introduce(call: Call, told: Told) -> None:
         await call.guard.customers.merge(told.customer, told.params, trusted=trusted)
 
 
-async def _record(call: Call, told: Told) -> Booked:
-    return await call.guard.bookings.book(told.usage, told.customer, entry_id=told.entry_id, unpriced=told.unpriced)
-
-
-async def _book(call: Call, told: Told) -> Booked:
-    await _introduce(call, told)
-    return await _record(call, told)
+async def _record(call: Call, told: Told, *, look: bool = False) -> Booked:
+    return await call.guard.bookings.book(
+        told.usage, told.customer, entry_id=told.entry_id, unpriced=told.unpriced, look=look
+    )
 
 
 def _public(error: GuardError) -> str:
@@ -120,6 +118,8 @@ def _created(call: Call, booked: Booked) -> dict[str, Any]:
         "prompt_cache_hit_tokens", "model", "warnings",
     )  # fmt: skip
     found = {name: row[name] for name in names}
+    if not booked.found:
+        found |= {"id": None, "unique_id": None, "customer_identifier": None}
     if (warning := _warning(booked)) is not None:
         found |= {"status": "warning", "warnings": "; ".join(filter(None, (found["warnings"], warning)))}
     return found
@@ -129,4 +129,6 @@ def _warning(booked: Booked) -> str | None:
     """What whoever logged it should know, beside what the row itself says."""
     if booked.conflict:
         return "logged before with other amounts; the first stands"
+    if not booked.found:
+        return "its customer was deleted after the call: it counts, under no name, and there is no id to find it by"
     return _WAITS if booked.waits else None

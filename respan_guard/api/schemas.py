@@ -67,8 +67,8 @@ class BulkRefusal(RootModel[BulkResult | Error]):
 class CreatedLog(Answer):
     """A log as it was taken."""
 
-    id: str
-    unique_id: str
+    id: MaybeText
+    unique_id: MaybeText
     organization_id: str
     customer_identifier: MaybeText
     status: str

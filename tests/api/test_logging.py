@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from respan_guard import Customer, Guard, Usage, UsageRecord
+from respan_guard.testing import FakeClock
 
 from .support import Client
 
@@ -384,6 +385,8 @@ async def test_bulk_takes_each_row_by_itself(api: Client, guard: Guard) -> None:
     assert (answer["success_count"], answer["error_count"]) == (3, 3)
     assert [error["index"] for error in answer["errors"]] == [1, 2, 5]
     assert "cost" in answer["errors"][0]["error"]
+    assert not any(error["retryable"] for error in answer["errors"])
+    assert answer["warnings"] == [{"index": 4, "warning": "logged before with other amounts; the first stands"}]
     assert (await guard.status("ann")).total_spend == 3
 
 
@@ -410,3 +413,19 @@ async def test_the_old_name_of_the_path(api: Client) -> None:
     """`/api/request-logs/create/` does the same; a path without its last slash, too."""
     for path in ("/api/request-logs/create/", "/api/request-logs", "/api/request-logs/create"):
         assert (await api("POST", path, {"model": "m", "cost": 1}, 201))["cost"] == 1
+
+
+async def test_a_log_of_somebody_who_was_deleted(api: Client, clock: FakeClock) -> None:
+    """It counts and says that there is nothing to find it by, each time that it is sent."""
+    await api.log(customer_identifier="ann", cost=1)
+    clock.advance(60)
+    await api("DELETE", "/api/users/ann/", status=204)
+    clock.advance(60)
+    late = {"customer_identifier": "ann", "cost": 2, "timestamp": "2026-01-15T12:00:30Z", "custom_identifier": "x"}
+    for _ in range(2):
+        logged = await api.log(late)
+        assert (logged["id"], logged["unique_id"], logged["customer_identifier"]) == (None, None, None)
+        assert logged["status"] == "warning"
+    assert (await api("POST", "/api/request-logs/summary/"))["total_cost"] == 3
+    found = await api.log(late, timestamp="2026-01-15T12:01:30Z")
+    assert (await api("GET", f"/api/request-logs/{found['id']}/"))["cost"] == 2
