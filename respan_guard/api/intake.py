@@ -16,6 +16,7 @@ from respan_guard.api.log import Log, spread
 from respan_guard.api.operation import Call, validated
 from respan_guard.api.reading import Told, read_log
 from respan_guard.api.rows import log_row
+from respan_guard.api.user_rows import not_reserved
 from respan_guard.api.wire import JSON
 from respan_guard.bookings import Booked
 from respan_guard.errors import BackendError, GuardError, InvalidInput, RevisionConflict, StorageUnavailable
@@ -88,7 +89,9 @@ async def bulk(call: Call) -> Response:
 def _read(call: Call, body: Any) -> Told:
     if not isinstance(body, dict):
         raise InvalidInput("a log must be a JSON object")
-    return read_log(validated(Log, spread(body)), store_content=call.guard.settings.store_content)
+    told = read_log(validated(Log, spread(body)), store_content=call.guard.settings.store_content)
+    not_reserved(told.customer)
+    return told
 
 
 async def _introduce(call: Call, told: Told) -> None:

@@ -237,3 +237,21 @@ async def test_environments(api: Client) -> None:
     await api("GET", "/api/users/ann/", status=404, environment="test")
     await api("DELETE", "/api/users/ann/", status=404, environment="test")
     assert (await api.users(environment="test"))["count"] == 0
+
+
+async def test_the_name_that_sums_are_left_under_is_no_user(api: Client, guard: Guard) -> None:
+    """It can't be read, changed, blocked or deleted; it stays in sums, and nobody can be called so."""
+    await api.log(customer_identifier="ann", cost=1)
+    await api("DELETE", "/api/users/ann/", status=204)
+    groups = await api("GET", "/api/request-logs/groups/", group_by="customer_identifier")
+    (label,) = (row["customer_identifier"] for row in groups["results"])
+    assert (await api.users())["count"] == 0
+    await api("GET", f"/api/users/{label}/", status=404)
+    await api("PATCH", f"/api/users/{label}/", {"name": "n"}, 404)
+    await api("POST", f"/api/users/{label}/block/", status=404)
+    await api("DELETE", f"/api/users/{label}/", status=404)
+    assert (await api.log({"customer_identifier": label}, 400))["field"] == "customer_identifier"
+    new = {"customer_identifier": "deleted-0123456789abcdef"}
+    assert (await api("POST", "/api/users/create/", new, 400))["field"] == "customer_identifier"
+    total = await api("POST", "/api/dashboard/total-users/", summary_type="all")
+    assert total["summary"]["total_users"] == 1
