@@ -429,3 +429,15 @@ async def test_a_log_of_somebody_who_was_deleted(api: Client, clock: FakeClock) 
     assert (await api("POST", "/api/request-logs/summary/"))["total_cost"] == 3
     found = await api.log(late, timestamp="2026-01-15T12:01:30Z")
     assert (await api("GET", f"/api/request-logs/{found['id']}/"))["cost"] == 2
+
+
+async def test_half_the_name_of_a_span_names_no_call(api: Client, guard: Guard) -> None:
+    """Trace and span together make a log idempotent; one of them alone does not, so it counts each time."""
+    for customer, named, cost in (
+        ("both", {"trace_unique_id": "t", "span_unique_id": "s"}, 1),
+        ("trace", {"trace_unique_id": "t"}, 2),
+        ("span", {"span_unique_id": "s"}, 2),
+    ):
+        for _ in range(2):
+            await api.log(named, customer_identifier=customer, cost=1)
+        assert (await guard.status(customer)).total_spend == cost, customer
