@@ -53,6 +53,7 @@ class Bookings:
         *,
         entry_id: str | None = None,
         unpriced: bool = False,
+        no_call: bool = False,
         look: bool = False,
     ) -> Booked:
         """Record usage that an admission has nothing to do with, and say what is stored.
@@ -66,6 +67,7 @@ class Bookings:
             entry_id: The record's id, with a prefix of its own; recording it again for the same customer changes
                 nothing. Else the call's own id counts (the provider's, or of its span).
             unpriced: Keep it as unpriced whatever prices say: nothing is known about its size.
+            no_call: It is the cost of work around calls, not of one: an adjustment.
             look: Say of usage of the past whether it is found; that costs a lookup.
 
         Raises:
@@ -83,6 +85,8 @@ class Bookings:
         entry.usage.trace_id = traced  # not of the request that reports it
         if unpriced:
             entry.cost = None
+        if no_call:
+            entry.kind = "adjustment"
         try:
             outcome = await guard.lane().book(entry)
         except (CounterOverflow, Unstorable) as error:

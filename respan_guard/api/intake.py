@@ -103,7 +103,12 @@ async def _introduce(call: Call, told: Told) -> None:
 
 async def _record(call: Call, told: Told, *, look: bool = False) -> Booked:
     return await call.guard.bookings.book(
-        told.usage, told.customer, entry_id=told.entry_id, unpriced=told.unpriced, look=look
+        told.usage,
+        told.customer,
+        entry_id=told.entry_id,
+        unpriced=told.unpriced,
+        no_call=told.no_call,
+        look=look,
     )
 
 

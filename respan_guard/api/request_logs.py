@@ -27,7 +27,7 @@ from respan_guard.api.records import (
     with_condition,
     within,
 )
-from respan_guard.api.rows import LOG_KINDS, log_field, log_row, read_unique_id
+from respan_guard.api.rows import LOG_KINDS, log_field, log_row, read_unique_id, size_of
 from respan_guard.api.search import search, too_much
 from respan_guard.api.wire import JSON
 from respan_guard.backends.base import RecordQuery
@@ -127,7 +127,7 @@ async def _sorted(
 
     def key(record: UsageRecord) -> tuple[Any, str]:
         if sort in ("timestamp", "start_time"):
-            latency = (record.usage.latency_ms or 0) if sort == "start_time" else 0
+            latency = (size_of(record, "latency_ms") or 0) if sort == "start_time" else 0
             value: Any = instant_ms(record.time) - latency
         else:
             value = log_field(record, sort)

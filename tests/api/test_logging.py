@@ -208,11 +208,24 @@ async def test_usage_before_what_is_kept_is_refused(api: Client, guard: Guard) -
 
 
 async def test_what_is_no_call_costs_what_it_says(api: Client) -> None:
-    """Workflows, agents and tools repeat the tokens of the calls inside: they are kept, and cost nothing but a cost."""
-    workflow = await api.log(log_type="workflow", prompt_tokens=1000, customer_identifier="ann")
+    """Workflows, agents and tools repeat the calls inside: a cost that they say counts, the rest is shown only."""
+    about = {"customer_identifier": "ann", "usage": {"prompt_tokens": 1000, "completion_tokens": 10}, "latency": 2}
+    call = await api.log(about)
+    workflow = await api.log(about, log_type="workflow")
     tool = await api.log(log_type="tool", cost=0.01, customer_identifier="ann")
     assert (workflow["cost"], tool["cost"]) == (0, Decimal("0.01"))
-    assert [row["log_type"] for row in (await api.logs())["results"]] == ["tool", "workflow"]
+    shown = ("prompt_tokens", "completion_tokens", "latency")
+    assert [workflow[name] for name in shown] == [call[name] for name in shown] == [1000, 10, 2]
+    rows = (await api.logs({"customer_identifier": {"value": ["ann"]}}))["results"]
+    assert [row["log_type"] for row in rows] == ["tool", "workflow", "chat"]
+    assert [row["total_request_tokens"] for row in rows] == [0, 1010, 1010]
+    assert [row["start_time"] for row in rows[1:]] == ["2026-01-15T11:59:58Z"] * 2
+    user = await api("GET", "/api/users/ann/")
+    assert (user["total_tokens"], user["total_requests"]) == (1010, 1)
+    assert user["total_usage"] == call["cost"] + tool["cost"]
+    for filters in ({}, {"cost": {"operator": "gte", "value": [0]}}):  # of whole days, and of the records
+        found = await api("POST", "/api/request-logs/summary/", {"filters": filters})
+        assert (found["number_of_requests"], found["total_tokens"], found["avg_latency"]) == (1, 1010, 2)
 
 
 async def test_a_failed_call_is_an_error_and_costs_nothing(api: Client) -> None:
