@@ -183,7 +183,7 @@ class TestZones:
 
 async def by_the_hour(api: Client, start: str, end: str) -> Any:
     """The sums of a range: the same by hours as by days, and in a breakdown."""
-    query = {"start_time": start, "end_time": end}
+    query: dict[str, Any] = {"start_time": start, "end_time": end}
     found = await api("POST", "/api/dashboard/users/", {}, **query)
     hours = await api("POST", "/api/dashboard/users/", {}, time_tick="hour", **query)
     assert hours["summary"] == found["summary"]

@@ -91,7 +91,7 @@ async def test_readers_with_one_key(api: Client, guard: Guard, clock: FakeClock)
     new = await api.logs(page_size=3)
     assert ids(new["results"])[0] == "own:new"
     second = await api.logs(page_size=3, page=2)  # of the newer reader
-    for page in (old, new):
+    for page in (new, old):
         rows = ids(await api.follow(page))
         assert len(rows) == len(set(rows))
         assert {f"own:e{n}" for n in range(9)} <= set(rows)
