@@ -47,12 +47,13 @@ class Waits:
 class Item:
     """An op that waits, and who waits for it."""
 
-    __slots__ = ("future", "op", "taken")
+    __slots__ = ("future", "on_disk", "op", "taken")
 
-    def __init__(self, op: Op | None, future: asyncio.Future[Outcome] | None) -> None:
+    def __init__(self, op: Op | None, future: asyncio.Future[Outcome] | None, *, on_disk: bool = False) -> None:
         self.op = op  # None is a marker: its future tells when all before it is stored
         self.future = future
-        self.taken = False  # storage was asked, or the journal or another home has it
+        self.on_disk = on_disk  # a record that lies in the journal, too
+        self.taken = on_disk  # storage was asked, or the journal or another home has it
 
     def withdraw(self) -> bool:
         """Have the op never be done; False if somebody took it, so that it is or will be."""
@@ -114,7 +115,8 @@ class Drain(ABC):
             item.taken = True
         ops = [item.op for item in items]
         try:
-            self._journal.write([op.entry for op in ops if isinstance(op, Record)])
+            fresh = (op for item, op in zip(items, ops, strict=True) if not item.on_disk)
+            self._journal.write([op.entry for op in fresh if isinstance(op, Record)])
         except BaseException:
             self._inbox.extendleft(reversed(items))
             raise
@@ -140,6 +142,7 @@ class Drain(ABC):
                     await asyncio.wait_for(self._wake.wait(), self.breaker.pause)
                 self._wake.clear()
             if self.breaker.is_open:
+                await self._secure()
                 await self._probe()
                 continue
             self._take_batch()
@@ -178,6 +181,28 @@ class Drain(ABC):
     async def _probe(self) -> None:
         """Find out whether storage is back, at nobody's expense."""
         await self._try([Item(_PROBE, None)], self.timeout)
+
+    async def _secure(self) -> None:
+        """Copy records that wait to the journal: this process may die before storage is back.
+
+        They stay here, in front of their releases. Both will be sent: the store knows the ids.
+        """
+        fresh = [item for item in list(self._inbox) if item.op.__class__ is Record and not item.on_disk]
+        if not fresh:
+            return
+        entries = [item.op.entry for item in fresh if isinstance(item.op, Record)]
+        waited = [item for item in fresh if not item.taken]
+        for item in waited:  # nobody withdraws what is being written
+            item.taken = True
+        try:
+            await asyncio.to_thread(self._journal.write, entries)
+        except OSError as disk:
+            for item in waited:
+                item.taken = False
+            logger.error("neither storage nor the journal takes usage records: %s", disk)
+        else:
+            for item in fresh:
+                item.on_disk = True
 
     async def _try(self, batch: list[Item], patience: float) -> None:
         self._sent_at = self.loop.time()

@@ -268,7 +268,7 @@ class Home(Submitting):
             entries = file.entries()
             while chunk := list(itertools.islice(entries, BATCH)):
                 stored: asyncio.Future[Outcome] = self.loop.create_future()
-                self._inbox.extend(Item(Record(entry), None) for entry in chunk)
+                self._inbox.extend(Item(Record(entry), None, on_disk=True) for entry in chunk)
                 self._inbox.append(Item(None, stored))
                 self._start()
                 await stored

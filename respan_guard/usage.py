@@ -143,7 +143,8 @@ class Usage:
         """Read the usage off a reply of OpenAI, Anthropic or Gemini, an SDK object or its JSON as a dict.
 
         Raises:
-            InvalidInput: The reply is of no known shape or holds no usage.
+            InvalidInput: The reply is of no known shape or holds no usage in tokens. Audio charged by its length
+                and images charged by the piece are recorded as `Usage(model=..., cost=...)`.
         """
         # Wire formats are known one layer up; an import at the top would be a cycle.
         providers = importlib.import_module("respan_guard.providers")
