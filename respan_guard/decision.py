@@ -202,9 +202,10 @@ class Decision:
         )
         if reason == "held":
             return f"{name} is full because of calls in flight. Try again shortly."
-        if until is None:
-            return f"{name} is used up."
-        return f"{name} is used up. It resets on {until:%Y-%m-%d} at {until:%H:%M} UTC."
+        said = f"{name} is used up."
+        if hardest.used < hardest.limit:
+            said = f"{name} has less left than this could cost."
+        return said if until is None else f"{said} It resets on {until:%Y-%m-%d} at {until:%H:%M} UTC."
 
     def __repr__(self) -> str:
         word = "allowed" if self.allowed else f"refused: {self.reason}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from respan_guard.money import to_nano
 from respan_guard.recorder import storable
-from respan_guard.usage import Usage
+from respan_guard.usage import MAX_TOKENS, Usage
 
 if TYPE_CHECKING:
     from respan_guard.pricing import PriceBook
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Ask", "Estimator"]
 
+logger = logging.getLogger("respan_guard")
+
+ASSUMED_WINDOW = 1_048_576
+"""The context window, in tokens, of a model for which none is known."""
+ASSUMED_TOOL_RUNS = 1
+"""How often tools that the provider runs are taken to be used, where the request sets no number."""
 _BYTES_PER_TOKEN = 4  # of English text, for estimates; bounds take every byte for a token
 
 
@@ -46,6 +53,7 @@ class Estimator:
         self._prices = prices
         self._hold = settings.hold
         self._max_output = settings.default_max_output_tokens
+        self._warned: set[str] = set()
         self._reject = settings.unknown_price == "reject"
         self._missing = settings.missing_usage
         self._nothing = Ask(cost=to_nano(settings.default_hold, "default_hold", up=True))
@@ -71,12 +79,11 @@ class Estimator:
         """What to hold for a call that a request's body describes; None if it describes none."""
         if call is None:
             return self._nothing
-        output = call.output_tokens_bound(self._max_output)
-        tokens = call.input_tokens_bound + output
+        given, output = self._input_bound(call), call.output_tokens_bound(self._max_output)
         cost = self._prices.bound(
             call.model,
             call.provider,
-            call.input_tokens_bound,
+            given,
             output,
             service_tier=call.service_tier,
             has_audio=call.has_audio,
@@ -87,7 +94,41 @@ class Estimator:
         elif self._hold == "none":
             cost = None if cost is None else 0
             return Ask(model=storable(call.model), unpriced=self._unpriced(call.model) if cost is None else None)
-        return self._ask(call.model, cost, tokens)
+        return self._ask(call.model, cost, given + output)
+
+    def _input_bound(self, call: Call) -> int:
+        """The most input that a call is charged for: what the request shows, else what the model can read at once.
+
+        Each run of a tool of the provider's has the model read all that it knows by then once more.
+        """
+        runs = call.tool_runs
+        if (runs == 0 and not call.hidden) or self._hold != "upper_bound":
+            return call.input_tokens_bound
+        window = self._prices.window(call.model, call.provider)
+        if window is None:
+            window = ASSUMED_WINDOW
+            self._warn(
+                "window",
+                f"the context window of model {call.model[:100]!r} is not known, and a call of it reads what its "
+                f"request does not show: {ASSUMED_WINDOW} tokens of input are held for it; set "
+                '"context_window" beside its price in `prices`',
+            )
+        if runs is None:
+            runs = ASSUMED_TOOL_RUNS
+            self._warn(
+                "tools",
+                f"a call of model {call.model[:100]!r} lets the provider use tools (search, interpreters, MCP) any "
+                f"number of times: the hold is for {ASSUMED_TOOL_RUNS}, and more can end over the budget; set "
+                "max_tool_calls (Anthropic: max_uses)",
+            )
+        shown = call.input_tokens_bound
+        return min((max(shown, window) if call.hidden else shown) + runs * window, MAX_TOKENS)
+
+    def _warn(self, kind: str, message: str) -> None:
+        """Say once what a bound rests on."""
+        if kind not in self._warned:
+            self._warned.add(kind)
+            logger.warning("%s", message)
 
     def presume(self, call: Call, unspent: int) -> tuple[int | None, Usage]:
         """Cost (nano-USD) and usage to book for a call that was made and told nothing about its usage."""

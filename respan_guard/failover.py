@@ -21,6 +21,7 @@ from respan_guard.errors import BackendError, CustomerBlocked, RateLimitExceeded
 
 if TYPE_CHECKING:
     from respan_guard.backends.base import Backend, Entry, Limit, Op, Outcome, Recorded, TooLate
+    from respan_guard.drain import Waits
     from respan_guard.estimates import Ask
     from respan_guard.guard import Guard
     from respan_guard.home import Home
@@ -232,6 +233,11 @@ class LocalLane:
         """Book `entry`, by the lane of whoever waits."""
         self._note(Record(entry))
         return await self._usual().record(entry)
+
+    async def book(self, entry: Entry) -> Recorded | TooLate | Waits | None:
+        """As `record`, for somebody who reports it again if this raises."""
+        self._note(Record(entry))
+        return await self._usual().book(entry)
 
     def post(self, *ops: Op) -> None:
         """Apply `ops` some time soon. Storage knows nothing of the admission; only its records go there."""

@@ -64,6 +64,11 @@ class Plan:
         self._current: dict[str | None, tuple[datetime, datetime, Rates | None]] = {}
         self._dearest: dict[str | None, tuple[datetime, datetime, tuple[Rates | None, ...]]] = {}
 
+    @property
+    def window(self) -> int | None:
+        """The model's context window in tokens, if it is known."""
+        return self.info.context_window
+
     def rates(self, at: datetime, tier: str | None) -> Rates | None:
         """The rates at a moment; None if the model isn't charged by tokens or requests."""
         tier = self._known.get(tier) if tier is not None else None

@@ -18,18 +18,26 @@ class OwnPrice:
 
     Args:
         name: The entry's name, a model or "provider/model".
-        prices: USD per million tokens by name (`price_plans.KINDS`); "request" is USD per request.
+        prices: USD per million tokens by name (`price_plans.KINDS`); "request" is USD per request, "context_window" the
+            tokens that the model reads at most.
 
     Raises:
-        ConfigurationError: A name is unknown or missing, or a price is no amount.
+        ConfigurationError: A name is unknown or missing, or a value is no amount.
+
+    Attributes:
+        window: The context window in tokens, if the entry tells it.
     """
 
-    __slots__ = ("_rates", "name")
+    __slots__ = ("_rates", "name", "window")
 
     tiers = ()
 
     def __init__(self, name: str, prices: object) -> None:
         self.name = name
+        self.window: int | None = None
+        if isinstance(prices, Mapping) and "context_window" in prices:
+            prices = dict(prices)
+            self.window = _own_window(name, prices.pop("context_window"))
         self._rates = _own_rates(name, prices)
 
     def rates(self, at: datetime, tier: str | None) -> Rates:
@@ -42,7 +50,7 @@ class OwnPrice:
 
 
 def _own_rates(model: str, prices: object) -> Rates:
-    names = (*KINDS, "request")
+    names = (*KINDS, "request", "context_window")
     if not isinstance(prices, Mapping):
         raise ConfigurationError(
             f'the price of {model!r} must be like {{"input": 0.5, "output": 1.5}} (USD per million tokens), '
@@ -61,6 +69,14 @@ def _own_rates(model: str, prices: object) -> Rates:
     if read is not None and audio is not None and "cache_audio_read" not in found:
         found["cache_audio_read"] = audio
     return Rates((Segment(0, found),))
+
+
+def _own_window(model: str, window: object) -> int:
+    if not isinstance(window, int) or isinstance(window, bool) or not 0 < window <= 1_000_000_000:
+        raise ConfigurationError(
+            f'the "context_window" of {model!r} must be from 1 to 1,000,000,000 tokens, got {window!r}'
+        )
+    return window
 
 
 def _own_price(model: str, name: str, price: object) -> Fraction:

@@ -68,8 +68,8 @@ class PriceBook:
 
     Args:
         user_prices: USD per million tokens by model, `{"my-model": {"input": 0.5, "output": 1.5}}`, the key a
-            model or "provider/model". Further names: see `price_plans.KINDS`, and "request", USD per request.
-            0 is a known price.
+            model or "provider/model". Further names: see `price_plans.KINDS`, "request", USD per request, and
+            "context_window", the tokens that the model reads at most. 0 is a known price.
         clock: The time, for prices that change with it.
 
     Raises:
@@ -176,6 +176,13 @@ class PriceBook:
                 most = cost
         return most
 
+    def window(self, model: str, provider: str | None) -> int | None:
+        """The model's context window in tokens, by `prices`, else by genai-prices; None if it is unknown."""
+        plan = self._plan(provider, model)
+        if isinstance(plan, OwnPrice) and plan.window is None:
+            plan = self._bundled(*_named(provider, model))
+        return None if plan is None else plan.window
+
     def explain(self, model: str, provider: str | None = None, at: datetime | None = None) -> Explanation:
         """Say what a model costs now, and where the number is from."""
         plan, now = self._plan(provider, model), at or self._now()
@@ -221,14 +228,15 @@ class PriceBook:
         return self._find(provider, model)
 
     def _search(self, provider: str | None, model: str) -> Plan | OwnPrice | None:
-        model = model.strip().lower().removeprefix("models/")
+        whose, model = _named(provider, model)
         if not model:
             return None
-        whose = provider.strip().lower() if provider else None
-        whose = _PROVIDERS.get(whose, whose) if whose else None
         for name in (f"{provider}/{model}".lower(), f"{whose}/{model}", model, model.partition("/")[2]):
             if name in self._own:
                 return self._own[name]
+        return self._bundled(whose, model)
+
+    def _bundled(self, whose: str | None, model: str) -> Plan | None:
         snapshot = self._prices()
         for owner, name in _readings(whose, model):
             try:
@@ -267,6 +275,12 @@ class PriceBook:
 
 def _no_snapshot() -> None:
     """Stands in for genai-prices' own function until a model needs it."""
+
+
+def _named(provider: str | None, model: str) -> tuple[str | None, str]:
+    """Provider and model as the tables spell them."""
+    whose = provider.strip().lower() if provider else None
+    return (_PROVIDERS.get(whose, whose) if whose else None), model.strip().lower().removeprefix("models/")
 
 
 def _readings(provider: str | None, model: str) -> Iterator[tuple[str | None, str]]:

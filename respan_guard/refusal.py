@@ -113,9 +113,8 @@ def _of_decision(
             429, QUOTA_EXCEEDED, "Budget in use", decision.detail, "budget_exceeded", "budget_in_flight", members,
             _spread(wait or 1.0, random),
         )  # fmt: skip
-    return _answer(
-        budget_status_code, QUOTA_EXCEEDED, "Budget used up", decision.detail, "budget_exceeded", hardest, members
-    )
+    title = "Budget used up" if violated[0].used >= violated[0].limit else "Budget too small"
+    return _answer(budget_status_code, QUOTA_EXCEEDED, title, decision.detail, "budget_exceeded", hardest, members)
 
 
 def _of_error(error: GuardError, random: Callable[[], float]) -> RefusalAnswer:

@@ -143,7 +143,8 @@ class Usage:
         """Read the usage off a reply of OpenAI, Anthropic or Gemini, an SDK object or its JSON as a dict.
 
         Raises:
-            InvalidInput: The reply is of no known shape or holds no usage.
+            InvalidInput: The reply is of no known shape or holds no usage in tokens. Audio charged by its length
+                and images charged by the piece are recorded as `Usage(model=..., cost=...)`.
         """
         # Wire formats are known one layer up; an import at the top would be a cycle.
         providers = importlib.import_module("respan_guard.providers")
@@ -190,7 +191,8 @@ class UsageRecord:
         day: The local date it is booked on, ISO format.
         usage: Tokens, model and provider as reported.
         cost: USD; None where no price is known (`unpriced`).
-        kind: "usage", "adjustment" (by hand) or "presumed" (a call whose usage stayed unknown).
+        kind: "usage", "adjustment" (by hand, or reported for the work around calls) or "presumed" (a call whose usage
+            stayed unknown).
         source: Which door saw it: "response", "client", "span", "manual", "presumed", "api".
         admission_id: The admission it was made under.
         sequence: Its place in the ledger's log, in commit order.

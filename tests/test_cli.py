@@ -449,6 +449,7 @@ def keys(value: Any) -> set[str]:
         ("prune", ("prune", "--before", "2026-03-01")),
         ("switch", ("switch", "shadow", "--reason", "a try")),
         ("prices", ("prices", "gpt-4o-mini")),
+        ("export forget", ("export", "forget", "keeper")),
     ],
 )
 def test_json_has_the_documented_keys(command: str, arguments: tuple[str, ...]) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from respan_guard.backends.base import Allowed, Limit, Refused, Window
 from respan_guard.decision import BLOCKED, Decision, LimitStatus, Status, as_datetime, rate_wait_ms
+from respan_guard.refusal import render
 
 NOW = 1_768_478_400_000  # 2026-01-15T12:00:00Z
 MIDNIGHT = NOW + 43_200_000
@@ -140,6 +141,16 @@ def test_the_detail_is_one_plain_sentence_without_amounts(decision: Decision, sa
     """What a customer of the app may read: no money, no id."""
     assert decision.detail == says
     assert "c1" not in decision.detail
+
+
+def test_a_budget_that_is_not_spent_is_not_said_to_be() -> None:
+    """A call that could cost more than what is left is refused for that, and the answer says so."""
+    outcome = Refused(NOW, ("exhausted",), (4 * 10**8,), (0,))
+    decision = Decision("c1", (TOTAL,), (None,), outcome)
+    assert decision.detail == "The total budget has less left than this could cost."
+    assert render(decision).title == "Budget too small"
+    spent = Decision("c1", (TOTAL,), (None,), Refused(NOW, ("exhausted",), (10**9,), (0,)))
+    assert render(spent).title == "Budget used up"
 
 
 def test_repr_says_who_and_why() -> None:

@@ -272,6 +272,8 @@ def test_own_price_of_every_kind_counts() -> None:
         ({"m": {"input": True, "output": 1}}, "from 0 to 1,000,000"),
         ({"m": {"input": None, "output": 1}}, "from 0 to 1,000,000"),
         ({"m": {"input": 1}}, 'lacks "output"; set it to 0 if that is free'),
+        ({"m": {"input": 1, "output": 1, "context_window": 0}}, "must be from 1 to 1,000,000,000 tokens"),
+        ({"m": {"input": 1, "output": 1, "context_window": 1.5}}, "must be from 1 to 1,000,000,000 tokens"),
         ({"m": 3}, "must be like"),
     ],
 )
@@ -411,3 +413,15 @@ def test_rates_at_the_edges_of_segments() -> None:
     rates = Rates((Segment(0, cheap), Segment(10, dear)))
     assert [rates.cost(Usage("m", n, 0)) for n in (0, 10, 11)] == [0, 10_000, 22_000]
     assert [rates.bound(n, 0) for n in (0, 10, 11)] == [0, 10_000, 22_000]
+
+
+def test_context_windows() -> None:
+    """The own table's word comes first, genai-prices' next, under a price of one's own too; else it is unknown."""
+    own = {"input": 1, "output": 1}
+    book = PriceBook({"gpt-4o": own, "mine": {**own, "context_window": 8_192}, "other": own})
+    assert book.window("gpt-4o-mini", "openai") == 128_000
+    assert book.window("gpt-4o", "openai") == 128_000
+    assert book.window("mine", "azure") == 8_192
+    assert book.window("other", "openai") is None
+    assert book.window("no-such-model", "openai") is None
+    assert book.cost(Usage("mine", input_tokens=1_000_000)) == 1_000_000_000

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from respan_guard.providers import JSONReader, Reader, call_from_request, reader_for, usage_of_call
 from respan_guard.providers.body import BODY_CAP
+from respan_guard.providers.strings import without_media
 
 DATA = Path(__file__).parent / "data"
 
@@ -58,12 +61,59 @@ def test_large_json_bodies_are_let_go() -> None:
     reader = JSONReader()
     reader.feed(b'{"object":"chat.completion","x":"')
     for _ in range(BODY_CAP // 1_000_000 + 2):
-        reader.feed(b"x" * 1_000_000)
-        assert sum(map(len, reader._parts)) <= BODY_CAP + 1_000_000
+        reader.feed(b"x " * 500_000)
+        assert sum(map(len, reader._parts)) <= BODY_CAP + 2_100_000
     reader.feed(b'","usage":{"prompt_tokens":5}}')
     reader.close()
     assert reader.broken
     assert reader.usage() is None
+
+
+@pytest.mark.parametrize("step", [1_000, 65_536, 10**9])
+@pytest.mark.parametrize(
+    ("before", "prefix", "after", "output"),
+    [
+        (b'{"created":1,"data":[', b'"', b'],"usage":{"input_tokens":10,"output_tokens":3000}}', 3_000),
+        (
+            b'{"object":"chat.completion","choices":[',
+            b'"data:image/png;base64,',
+            b'],"usage":{"prompt_tokens":1,"completion_tokens":2}}',
+            2,
+        ),
+        (b'{"candidates":[', b'"', b'],"usageMetadata":{"promptTokenCount":1,"candidatesTokenCount":2}}', 2),
+    ],
+)
+def test_images_are_let_go(step: int, before: bytes, prefix: bytes, after: bytes, output: int) -> None:
+    """A reply with 40 MiB of images is read exactly, however it is cut, and keeps less than the cap of it."""
+    images = b",".join([prefix + b"iVBORw0KGgo+/AAA" * 655_360 + b'=="'] * 4)
+    whole = before + images + after
+    reader, most = JSONReader(), 0
+    for at in range(0, len(whole), step):
+        reader.feed(whole[at : at + step])
+        most = max(most, sum(map(len, reader._parts)))
+    reader.close()
+    usage = reader.usage()
+    assert usage is not None
+    assert usage.output_tokens == output
+    assert not reader.broken
+    assert most < BODY_CAP or step > 10**8
+    assert reader.output_bytes == len(whole)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from(['"', "\\", "A" * 5_000, "9" * 4_200, "\n", "x", "data:image/png;base64,"]), max_size=8),
+    st.sampled_from([700, 2_048, 5_001, 100_000]),
+)
+def test_letting_go_of_images_keeps_the_structure(texts: list[str], step: int) -> None:
+    """Whatever the strings hold, what stands beside them is read the same."""
+    whole = json.dumps({"object": "chat.completion", "x": ["".join(texts), *texts], "usage": {"prompt_tokens": 5}})
+    reader = b""
+    for at in range(0, len(whole), step):
+        reader = without_media(reader + whole[at : at + step].encode())
+    found = json.loads(reader)
+    assert found["usage"] == {"prompt_tokens": 5}
+    assert [text[:20] for text in found["x"]] == [text[:20] for text in ["".join(texts), *texts]]
 
 
 VECTOR = b'{"object":"embedding","index":0,"embedding":[' + b"-0.0069292834," * 1_535 + b"0.1]}"
@@ -172,18 +222,47 @@ def test_broken_compression_is_no_error() -> None:
         ("Text/Event-Stream; charset=utf-8", "", True),
         ("application/json", "identity", True),
         ("application/vnd.x+json", "GZIP", True),
-        ("text/html", None, False),
-        ("application/octet-stream", None, False),
+        ("text/html", None, True),
+        ("", None, True),
         ("audio/mpeg", None, False),
-        ("", None, False),
+        ("image/png", None, False),
         ("application/json", "br", False),
         ("application/json", "zstd", False),
         ("application/json", "gzip, br", False),
     ],
 )
 def test_reader_for(content_type: str, encoding: str | None, reads: bool) -> None:
-    """Only types that can hold usage, in encodings that can be undone, have a reader."""
+    """All but sound and pictures, in encodings that can be undone, have a reader."""
     assert (reader_for(content_type, encoding) is not None) is reads
+
+
+@pytest.mark.parametrize("step", [1, 7, 10**9])
+@pytest.mark.parametrize("encoding", [None, "gzip"])
+@pytest.mark.parametrize(
+    ("body", "output"),
+    [
+        (b' \n{"object":"chat.completion","usage":{"prompt_tokens":1,"completion_tokens":2}}', 2),
+        (b'data: {"object":"chat.completion.chunk","usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n', 2),
+        (b'event: x\ndata: {"object":"chat.completion.chunk","usage":{"prompt_tokens":1}}\n\ndata: [DONE]\n\n', 0),
+        (b'<html>{"object":"chat.completion","usage":{"prompt_tokens":1}}</html>', None),
+        (b'"chat.completion"', None),
+        (b"data", None),
+        (b"", None),
+    ],
+)
+def test_a_body_without_a_useful_type_is_what_it_begins_like(
+    body: bytes, output: int | None, encoding: str | None, step: int
+) -> None:
+    """JSON or events under text/plain, or no type, are read as the SDKs read them; anything else tells nothing."""
+    reader = reader_for("text/plain", encoding)
+    assert reader is not None
+    data = gzip.compress(body) if encoding else body
+    for at in range(0, len(data), step):
+        reader.feed(data[at : at + step])
+    reader.close()
+    usage = reader.usage()
+    assert (usage.output_tokens if usage else None) == output
+    assert not reader.broken
 
 
 def test_azures_replies_are_azures_whichever_door_reads_them() -> None:

@@ -15,7 +15,7 @@ import pytest
 from google.genai import types as genai
 from hypothesis import given
 from hypothesis import strategies as st
-from openai.types.audio import Transcription
+from openai.types.audio import Transcription, TranscriptionVerbose
 from openai.types.create_embedding_response import CreateEmbeddingResponse
 from openai.types.images_response import ImagesResponse
 
@@ -68,6 +68,18 @@ RESPONSE: dict[str, Any] = {
         "output_tokens_details": {"reasoning_tokens": 64},
         "total_tokens": 415,
     },
+}
+COMPACTION: dict[str, Any] = {
+    "id": "resp_001b1f0a2c4d88190a7e3f5b60c9d1e2f0a1b2c3d4e5f6071",
+    "object": "response.compaction",
+    "created_at": 1795400000,
+    "output": [],
+    "usage": RESPONSE["usage"],
+}
+DECISION: dict[str, Any] = {
+    "answers": [{"type": "refusal", "name": None}],
+    "model": "gpt-6-luna",
+    "usage": RESPONSE["usage"],
 }
 EMBEDDING: dict[str, Any] = {
     "object": "list",
@@ -176,6 +188,35 @@ REPLIES: list[tuple[str, dict[str, Any], Any, dict[str, Any]]] = [
             "operation": "chat",
             "service_tier": "default",
             "response_id": RESPONSE["id"],
+        },
+    ),
+    (
+        "compaction",
+        COMPACTION,
+        openai.types.responses.CompactedResponse,
+        {
+            "model": "",
+            "input_tokens": 328,
+            "output_tokens": 87,
+            "cache_read_tokens": 256,
+            "reasoning_tokens": 64,
+            "provider": "openai",
+            "operation": "chat",
+            "response_id": COMPACTION["id"],
+        },
+    ),
+    (
+        "decision",
+        DECISION,
+        openai.types.Decision,
+        {
+            "model": "gpt-6-luna",
+            "input_tokens": 328,
+            "output_tokens": 87,
+            "cache_read_tokens": 256,
+            "reasoning_tokens": 64,
+            "provider": "openai",
+            "operation": "decision",
         },
     ),
     (
@@ -315,7 +356,6 @@ def test_last_event_of_a_stream_is_a_reply() -> None:
         {"usage": {"prompt_tokens": 1, "completion_tokens": 1}},
         {**CHAT, "usage": None},
         openai.types.chat.ChatCompletion.model_validate({**CHAT, "usage": None}),
-        Transcription.model_validate({"text": "x", "usage": {"type": "duration", "seconds": 7}}),
     ],
     ids=lambda reply: type(reply).__name__ if type(reply) is object else repr(reply),
 )
@@ -323,6 +363,33 @@ def test_what_holds_no_usage_is_refused_with_a_hint(reply: object) -> None:
     """Anything that isn't a reply with usage raises InvalidInput, which says what would be right."""
     with pytest.raises(InvalidInput, match=r"found no usage in this \w+; a whole reply of OpenAI's"):
         usage_from_reply(reply)
+
+
+@pytest.mark.parametrize(
+    ("reply", "says"),
+    [
+        (
+            Transcription.model_validate({"text": "hi", "usage": {"type": "duration", "seconds": 12}}),
+            r"audio is charged by its duration \(12.0 seconds\)",
+        ),
+        (
+            TranscriptionVerbose.model_validate(
+                {"text": "hi", "duration": 12, "language": "en", "usage": {"type": "duration", "seconds": 12}}
+            ),
+            r"audio is charged by its duration \(12.0 seconds\)",
+        ),
+        (Transcription.model_validate({"text": "hi"}), "this transcription of audio tells no usage"),
+        (
+            ImagesResponse.model_validate({"created": 1, "data": [{"url": "x"}]}),
+            "these images are charged by the piece",
+        ),
+    ],
+)
+def test_what_is_not_charged_by_tokens_says_so(reply: Any, says: str) -> None:
+    """Audio by its length and images by the piece: no count of tokens is made up; the error says what to record."""
+    with pytest.raises(InvalidInput, match=says + r".*; record it with Usage\(model=..., cost=...\)"):
+        Usage.from_response(reply)
+    assert read_reply(reply.model_dump()) is None
 
 
 def test_replies_as_text() -> None:
@@ -343,6 +410,7 @@ def test_replies_as_text() -> None:
         {"object": "chat.completion", "usage": []},
         {"object": "chat.completion", "usage": {"input_tokens": 1}},
         {"object": ["chat.completion"], "usage": {"prompt_tokens": 1}},
+        {"answers": [{"a": 1}], "usage": {"input_tokens": 1, "output_tokens": 1}, "model": "gpt-4o"},
         {"type": "message"},
         {"type": "message", "usage": {"output_tokens": 5}},
         {"type": "error", "error": {}, "usage": {"input_tokens": 1}},

@@ -37,6 +37,9 @@ def chat(*content: Any, **more: Any) -> Call:
         ("/v1/chat/completions", {"model": "gpt-4o", "messages": [USER]}, "openai", "chat", "gpt-4o"),
         ("/api/v1/chat/completions/", {"model": "a/b", "messages": [USER]}, "openai", "chat", "a/b"),
         ("/v1/responses", {"model": "gpt-5", "input": "Hi"}, "openai", "chat", "gpt-5"),
+        ("/v1/responses/compact", {"model": "gpt-5", "input": "Hi"}, "openai", "chat", "gpt-5"),
+        ("/v1/responses/compact", {"model": "gpt-5", "previous_response_id": "resp_1"}, "openai", "chat", "gpt-5"),
+        ("/v1/decisions", {"model": "gpt-6-luna", "input": "x", "questions": []}, "openai", "decision", "gpt-6-luna"),
         ("/v1/completions", {"model": "davinci-002", "prompt": "Hi"}, "openai", "text_completion", "davinci-002"),
         ("/v1/embeddings", {"model": "e", "input": ["a"]}, "openai", "embeddings", "e"),
         (
@@ -246,9 +249,9 @@ def test_deep_nesting_does_not_recurse() -> None:
 
 
 def test_too_many_values_are_not_walked_to_the_end() -> None:
-    """A body of more than a million values is given up, and says that it isn't bounded."""
+    """A body of more than a million values is given up, and says that not all of it was seen."""
     found = call("/v1/chat/completions", {"model": "m", "messages": [USER], "logit_bias": [0] * 1_100_000})
-    assert not found.bounded
+    assert found.hidden
 
 
 def test_images_are_no_text() -> None:
@@ -257,7 +260,7 @@ def test_images_are_no_text() -> None:
     found = chat({"type": "text", "text": "What is it?"}, part)
     assert found.input_tokens_bound < 5_000
     assert found.has_images
-    assert found.bounded
+    assert not found.hidden
     assert chat({"type": "text", "text": PNG}).input_tokens_bound > len(PNG)
     two = chat(part, part)
     assert 2 * 1_445 <= two.input_tokens_bound < 10_000
@@ -316,7 +319,7 @@ def test_images_in_each_format(path: str, body: dict[str, Any]) -> None:
     """Every format's images are recognised, nested ones too."""
     found = call(path, {"model": "gpt-4o", **body})
     assert found.has_images
-    assert found.bounded
+    assert not found.hidden
     assert 1_600 < found.input_tokens_bound < 12_000
 
 
@@ -378,7 +381,7 @@ def test_audio_is_bounded_by_its_length(form: str, low: int, high: int) -> None:
     found = chat({"type": "input_audio", "input_audio": {"data": B64, "format": form}})
     assert low < found.input_tokens_bound < high
     assert found.has_audio
-    assert found.bounded
+    assert not found.hidden
     gemini = {"contents": [{"parts": [{"inlineData": {"mimeType": f"audio/{form}", "data": B64}}]}]}
     assert call("/g:generateContent", gemini).has_audio
 
@@ -391,17 +394,12 @@ def test_audio_is_bounded_by_its_length(form: str, low: int, high: int) -> None:
             "/v1/chat/completions",
             {"messages": [{"content": [{"type": "file", "file": {"file_data": "data:application/pdf;base64,AA"}}]}]},
         ),
-        ("/v1/chat/completions", {"messages": [USER], "web_search_options": {}}),
-        ("/v1/chat/completions", {"messages": [USER], "prediction": {"type": "content", "content": "x"}}),
         ("/v1/responses", {"input": "x", "previous_response_id": "resp_1"}),
         ("/v1/responses", {"input": "x", "conversation": "conv_1"}),
-        ("/v1/responses", {"input": "x", "tools": [{"type": "web_search"}]}),
-        ("/v1/responses", {"input": "x", "tools": [{"type": "mcp", "server_url": "https://example.com"}]}),
         ("/v1/responses", {"prompt": {"id": "pmpt_1"}}),
         ("/v1/responses", {"input": [{"type": "item_reference", "id": "msg_1"}]}),
         ("/v1/responses", {"input": [{"content": [{"type": "input_file", "file_url": "https://example.com/a.pdf"}]}]}),
-        ("/v1/messages", {"messages": [USER], "tools": [{"type": "web_search_20250305", "name": "web_search"}]}),
-        ("/v1/messages", {"messages": [USER], "mcp_servers": [{"url": "https://example.com"}]}),
+        ("/v1/messages", {"messages": [USER], "container": "container_1"}),
         (
             "/v1/messages",
             {
@@ -431,12 +429,55 @@ def test_audio_is_bounded_by_its_length(form: str, low: int, high: int) -> None:
         ),
         ("/g:generateContent", {"contents": [{"parts": [{"inlineData": {"mimeType": "video/mp4", "data": B64}}]}]}),
         ("/g:generateContent", {"contents": [], "cachedContent": "cachedContents/1"}),
-        ("/g:generateContent", {"contents": [], "tools": [{"googleSearch": {}}]}),
     ],
 )
-def test_input_that_the_request_does_not_show_is_not_bounded(path: str, body: dict[str, Any]) -> None:
-    """Stored conversations, documents, files by address and built-in tools: the bound says that it is a guess."""
-    assert not call(path, {"model": "m", **body}).bounded
+def test_input_that_the_request_does_not_show_is_told(path: str, body: dict[str, Any]) -> None:
+    """Stored conversations, documents and files by address: the call says that the model reads more than is seen."""
+    assert call(path, {"model": "m", **body}).hidden
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "runs"),
+    [
+        ("/v1/chat/completions", {"messages": [USER], "web_search_options": {}}, None),
+        ("/v1/responses", {"input": "x", "tools": [{"type": "web_search"}]}, None),
+        ("/v1/responses", {"input": "x", "tools": [{"type": "web_search"}], "max_tool_calls": 3}, 3),
+        ("/v1/responses", {"input": "x", "tools": [{"type": "mcp", "server_url": "https://example.com"}]}, None),
+        ("/v1/responses", {"input": "x", "tools": [{"type": "function", "name": "f"}], "max_tool_calls": 3}, 0),
+        ("/v1/messages", {"messages": [USER], "tools": [{"type": "web_search_20250305", "name": "s"}]}, None),
+        ("/v1/messages", {"messages": [USER], "mcp_servers": [{"url": "https://example.com"}]}, None),
+        (
+            "/v1/messages",
+            {
+                "messages": [USER],
+                "tools": [
+                    {"type": "web_search_20250305", "name": "s", "max_uses": 2},
+                    {"type": "web_fetch_20250910", "name": "f", "max_uses": 3},
+                    {"name": "mine", "input_schema": {}},
+                ],
+            },
+            5,
+        ),
+        ("/g:generateContent", {"contents": [], "tools": [{"googleSearch": {}}]}, None),
+    ],
+)
+def test_tools_of_the_provider_are_told(path: str, body: dict[str, Any], runs: int | None) -> None:
+    """Search, interpreters and MCP: how often they may be used, None where the request sets no number."""
+    found = call(path, {"model": "m", **body})
+    assert found.tool_runs == runs
+    assert not found.hidden
+
+
+def test_decisions_count_their_input_for_each_question() -> None:
+    """The input is evaluated for every question, so the bound is as many times as large."""
+    body = {"model": "gpt-6-luna", "input": "x" * 1_000, "questions": [{"type": "predicate", "question": "y"}] * 7}
+    assert call("/v1/decisions", body).input_tokens_bound > 7_000
+
+
+def test_a_predicted_answer_is_held_as_output() -> None:
+    """A prediction that turns out wrong is charged as output, beyond what `max_tokens` allows."""
+    found = chat("x", prediction={"type": "content", "content": "y" * 1_000}, max_tokens=10)
+    assert found.output_tokens_bound(4_096) > 1_010
 
 
 @pytest.mark.parametrize(
@@ -451,7 +492,8 @@ def test_input_that_the_request_does_not_show_is_not_bounded(path: str, body: di
 def test_tools_of_the_app_are_bounded(path: str, body: dict[str, Any]) -> None:
     """Tools that the app runs itself add their schema and the provider's prompt for tools, no more."""
     found = call(path, {"model": "m", **body})
-    assert found.bounded
+    assert not found.hidden
+    assert found.tool_runs == 0
     assert found.input_tokens_bound > TOOLS_OVERHEAD
 
 

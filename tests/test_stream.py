@@ -342,7 +342,7 @@ def test_last_event_may_be_large(size: int) -> None:
 def test_an_event_beyond_the_cap_is_left_out(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """An event that is too large marks the reader as broken, is never held, and what follows is read."""
     monkeypatch.setattr(stream, "EVENT_CAP", 100_000)
-    huge = b'data: {"object":"chat.completion.chunk","usage":{"prompt_tokens":9},"x":"' + b"y" * 500_000 + b'"}\n\n'
+    huge = b'data: {"object":"chat.completion.chunk","usage":{"prompt_tokens":9},"x":"' + b"y " * 250_000 + b'"}\n\n'
     for after, told in ((b"", None), (STREAMS["openai_chat.sse"], 1117)):
         whole = huge + after
         reader, most = StreamReader(), 0
@@ -354,6 +354,28 @@ def test_an_event_beyond_the_cap_is_left_out(step: int, monkeypatch: pytest.Monk
         assert reader.broken
         assert (usage.input_tokens if usage else None) == told
         assert most < 100_000 + 4 * stream.BATCH or step > 10**6
+
+
+@pytest.mark.parametrize("step", [4_096, 65_536, 10**9])
+def test_images_in_events_are_let_go(step: int) -> None:
+    """A last event with 30 MiB of images is read like any other, and the images are not kept."""
+    image = b'{"type":"image_generation_call","result":"' + b"iVBORw0+" * 1_310_720 + b'"}'
+    whole = (
+        b'event: response.completed\ndata: {"type":"response.completed","response":{"id":"resp_1","object":"response",'
+        b'"model":"gpt-5.4","output":[' + b",".join([image] * 3) + b"],"
+        b'"usage":{"input_tokens":7,"output_tokens":5}}}\n\n'
+    )
+    reader, most = StreamReader(), 0
+    for i in range(0, len(whole), step):
+        reader.feed(whole[i : i + step])
+        most = max(most, len(reader._tail))
+    reader.close()
+    usage = reader.usage()
+    assert usage is not None
+    assert (usage.input_tokens, usage.output_tokens, usage.response_id) == (7, 5, "resp_1")
+    assert not reader.broken
+    assert reader.finished
+    assert most <= stream.EVENT_CAP + 4 * stream.BATCH
 
 
 def test_endless_line_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,10 +145,13 @@ def status(storage: Storage = None, as_json: JSON = False) -> None:
 
 
 @app.command()
-def forget(name: str, storage: Storage = None) -> None:
+def forget(name: str, storage: Storage = None, as_json: JSON = False) -> None:
     """Forget an exporter that is no more, so that pruning no longer waits for it; its dead letters go, too."""
     with_guard(lambda guard: guard.outbox.forget_exporter(name), storage)
-    say(f"{name} is forgotten")
+    if as_json:
+        print_json({"exporter": name, "forgotten": True})
+    else:
+        say(f"{name} is forgotten")
 
 
 @letters.command("list")

@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from respan_guard.clients.asking import Asking
 from respan_guard.clients.exchange import Exchange
 from respan_guard.context import Slot, slot_of
 from respan_guard.errors import ConfigurationError, GuardError, LimitExceeded, StorageUnavailable
@@ -48,7 +49,7 @@ class Door:
     def __init__(self, guard: Guard, customer: str | None, *, include_usage: bool) -> None:
         self.guard = guard
         self.customer = customer
-        self.include_usage = include_usage
+        self.asking = Asking(wanted=include_usage)
         self._warned = False
 
     @property

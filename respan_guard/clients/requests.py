@@ -37,10 +37,12 @@ class Outgoing:
     Attributes:
         call: What it asks for.
         content: The body to send instead, asking for the stream's usage; None to send it as it is.
+        refused: Whether the server refused to be asked.
     """
 
     call: Call
     content: bytes | None = None
+    refused: bool = False
 
 
 def read_json(path: str, content: bytes, *, include_usage: bool) -> Outgoing | None:

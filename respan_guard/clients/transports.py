@@ -4,117 +4,22 @@ from __future__ import annotations
 
 import functools
 import importlib
-import logging
-from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
+from respan_guard.clients.asking import OPTION, REFUSALS
+from respan_guard.clients.bodies import Body, WatchedAsyncStream, WatchedStream
 from respan_guard.clients.door import Door, RefusedCall
 from respan_guard.clients.exchange import Exchange
 from respan_guard.clients.requests import Outgoing, is_form_path, read_form, read_json
 from respan_guard.clients.streams import UsageFilter
+from respan_guard.clients.unmetered import warn_of
 
 __all__ = ["AsyncTransport", "Kinds", "Transport", "kinds_of"]
 
-logger = logging.getLogger("respan_guard")
-
+_OF_THE_BODY = (b"content-length", b"content-encoding")
 _TAKES_BODY = ("HTTPTransport", "AsyncHTTPTransport")
 """Transports that ask for a request's body once there is a connection to send it on."""
-
-
-class Body:
-    """A request's body that tells whether it was asked for."""
-
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
-        self.taken = False
-
-    def __iter__(self) -> Iterator[bytes]:
-        self.taken = True
-        return iter(self.stream)
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        self.taken = True
-        found: AsyncIterator[bytes] = self.stream.__aiter__()
-        return found
-
-
-class Watched:
-    """A response's body that is read as it passes by.
-
-    Args:
-        stream: The body.
-        exchange: The call that it answers.
-        feed: Takes what passes.
-        hide: Takes out what the caller did not ask for.
-    """
-
-    def __init__(
-        self, stream: Any, exchange: Exchange, feed: Callable[[bytes], None] | None, hide: UsageFilter | None
-    ) -> None:
-        self.stream = stream
-        self.exchange = exchange
-        self.feed = feed
-        self.hide = hide
-
-    def passed(self, chunk: bytes) -> bytes:
-        """Look at a chunk; what of it goes on."""
-        if self.feed is not None:
-            try:
-                self.feed(chunk)
-            except Exception:  # a fault of ours must not touch the response
-                self.feed = None
-                logger.exception("the usage of a reply could not be read; the reply itself is untouched")
-        return chunk if self.hide is None else self.hide.passed(chunk)
-
-    def rest(self) -> bytes:
-        """What is left at the end."""
-        return b"" if self.hide is None else self.hide.rest()
-
-    def __del__(self) -> None:
-        self.exchange.abandoned()
-
-
-class WatchedStream(Watched):
-    """For clients that block."""
-
-    def __iter__(self) -> Iterator[bytes]:
-        try:
-            for chunk in self.stream:
-                if chunk := self.passed(chunk):
-                    yield chunk
-            if chunk := self.rest():
-                yield chunk
-        finally:
-            self.exchange.finish()
-
-    def close(self) -> None:
-        """Let go of the connection."""
-        try:
-            self.stream.close()
-        finally:
-            self.exchange.finish()
-
-
-class WatchedAsyncStream(Watched):
-    """For clients on an event loop."""
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            async for chunk in self.stream:
-                if chunk := self.passed(chunk):
-                    yield chunk
-            if chunk := self.rest():
-                yield chunk
-        finally:
-            self.exchange.finish()
-
-    async def aclose(self) -> None:
-        """Let go of the connection."""
-        try:
-            await self.stream.aclose()
-        finally:
-            self.exchange.finish()
 
 
 class Passage:
@@ -135,6 +40,12 @@ class Passage:
 
     def read(self, request: Any, path: str) -> Outgoing | None:
         """The LLM call that a request asks for, if it does."""
+        outgoing = self._read(request, path)
+        if outgoing is None:
+            warn_of(path)
+        return outgoing
+
+    def _read(self, request: Any, path: str) -> Outgoing | None:
         if is_form_path(path) and _is_form(request):
             return read_form(path, request.content)
         try:
@@ -143,7 +54,14 @@ class Passage:
             if type(request.stream).__name__ != "ByteStream":
                 return None
             content = b"".join(request.stream)
-        return read_json(path, content, include_usage=self.door.include_usage)
+        outgoing = read_json(path, content, include_usage=self.door.asking.wanted)
+        if (
+            outgoing is not None
+            and outgoing.content is not None
+            and not self.door.asking.may(request.url, outgoing.call)
+        ):
+            outgoing.content = None
+        return outgoing
 
     def changed(self, request: Any, outgoing: Outgoing) -> Any:
         """The request to send, asking for a stream's usage if need be."""
@@ -182,7 +100,9 @@ class Passage:
         if response.is_closed:  # of a transport that has the whole body already: nobody will ask for its stream
             return self._read_whole(response, exchange, content_type, edited=edited)
         feed = exchange.answered(response.status_code, content_type, encoding)
-        hide = UsageFilter() if edited and UsageFilter.fits(content_type, encoding) else None
+        hide = UsageFilter(encoding) if edited and UsageFilter.fits(content_type, encoding) else None
+        if hide is not None:
+            response.headers = self._plain(response.headers)
         response.stream = kind(response.stream, exchange, feed, hide)
         return response
 
@@ -194,11 +114,16 @@ class Passage:
         if edited and UsageFilter.fits(content_type, ""):
             hide = UsageFilter()
             content = hide.passed(response.content) + hide.rest()
-            headers = {"content-type": content_type}
+            headers = self._plain(response.headers)
             return self.kinds.response(
                 response.status_code, headers=headers, content=content, extensions=response.extensions
             )
         return response
+
+    def _plain(self, headers: Any) -> Any:
+        """The headers of a body that is edited, so that its length is another, and not encoded."""
+        kept = [(name, value) for name, value in headers.raw if name.lower() not in _OF_THE_BODY]
+        return type(headers)(kept)
 
     def failed(self, exchange: Exchange, error: BaseException, body: Body) -> None:
         """There was no response."""
@@ -223,17 +148,28 @@ class Transport(Passage):
             exchange = door.guard.sync.run(door.open(outgoing.call))
         except RefusedCall as refused:
             return self.refusal(refused, request)
-        request = self.changed(request, outgoing)
-        stream = request.stream
-        body = request.stream = self.kinds.body(stream)
-        try:
-            response = self.inner.handle_request(request)
-            return self.watched(response, exchange, outgoing, self.kinds.stream)
-        except BaseException as error:
-            self.failed(exchange, error, body)
-            raise
-        finally:
-            request.stream = stream
+        while True:
+            sent = self.changed(request, outgoing)
+            stream = sent.stream
+            body = sent.stream = self.kinds.body(stream)
+            try:
+                response = self.inner.handle_request(sent)
+                if outgoing.content is not None and response.status_code in REFUSALS:
+                    body.taken = False  # what is refused costs nothing
+                    told = b"".join(response.stream)
+                    response.stream.close()
+                    response.stream = self.kinds.bytes(told)
+                    if OPTION in told:
+                        outgoing = Outgoing(outgoing.call, refused=True)
+                        continue
+                if outgoing.refused and response.status_code < 300:
+                    door.asking.refused(request.url, outgoing.call)
+                return self.watched(response, exchange, outgoing, self.kinds.stream)
+            except BaseException as error:
+                self.failed(exchange, error, body)
+                raise
+            finally:
+                sent.stream = stream
 
     def close(self) -> None:
         """Close the transport behind."""
@@ -270,17 +206,28 @@ class AsyncTransport(Passage):
             exchange = await door.open(outgoing.call)
         except RefusedCall as refused:
             return self.refusal(refused, request)
-        request = self.changed(request, outgoing)
-        stream = request.stream
-        body = request.stream = self.kinds.body(stream)
-        try:
-            response = await self.inner.handle_async_request(request)
-            return self.watched(response, exchange, outgoing, self.kinds.async_stream)
-        except BaseException as error:
-            self.failed(exchange, error, body)
-            raise
-        finally:
-            request.stream = stream
+        while True:
+            sent = self.changed(request, outgoing)
+            stream = sent.stream
+            body = sent.stream = self.kinds.body(stream)
+            try:
+                response = await self.inner.handle_async_request(sent)
+                if outgoing.content is not None and response.status_code in REFUSALS:
+                    body.taken = False  # what is refused costs nothing
+                    told = b"".join([chunk async for chunk in response.stream])
+                    await response.stream.aclose()
+                    response.stream = self.kinds.bytes(told)
+                    if OPTION in told:
+                        outgoing = Outgoing(outgoing.call, refused=True)
+                        continue
+                if outgoing.refused and response.status_code < 300:
+                    door.asking.refused(request.url, outgoing.call)
+                return self.watched(response, exchange, outgoing, self.kinds.async_stream)
+            except BaseException as error:
+                self.failed(exchange, error, body)
+                raise
+            finally:
+                sent.stream = stream
 
     async def aclose(self) -> None:
         """Close the transport behind."""

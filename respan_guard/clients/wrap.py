@@ -46,7 +46,29 @@ def wrap(guard: Guard, client: C, customer: str | int | None, *, include_usage: 
             f"this {type(client).__name__} has an HTTP client that is none of httpx2 or httpx. {_SUPPORTED}"
         )
     door = _door(guard, customer, include_usage=include_usage)
-    wrapped: C = client.copy(http_client=_guarded(http_client, door, kinds_of(library)))  # type: ignore[attr-defined]
+    wrapped: C = _copied(client, _guarded(http_client, door, kinds_of(library)))
+    return wrapped
+
+
+def _copied(client: Any, http_client: Any) -> Any:
+    """The client over another HTTP client, as the SDK copies it.
+
+    The SDK would make a new object of a derived class, whose `__init__` may want what only the app knows, and would
+    lose what was set on the client since. So it copies what is its own, and the rest goes along.
+    """
+    kind = type(client)
+    sdks = next(base for base in kind.__mro__ if base.__module__.partition(".")[0] in _SDKS)
+    if kind is sdks:
+        shell = client
+    else:
+        shell = copy.copy(client)
+        shell.__class__ = sdks
+    wrapped = shell.copy(http_client=http_client)
+    for name, value in vars(client).items():
+        # What the classes compute once, as `client.chat`, is bound to the first client.
+        if name not in vars(wrapped) and not isinstance(getattr(kind, name, None), functools.cached_property):
+            setattr(wrapped, name, value)
+    wrapped.__class__ = kind
     return wrapped
 
 

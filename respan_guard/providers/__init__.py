@@ -32,7 +32,7 @@ _RUNNING_COUNTS = frozenset({"anthropic", "google"})
 
 _GEMINI_VERBS = (":generateContent", ":streamGenerateContent", ":embedContent", ":batchEmbedContents")
 # Paths whose bodies look like a call but cost nothing, or name calls to be made later.
-_FREE = ("/moderations", "/count_tokens", "/input_tokens", ":countTokens", "/batches", "/compact")
+_FREE = ("/moderations", "/count_tokens", "/input_tokens", ":countTokens", "/batches")
 _VERB_ENDS, _FREE_ENDS = (tuple(end.lower() for end in ends) for ends in (_GEMINI_VERBS, _FREE))
 _IMAGE_MODELS = ("image", "dall-e")
 
@@ -100,9 +100,11 @@ def usage_from_reply(reply: object, provider: str | None = None) -> Usage:
         # The last event of a stream is as good as a reply.
         usage = openai.event_usage(body)
     if usage is None:
+        if body is not None and (why := openai.untold(body)) is not None:
+            raise InvalidInput(f"{why}; record it with Usage(model=..., cost=...)")
         raise InvalidInput(
-            f"found no usage in this {type(reply).__name__}; a whole reply of OpenAI's chat completions, "
-            "responses, embeddings or images, Anthropic's messages or Gemini's generateContent is needed, "
+            f"found no usage in this {type(reply).__name__}; a whole reply of OpenAI's chat completions, responses, "
+            "embeddings, images or transcriptions, Anthropic's messages or Gemini's generateContent is needed, "
             "or a stream's last event "
             '(OpenAI: ask for it with stream_options={"include_usage": True})'
         )

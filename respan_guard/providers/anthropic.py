@@ -48,9 +48,6 @@ def call(path: str, body: Mapping[str, Any]) -> Call:
     """Read a request. The budget for thinking lies within `max_tokens`."""
     tools = body.get("tools")
     size = measure(body, _LAYOUT, has_tools=isinstance(tools, list))
-    bounded = size.bounded and body.get("mcp_servers") is None and body.get("container") is None
-    if isinstance(tools, list):
-        bounded = bounded and not any(str(mapping(t).get("type", "")).startswith(_SERVER_TOOLS) for t in tools)
     speed = text(body.get("speed"), 32)
     return Call(
         provider="anthropic",
@@ -59,10 +56,25 @@ def call(path: str, body: Mapping[str, Any]) -> Call:
         input_tokens_bound=size.tokens,
         max_output_tokens=limit(body.get("max_tokens")),
         stream=body.get("stream") is True,
-        bounded=bounded,
+        hidden=size.hidden or body.get("container") is not None,
+        tool_runs=_tool_runs(body),
         has_images=size.has_images,
         service_tier=speed if speed == "fast" else text(body.get("service_tier"), 32),
     )
+
+
+def _tool_runs(body: Mapping[str, Any]) -> int | None:
+    """How often tools that Anthropic runs may be used; most take a `max_uses` of their own."""
+    tools = body.get("tools")
+    own = (
+        [t for t in tools if str(mapping(t).get("type", "")).startswith(_SERVER_TOOLS)]
+        if isinstance(tools, list)
+        else []
+    )
+    uses = [limit(tool.get("max_uses")) for tool in own]
+    if body.get("mcp_servers") is not None:
+        uses.append(None)
+    return sum(n for n in uses if n is not None) if None not in uses else None
 
 
 def reply_usage(body: Mapping[str, Any]) -> Usage | None:

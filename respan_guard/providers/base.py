@@ -52,13 +52,16 @@ class Call:
         operation: "chat", "text_completion", "embeddings", "generate_content", "image_generation", ...
             as in OpenTelemetry's `gen_ai.operation.name`.
         model: The model asked for; "" where the request names none.
-        input_tokens_bound: No call with this body is charged for more input tokens, if `bounded`.
+        input_tokens_bound: What the request shows is charged for no more input tokens than this.
         max_output_tokens: The cap on output tokens for each choice; None where the request sets none.
         choices: How many answers are asked for (`n`, `best_of`, `candidateCount`), at least 1.
         stream: Whether the answer comes as a stream.
         wants_usage: Whether the answer will carry usage without further ado.
-        bounded: False if the provider adds input that the request doesn't show: stored conversations,
-            files named by id or address, documents, built-in tools. `input_tokens_bound` is then a guess.
+        hidden: Whether the model reads what the request doesn't show, or shows in a form that tells no size: stored
+            conversations and prompts, files named by id or address, documents. The model's context window is the bound.
+        tool_runs: How often tools that the provider runs (search, interpreters, MCP) may be used. The model reads its
+            context again after each. None if the request has such tools and sets no number.
+        predicted_tokens: A guess at the answer that the request brings; where it is wrong it is charged as output.
         has_audio: Whether audio goes in or is asked for.
         has_images: Whether images go in.
         service_tier: The tier asked for, where the request names one.
@@ -72,7 +75,9 @@ class Call:
     choices: int = 1
     stream: bool = False
     wants_usage: bool = True
-    bounded: bool = True
+    hidden: bool = False
+    tool_runs: int | None = 0
+    predicted_tokens: int = 0
     has_audio: bool = False
     has_images: bool = False
     service_tier: str | None = None
@@ -80,7 +85,7 @@ class Call:
     def output_tokens_bound(self, default: int) -> int:
         """The most output tokens of all choices together, with `default` for a request without a cap."""
         cap = default if self.max_output_tokens is None else self.max_output_tokens
-        return min(cap * self.choices, MAX_TOKENS)
+        return min((cap + self.predicted_tokens) * self.choices, MAX_TOKENS)
 
 
 @dataclass(slots=True)
@@ -107,7 +112,7 @@ class Measure:
     """The size of a request's input."""
 
     tokens: int = 0
-    bounded: bool = True
+    hidden: bool = False
     has_audio: bool = False
     has_images: bool = False
 
@@ -191,7 +196,7 @@ def media_tokens(media: Media, image_tokens: int) -> int:
 
 
 REMOTE_FILE_TOKENS = 65_536
-"""What a file that the request only names is taken for. A guess: such a call is not `bounded`."""
+"""What a file that the request only names is taken for. A guess: such a call has `hidden` input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +280,7 @@ def measure(body: Mapping[str, Any], layout: Layout, *, has_tools: bool = False)
         elif kind is float:
             total += 24
         if nodes > MAX_NODES:
-            found.bounded = False
+            found.hidden = True
             break
     found.tokens = min(found.tokens + total + nodes * NODE_BYTES, MAX_TOKENS)
     return found
@@ -293,4 +298,4 @@ def _mark(found: Measure, media: Media) -> None:
     found.has_audio |= media.kind in ("audio", "video")
     found.has_images |= media.kind != "audio"
     exact = media.kind == "image" or (not media.remote and (media.kind == "audio" or media.format.startswith("text/")))
-    found.bounded &= exact
+    found.hidden |= not exact

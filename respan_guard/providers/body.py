@@ -11,12 +11,15 @@ from typing import Protocol
 from respan_guard.providers.base import decode_json, text
 from respan_guard.providers.replies import read_reply
 from respan_guard.providers.stream import StreamReader
+from respan_guard.providers.strings import without_media
 from respan_guard.usage import Usage
 
 __all__ = ["BODY_CAP", "Inflater", "JSONReader", "Reader", "reader_for"]
 
 BODY_CAP = 8 * 1024 * 1024
-"""Bytes of a JSON body that are kept, after decompression."""
+"""Bytes of a JSON body that are kept, after decompression and without images."""
+_BATCH = 1024 * 1024
+_FIELD = 6  # bytes that tell a stream's first field
 _LARGE = 262_144
 _END = 4_096
 _STEP = 65_536
@@ -73,13 +76,14 @@ class Reader(Protocol):
 class JSONReader:
     """Keeps a JSON body and reads it when it is complete.
 
-    Of a body larger than `BODY_CAP` only the two ends are kept, which is enough for embeddings.
+    Images and audio are let go while they pass, each MiB, so a reply may have any number of them. Of a body that is
+    still larger than `BODY_CAP` only the two ends are kept, which is enough for embeddings.
 
     Attributes:
         broken: The body is larger than that and no embeddings, or it is no JSON.
     """
 
-    __slots__ = ("_body", "_head", "_parts", "_size", "_usage", "broken")
+    __slots__ = ("_body", "_head", "_new", "_parts", "_size", "_usage", "broken")
 
     broken: bool
     first_token = None
@@ -88,18 +92,29 @@ class JSONReader:
         self.broken = False
         self._parts: list[bytes] = []
         self._head = b""
-        self._size = 0
+        self._size = self._new = 0
         self._body: Mapping[str, object] | None = None
         self._usage: Usage | None = None
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes, cut anywhere."""
         self._size += len(data)
+        self._new += len(data)
         self._parts.append(data)
-        if self._size > BODY_CAP:
-            whole = b"".join(self._parts)
+        if self._new > _BATCH:
+            self._compact()
+
+    def _compact(self) -> bytes:
+        """What is kept of the bytes so far."""
+        whole = b"".join(self._parts)
+        if len(whole) > _LARGE:
+            whole = without_media(whole)
+        if self._head or len(whole) > BODY_CAP:
             self._head = self._head or whole[:_END]
-            self._parts = [whole[-_END:]]
+            whole = whole[-_END:]
+        self._parts = [whole]
+        self._new = 0
+        return whole
 
     def close(self) -> None:
         """Read the body.
@@ -108,7 +123,7 @@ class JSONReader:
         """
         if self._body is not None or not self._parts:
             return
-        whole = b"".join(self._parts)
+        whole = self._compact()
         self._parts.clear()
         if len(whole) > _LARGE or self._head:
             self._body = _embeddings(self._head or whole[:_END], whole[-_END:])
@@ -176,42 +191,14 @@ def _embeddings(head: bytes, tail: bytes) -> Mapping[str, object] | None:
     return {"object": "list", "data": [{"object": "embedding"}], "model": name, "usage": usage}
 
 
-class Inflater:
-    """Decompresses gzip or deflate in front of another reader.
+class _Behind:
+    """What readers in front of another reader share."""
 
-    A body that unfolds to more than `BODY_CAP` and more than 200 times its size is a bomb: the rest of it is not read.
-    """
-
-    __slots__ = ("_in", "_inflate", "_out", "_reader", "broken")
+    __slots__ = ("_reader", "broken")
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
-        self._inflate = zlib.decompressobj(wbits=47)  # gzip or zlib, whatever the header says
-        self._in = self._out = 0
         self.broken = False
-
-    def feed(self, data: bytes) -> None:
-        """Take the next compressed bytes, cut anywhere."""
-        try:
-            for at in range(0, len(data), _PIECE):
-                self._inflate_piece(data[at : at + _PIECE])
-        except zlib.error:
-            self.broken = True
-
-    def _inflate_piece(self, data: bytes) -> None:
-        while data and not self.broken:
-            plain = self._inflate.decompress(data, _STEP)
-            rest = self._inflate.unconsumed_tail
-            if self._inflate.eof and self._inflate.unused_data:
-                rest = self._inflate.unused_data  # gzip members may follow each other
-                self._inflate = zlib.decompressobj(wbits=47)
-            self._in += len(data) - len(rest)
-            self._out += len(plain)
-            data = rest
-            self._reader.feed(plain)
-            bomb = self._out > BODY_CAP and self._out > _RATIO * self._in
-            # A stream reader skips what is too large and goes on; a JSON reader is done.
-            self.broken = bomb or (isinstance(self._reader, JSONReader) and self._reader.broken)
 
     def close(self) -> None:
         """The body is complete."""
@@ -248,6 +235,73 @@ class Inflater:
         return self._reader.output_bytes
 
 
+class Inflater(_Behind):
+    """Decompresses gzip or deflate in front of another reader.
+
+    A body that unfolds to more than `BODY_CAP` and more than 200 times its size is a bomb: the rest of it is not read.
+    """
+
+    __slots__ = ("_in", "_inflate", "_out")
+
+    def __init__(self, reader: Reader) -> None:
+        super().__init__(reader)
+        self._inflate = zlib.decompressobj(wbits=47)  # gzip or zlib, whatever the header says
+        self._in = self._out = 0
+
+    def feed(self, data: bytes) -> None:
+        """Take the next compressed bytes, cut anywhere."""
+        try:
+            for at in range(0, len(data), _PIECE):
+                self._inflate_piece(data[at : at + _PIECE])
+        except zlib.error:
+            self.broken = True
+
+    def _inflate_piece(self, data: bytes) -> None:
+        while data and not self.broken:
+            plain = self._inflate.decompress(data, _STEP)
+            rest = self._inflate.unconsumed_tail
+            if self._inflate.eof and self._inflate.unused_data:
+                rest = self._inflate.unused_data  # gzip members may follow each other
+                self._inflate = zlib.decompressobj(wbits=47)
+            self._in += len(data) - len(rest)
+            self._out += len(plain)
+            data = rest
+            self._reader.feed(plain)
+            bomb = self._out > BODY_CAP and self._out > _RATIO * self._in
+            # A stream reader skips what is too large and goes on; a JSON reader is done.
+            self.broken = bomb or (isinstance(self._reader, JSONReader) and self._reader.broken)
+
+
+class Unlabelled(_Behind):
+    """Reads a body as what it begins like, as the SDKs do, since its content type says neither JSON nor events."""
+
+    __slots__ = ("_begin", "_now", "_passes")
+
+    def __init__(self, now: Callable[[], float] | None) -> None:
+        super().__init__(JSONReader())
+        self._now = now
+        self._begin: bytes | None = b""  # None once it is known what this is
+        self._passes = False
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes, cut anywhere."""
+        if self._begin is not None:
+            data = self._begin = (self._begin + data).lstrip()
+            if len(data) < _FIELD:
+                return
+            self._choose()
+        if self._passes:
+            self._reader.feed(data)
+
+    def _choose(self) -> None:
+        begin, self._begin = self._begin or b"", None
+        if begin.startswith((b"data:", b"event:", b"id:", b":")):
+            self._reader = StreamReader(self._now)
+        elif not begin.startswith((b"{", b"[")):
+            return
+        self._passes = True
+
+
 def reader_for(
     content_type: str, content_encoding: str | None = None, now: Callable[[], float] | None = None
 ) -> Reader | None:
@@ -259,7 +313,7 @@ def reader_for(
         now: Seconds of a monotonic clock, to tell when a stream's first text came.
 
     Returns:
-        None for types that hold no usage, and for encodings that the standard library can't undo (br, zstd).
+        None for sound and pictures, and for encodings that the standard library can't undo (br, zstd).
     """
     kind = content_type.partition(";")[0].strip().lower()
     reader: Reader
@@ -267,8 +321,10 @@ def reader_for(
         reader = StreamReader(now)
     elif kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
         reader = JSONReader()
-    else:
+    elif kind.startswith(("audio/", "image/", "video/")):
         return None
+    else:
+        reader = Unlabelled(now)
     encoding = (content_encoding or "identity").strip().lower()
     if encoding == "identity":
         return reader

@@ -17,6 +17,7 @@ __all__ = ["call", "reply_usage"]
 
 # 258 a tile of 768 x 768, at most 16 tiles of a 3,072 x 3,072 image; "ultra high" resolution is 2,240.
 _IMAGE_TOKENS = 5_000
+_APPS_TOOLS = ("functionDeclarations", "function_declarations")
 
 
 def _either(body: Mapping[str, Any], camel: str, snake: str) -> Any:
@@ -69,10 +70,7 @@ def call(path: str, body: Mapping[str, Any]) -> Call:
     model = model.removeprefix("models/")[:256]
     tools = body.get("tools")
     size = measure(body, _LAYOUT, has_tools=isinstance(tools, list))
-    bounded = size.bounded and _either(body, "cachedContent", "cached_content") is None
-    if isinstance(tools, list):
-        own = ("functionDeclarations", "function_declarations")
-        bounded = bounded and all(name in own for tool in tools for name in mapping(tool))
+    own = isinstance(tools, list) and any(name not in _APPS_TOOLS for tool in tools for name in mapping(tool))
     # Which of two spellings counts is the server's affair, so what asks for most is taken.
     configs = [mapping(body[name]) for name in ("generationConfig", "generation_config") if body.get(name) is not None]
     caps = [_most(config, "maxOutputTokens", "max_output_tokens") for config in configs]
@@ -87,7 +85,8 @@ def call(path: str, body: Mapping[str, Any]) -> Call:
         max_output_tokens=0 if embeds else max((cap for cap in caps if cap is not None), default=None),
         choices=max(choices, default=1),
         stream=verb.startswith("stream"),
-        bounded=bounded,
+        hidden=size.hidden or _either(body, "cachedContent", "cached_content") is not None,
+        tool_runs=None if own else 0,  # no request can say how often
         has_audio=size.has_audio or any(isinstance(names, list) and "AUDIO" in names for names in modalities),
         has_images=size.has_images,
         service_tier=text(_either(body, "serviceTier", "service_tier"), 32),

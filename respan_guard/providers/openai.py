@@ -13,13 +13,15 @@ from typing import Any
 
 from respan_guard.money import MAX_NANO, NANO
 from respan_guard.providers.base import Call, Layout, Media, count, limit, mapping, measure, text
-from respan_guard.usage import Usage
+from respan_guard.usage import MAX_TOKENS, Usage
 
-__all__ = ["call", "event_usage", "reply_usage"]
+__all__ = ["call", "event_usage", "reply_usage", "untold"]
 
 OPERATIONS = {
     "/chat/completions": "chat",
     "/responses": "chat",
+    "/responses/compact": "chat",
+    "/decisions": "decision",
     "/completions": "text_completion",
     "/embeddings": "embeddings",
     "/images/generations": "image_generation",
@@ -28,8 +30,9 @@ OPERATIONS = {
 
 _CONTENT = frozenset({"messages", "input"})
 _OPAQUE = frozenset({"tool_calls", "function_call", "arguments"})
-# Input that the provider keeps, finds, or is given as a guess at the answer and charges as output.
-_STORED = frozenset({"previous_response_id", "conversation", "web_search_options", "prediction"})
+# Input that the provider keeps.
+_STORED = ("previous_response_id", "conversation")
+_ANSWERS = ("predicate", "choice", "score", "refusal")  # of decisions
 # Never part of the prompt.
 _SKIP = frozenset(
     {"metadata", "user", "safety_identifier", "prompt_cache_key", "store", "extra_body", "customer_params"}
@@ -110,20 +113,21 @@ def call(path: str, body: Mapping[str, Any], operation: str) -> Call:
     if found:
         provider = "azure"
         model = model or after.partition("/")[0]
-    responses = operation == "chat" and (path.endswith("/responses") or "messages" not in body)
+    responses = operation == "decision" or (
+        operation == "chat" and (path.lower().endswith(("/responses", "/compact")) or "messages" not in body)
+    )
     tools, given = body.get("tools"), body.get("input")
     size = measure(
         body,
         _layout(_image_tokens(model)),
         has_tools=isinstance(tools, list) or isinstance(body.get("functions"), list),
     )
-    bounded = size.bounded and (_STORED.isdisjoint(body) or all(body.get(name) is None for name in _STORED))
+    if operation == "decision" and isinstance(body.get("questions"), list):
+        size.tokens = min(size.tokens * max(1, len(body["questions"])), MAX_TOKENS)  # each is asked about all the input
+    hidden = size.hidden or any(body.get(name) is not None for name in _STORED)
     if responses:
         referred = isinstance(given, list) and any(mapping(item).get("type") == "item_reference" for item in given)
-        bounded = bounded and not referred and not isinstance(body.get("prompt"), Mapping)
-    if isinstance(tools, list):
-        # Built-in tools (search, interpreters, MCP) feed what they find back as input.
-        bounded = bounded and all(mapping(tool).get("type") in ("function", "custom", None) for tool in tools)
+        hidden = hidden or referred or isinstance(body.get("prompt"), Mapping)
     modalities = body.get("modalities")
     stream = body.get("stream") is True
     return Call(
@@ -135,13 +139,26 @@ def call(path: str, body: Mapping[str, Any], operation: str) -> Call:
         choices=1 if responses else _choices(body, operation),
         stream=stream,
         wants_usage=not stream or responses or mapping(body.get("stream_options")).get("include_usage") is True,
-        bounded=bounded,
+        hidden=hidden,
+        tool_runs=_tool_runs(body),
+        predicted_tokens=size.tokens if body.get("prediction") is not None else 0,
         has_audio=size.has_audio
         or operation == "text_to_speech"
         or (isinstance(modalities, list) and "audio" in modalities),
         has_images=size.has_images,
         service_tier=text(body.get("service_tier"), 32),
     )
+
+
+def _tool_runs(body: Mapping[str, Any]) -> int | None:
+    """How often built-in tools (search, interpreters, MCP), which feed what they find back as input, may be used."""
+    tools = body.get("tools")
+    built_in = isinstance(tools, list) and any(
+        mapping(tool).get("type") not in ("function", "custom", None) for tool in tools
+    )
+    if not built_in and body.get("web_search_options") is None:
+        return 0
+    return limit(body.get("max_tool_calls"))
 
 
 def _cap(body: Mapping[str, Any], operation: str, *, responses: bool) -> int | None:
@@ -175,7 +192,7 @@ def reply_usage(body: Mapping[str, Any]) -> Usage | None:
         return _completion(body, "chat")
     if kind == "text_completion":
         return _completion(body, "text_completion")
-    if kind == "response":
+    if kind in ("response", "response.compaction"):
         return _response(body, "chat")
     if kind == "list":
         data = body.get("data")
@@ -186,8 +203,24 @@ def reply_usage(body: Mapping[str, Any]) -> Usage | None:
     if kind is None and isinstance(usage, Mapping):
         if isinstance(body.get("data"), list) and isinstance(body.get("created"), int):
             return _response(body, "image_generation")
+        answers = body.get("answers")
+        if isinstance(answers, list) and answers and mapping(answers[0]).get("type") in _ANSWERS:
+            return _response(body, "decision")
         if isinstance(body.get("text"), str) and usage.get("type") == "tokens":
             return _response(body, "transcription")
+    return None
+
+
+def untold(body: Mapping[str, Any]) -> str | None:
+    """Why a reply that is whole tells no tokens; None if nothing is known."""
+    usage = body.get("usage")
+    if isinstance(body.get("text"), str) and mapping(usage).get("type") == "duration":
+        seconds = mapping(usage).get("seconds")
+        return f"this audio is charged by its duration ({seconds} seconds), not by tokens, and its reply names no model"
+    if usage is None and isinstance(body.get("text"), str) and ("duration" in body or body.keys() == {"text"}):
+        return "this transcription of audio tells no usage"
+    if usage is None and isinstance(body.get("data"), list) and isinstance(body.get("created"), int):
+        return "these images are charged by the piece, and their reply tells no usage"
     return None
 
 

@@ -15,6 +15,7 @@ from respan_guard.providers import anthropic, openai
 from respan_guard.providers.base import decode_json, mapping, text
 from respan_guard.providers.events import BLANK, events, last_events
 from respan_guard.providers.replies import read_reply
+from respan_guard.providers.strings import without_media
 from respan_guard.usage import Usage
 
 __all__ = ["EVENT_CAP", "StreamReader"]
@@ -24,7 +25,7 @@ HEAD = 32_768
 WINDOW = 32_768
 """An event is looked at if it ends within the last so many bytes. What follows usage is an end marker, no more."""
 EVENT_CAP = 8 * 1024 * 1024
-"""Bytes of one event that are kept. The last event of OpenAI's responses carries the whole reply: it can be large."""
+"""Bytes of one event that are kept, without images. The last event of OpenAI's responses carries the whole reply."""
 
 _LINE = re.compile(rb"\r\n|\n|\r")
 # What an event that matters must contain. OpenAI sends `"usage":null` with each chunk, which isn't it.
@@ -180,7 +181,13 @@ class StreamReader:
         if end:
             del tail[:end]
             self._low, self._skipping = 0, False
-        elif self._skipping or until > EVENT_CAP:
+            return
+        if until > EVENT_CAP and not self._skipping:
+            small = without_media(tail)
+            if len(small) <= EVENT_CAP // 2:  # else it would soon be as large again
+                tail[:] = small
+                until = max(0, len(tail) - WINDOW)
+        if self._skipping or until > EVENT_CAP:
             del tail[: max(0, until - 3)]  # not through a blank line, which has four bytes at most
             self._low, self._skipping = 0, True
         else:
@@ -225,6 +232,8 @@ class StreamReader:
         for event, start, end, complete in last_events(tail):
             if end <= since or (found.usage is not None and not large):
                 break
+            if len(event) > EVENT_CAP:
+                event = without_media(event)
             if len(event) > EVENT_CAP or (self._skipping and start == 0):
                 found.broken = True
             elif found.usage is None and _may_matter(event) and (complete or self._closed):

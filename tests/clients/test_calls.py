@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 
@@ -165,6 +167,21 @@ def test_calls_that_cost_nothing_pass(guard: Guard, provider: StandInProvider, u
     assert records(guard) == []
 
 
+def test_compaction_is_a_call(guard: Guard) -> None:
+    """`responses.compact` is priced by the model asked for and recorded; one over its budget is not sent."""
+    usage = {"input_tokens": 100_000, "output_tokens": 5_000, "total_tokens": 105_000}
+    reply = {"id": "resp_001234567890abcdef1234", "object": "response.compaction", "created_at": 1, "output": []}
+    http = httpx2.Client(transport=httpx2.MockTransport(lambda _: httpx2.Response(200, json={**reply, "usage": usage})))
+    client = guard.wrap(openai.OpenAI(api_key="k", base_url="http://p/v1", http_client=http, max_retries=0))
+    with guard.on_behalf_of("c1"):
+        client.responses.compact(model="gpt-4o", input="x" * 10_000)
+        guard.sync.update_customer("c1", total_budget="0.1")
+        with pytest.raises(openai.APIStatusError):
+            client.responses.compact(model="gpt-4o", input="x" * 10_000)
+    [record] = records(guard)
+    assert (record.kind, record.model, record.cost) == ("usage", "gpt-4o", Decimal("0.3"))
+
+
 # -- streams without usage -----------------------------------------------------------------------------------
 
 
@@ -182,11 +199,11 @@ def test_who_did_not_ask_for_usage_does_not_see_it(guard: Guard, provider: Stand
 
 @pytest.mark.parametrize("fault", ["gzip", "one-byte-chunks"])
 def test_a_stream_is_edited_however_it_is_cut(guard: Guard, provider: StandInProvider, url: str, fault: Any) -> None:
-    """Byte by byte or compressed against our wish: every chunk arrives, and the call is recorded."""
+    """Byte by byte or compressed against our wish: all chunks but that of usage arrive, and the call is recorded."""
     provider.fault(fault)
     with guard.wrap(open_ai(url)) as client:
         chunks = list(chat_stream(client))
-    assert chunks[-1 if fault == "one-byte-chunks" else -2].choices[0].finish_reason == "stop"
+    assert chunks[-1].choices[0].finish_reason == "stop"
     same(records(guard), provider)
 
 

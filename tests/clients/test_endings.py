@@ -140,12 +140,12 @@ def test_usage_that_makes_no_sense_is_presumed(
     presumed(guard, provider)
 
 
-@pytest.mark.parametrize("fault", ["usage-twice", "short-ids"])
+@pytest.mark.parametrize("fault", ["usage-twice", "short-ids", "wrong-content-type"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_odd_replies_are_recorded(
     guard: Guard, provider: StandInProvider, url: str, fault: FaultKind, stream: bool
 ) -> None:
-    """Usage told twice counts once; two replies of one server with the same short id are two calls."""
+    """Usage told twice counts once; replies of one server with one short id are two calls; a type may be wrong."""
     provider.fault(fault, times=2)
     with guard.wrap(open_ai(url)) as client, guard.on_behalf_of("c1"):
         for _ in range(2):

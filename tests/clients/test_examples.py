@@ -76,7 +76,7 @@ async def test_the_agent_is_stopped_mid_run(guard: Guard, provider: StandInProvi
     async with guard, async_open_ai(url) as client:
         await guard.put_customer(Customer(customer_identifier="acme", total_budget=budget))
         said = await example.run(guard, client, "acme", "How far is the moon?")
-        assert said == "stopped: The total budget is used up."
+        assert said == "stopped: The total budget has less left than this could cost."
         found = await arecords(guard)
         same(found, provider)
         assert len(found) > 3

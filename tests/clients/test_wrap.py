@@ -55,6 +55,52 @@ def test_it_is_the_same_kind_of_client(guard: Guard, url: str, make: Any) -> Non
     assert isinstance(wrapped._client, httpx2.Client | httpx2.AsyncClient)
 
 
+class Tenant(openai.OpenAI):
+    """A client with an argument of its own."""
+
+    def __init__(self, tenant: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.tenant = tenant
+
+    def ask(self) -> Any:
+        """A method of its own."""
+        return ask(self)
+
+
+class AsyncTenant(anthropic.AsyncAnthropic):
+    """The same of another SDK."""
+
+    def __init__(self, tenant: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.tenant = tenant
+
+
+def test_a_class_of_the_apps_own_is_kept(guard: Guard, provider: StandInProvider, url: str) -> None:
+    """Its `__init__` is not called again, what was set on the client stays, and its own methods are guarded."""
+    first = Tenant("acme", base_url=f"{url}/v1", api_key="sk-test", max_retries=3)
+    first.tenant = "moon"
+    first.label = "mine"  # type: ignore[attr-defined]
+    with first, guard.wrap(first, customer="c1") as wrapped:
+        assert type(first) is Tenant
+        assert first.chat is not wrapped.chat
+        assert (type(wrapped), wrapped.tenant, wrapped.label) == (Tenant, "moon", "mine")  # type: ignore[attr-defined]
+        assert (wrapped.api_key, wrapped.max_retries) == ("sk-test", 3)
+        wrapped.ask()
+    same(records(guard), provider)
+    other = AsyncTenant("acme", base_url=url, api_key="sk-test")
+    assert other.messages._client is other
+    again = guard.wrap(guard.wrap(other))
+    assert (type(again), again.tenant) == (AsyncTenant, "acme")
+    assert again.messages._client is again
+
+
+def test_what_was_set_on_a_client_stays(guard: Guard, url: str) -> None:
+    """On the SDK's own classes too."""
+    first = open_ai(url)
+    first.label = "mine"  # type: ignore[attr-defined]
+    assert guard.wrap(first).label == "mine"  # type: ignore[attr-defined]
+
+
 def test_a_custom_http_client_is_kept(guard: Guard, provider: StandInProvider, url: str) -> None:
     """Its hooks, headers and timeout go on working, and its connections are used."""
     seen: list[str] = []

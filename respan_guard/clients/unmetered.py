@@ -1,0 +1,43 @@
+"""Requests of wrapped clients that cost money and can't be metered: their replies don't tell how much."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+__all__ = ["warn_of"]
+
+logger = logging.getLogger("respan_guard")
+
+_KINDS = tuple(
+    (kind, re.compile(pattern + "/?$"))
+    for kind, pattern in (
+        ("batches", r"/batches"),
+        ("videos", r"/videos(?:/edits|/extensions|/[^/]+/remix)?"),
+        ("fine-tuning", r"/fine_tuning/(?:jobs(?:/[^/]+/resume)?|alpha/graders/run)"),
+        ("searches of vector stores", r"/vector_stores/[^/]+/search"),
+        ("files in vector stores", r"/vector_stores(?:/[^/]+/(?:files|file_batches))?"),
+        ("evals", r"/evals/[^/]+/runs"),
+        ("containers", r"/containers"),
+        ("realtime and live sessions", r"/(?:realtime/.+|live/sessions)"),
+        ("assistants' runs", r"/threads/(?:runs|[^/]+/runs(?:/[^/]+/submit_tool_outputs)?)"),
+        ("agents' sessions", r"/(?:chatkit/sessions|agents/automations/[^/]+/invocations)"),
+        ("agents' sessions", r"/(?:agents|v1)/sessions(?:/[^/]+/events)?"),
+        ("agents' sessions", r"/v1/(?:dreams|deployments/[^/]+/run)"),
+    )
+)
+_said: set[str] = set()  # kinds, once a process
+
+
+def warn_of(path: str) -> None:
+    """Say that a request to this path costs what no guard sees, the first time for its kind."""
+    for kind, pattern in _KINDS:
+        if pattern.search(path):
+            if kind not in _said:
+                _said.add(kind)
+                logger.warning(
+                    "%s cost money and are not metered: a wrapped client just asked for one, no limit applied and "
+                    "nothing is recorded; when the cost is known, book it with guard.record(Usage(cost=...), customer)",
+                    kind,
+                )
+            return

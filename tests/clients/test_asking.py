@@ -1,0 +1,172 @@
+"""Servers that don't know `stream_options` serve a wrapped client as they serve a bare one."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from respan_guard import Guard
+
+from .support import ASK, CHAT, arecords, records
+
+
+class Events(httpx2.SyncByteStream, httpx2.AsyncByteStream):
+    """A body that comes in pieces."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self.pieces = pieces
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self.pieces
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self.pieces:
+            yield piece
+
+
+class Server:
+    """An OpenAI-compatible server of limited knowledge.
+
+    Args:
+        status: Of the answer to who asks for usage; 200 if it is told.
+        says: The answer's text.
+        always: Whether that is the answer to all requests.
+    """
+
+    def __init__(self, status: int, says: str, *, always: bool = False) -> None:
+        self.status = status
+        self.says = says
+        self.always = always
+        self.asked: list[bool] = []
+
+    def __call__(self, request: httpx2.Request) -> httpx2.Response:
+        """Stream an answer."""
+        asked = "stream_options" in json.loads(request.content)
+        self.asked.append(asked)
+        if self.status != 200 and (asked or self.always):
+            error = json.dumps({"error": {"message": self.says}}).encode()
+            return httpx2.Response(self.status, stream=Events(error), headers={"content-type": "application/json"})
+        chunks: list[dict[str, Any]] = [
+            {"choices": [{"index": 0, "delta": {"content": "hi"}, "finish_reason": "stop"}]}
+        ]
+        if asked:
+            chunks.append({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}})
+        frame = {"id": "chatcmpl-x", "object": "chat.completion.chunk", "created": 1, "model": CHAT}
+        pieces = [b"data: " + json.dumps({**frame, **chunk}).encode() + b"\n\n" for chunk in chunks]
+        headers = {"content-type": "text/event-stream"}
+        return httpx2.Response(200, stream=Events(*pieces, b"data: [DONE]\n\n"), headers=headers)
+
+    def client(self, guard: Guard, **options: Any) -> openai.OpenAI:
+        """A client of one customer's."""
+        http = httpx2.Client(transport=httpx2.MockTransport(self))
+        client = openai.OpenAI(api_key="k", base_url="http://p/v1", http_client=http, max_retries=0)
+        return guard.wrap(client, customer="c1", **options)
+
+
+def ask(client: Any) -> int:
+    """How many chunks a stream has."""
+    return len(list(client.chat.completions.create(model=CHAT, messages=ASK, max_tokens=50, stream=True)))
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_server_that_refuses_to_be_asked(guard: Guard, caplog: pytest.LogCaptureFixture, status: int) -> None:
+    """It gets the request again without the option, and is not asked again; each call is presumed, once."""
+    server = Server(status, "Unrecognized request argument supplied: stream_options")
+    client = server.client(guard)
+    with caplog.at_level(logging.WARNING, "respan_guard"):
+        assert [ask(client), ask(client)] == [1, 1]
+    assert server.asked == [True, False, False]
+    assert [record.kind for record in records(guard)] == ["presumed", "presumed"]
+    assert guard.sync.status("c1").total_requests == 2
+    assert [record.getMessage().partition(";")[0] for record in caplog.records] == ["p refuses stream_options"]
+    assert not any(limit.held for limit in guard.sync.status("c1").limits)
+
+
+async def test_a_server_that_refuses_to_be_asked_on_a_loop(guard: Guard) -> None:
+    """The same for clients of event loops."""
+    server = Server(400, "stream_options is not supported")
+    http = httpx2.AsyncClient(transport=httpx2.MockTransport(server))
+    bare = openai.AsyncOpenAI(api_key="k", base_url="http://p/v1", http_client=http, max_retries=0)
+    async with guard:
+        client = guard.wrap(bare, customer="c1")
+        for _ in range(2):
+            stream = await client.chat.completions.create(model=CHAT, messages=ASK, max_tokens=50, stream=True)
+            assert len([chunk async for chunk in stream]) == 1
+        assert [record.kind for record in await arecords(guard)] == ["presumed", "presumed"]
+    assert server.asked == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("says", "always", "asked"),
+    [("no such model", False, [True, True]), ("bad body: stream_options, ...", True, [True, False, True, False])],
+)
+def test_other_errors_stay_errors(guard: Guard, says: str, always: bool, asked: list[bool]) -> None:
+    """An error about something else reaches the caller, costs nothing, and the next stream is asked as before."""
+    server = Server(400, says, always=always)
+    client = server.client(guard)
+    for _ in range(2):
+        with pytest.raises(openai.BadRequestError, match=says[:8]):
+            ask(client)
+    assert server.asked == asked
+    assert records(guard) == []
+
+
+@pytest.mark.parametrize(
+    ("version", "asked"),
+    [("2024-02-01", False), ("2024-08-01-preview", False), ("2024-09-01-preview", True), ("preview", True)],
+)
+def test_azure_is_asked_by_the_version_of_its_api(
+    guard: Guard, caplog: pytest.LogCaptureFixture, version: str, asked: bool
+) -> None:
+    """Versions before 2024-09-01-preview don't know the option; who uses them is told once."""
+    server = Server(200, "")
+    http = httpx2.Client(transport=httpx2.MockTransport(server))
+    azure = openai.AzureOpenAI(api_key="k", azure_endpoint="http://p", api_version=version, http_client=http)
+    with caplog.at_level(logging.WARNING, "respan_guard"):
+        client = guard.wrap(azure, customer="c1")
+        assert [ask(client), ask(client)] == [1, 1]
+    assert server.asked == [asked, asked]
+    assert [record.kind for record in records(guard)] == ["usage" if asked else "presumed"] * 2
+    assert len(caplog.records) == (0 if asked else 1)
+
+
+def test_nobody_need_be_asked(guard: Guard) -> None:
+    """`include_usage=False` sends requests as they are."""
+    server = Server(200, "")
+    ask(server.client(guard, include_usage=False))
+    assert server.asked == [False]
+    assert [record.kind for record in records(guard)] == ["presumed"]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("encoding", ["", "gzip"])
+def test_a_stream_keeps_its_headers_and_hides_its_usage(guard: Guard, whole: bool, encoding: str) -> None:
+    """From a transport that has the whole body already, and compressed although it was not asked to be."""
+    server = Server(200, "")
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        plain = server(request)
+        body = plain.read()
+        data = gzip.compress(body) if encoding else body
+        headers = {"content-type": "text/event-stream", "x-request-id": "req_1", "content-length": str(len(data))}
+        if encoding:
+            headers["content-encoding"] = encoding
+        if whole:
+            return httpx2.Response(200, headers=headers, content=data)
+        return httpx2.Response(200, headers=headers, stream=Events(*(data[i : i + 7] for i in range(0, len(data), 7))))
+
+    http = httpx2.Client(transport=httpx2.MockTransport(answer))
+    bare = openai.OpenAI(api_key="k", base_url="http://p/v1", http_client=http, max_retries=0)
+    client = guard.wrap(bare, customer="c1")
+    raw = client.chat.completions.with_raw_response.create(model=CHAT, messages=ASK, stream=True)
+    assert raw.headers["x-request-id"] == "req_1"
+    assert [len(chunk.choices) for chunk in raw.parse()] == [1]
+    [record] = records(guard)
+    assert (record.kind, record.usage.output_tokens) == ("usage", 2)
