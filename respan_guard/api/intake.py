@@ -98,7 +98,9 @@ async def _introduce(call: Call, told: Told) -> None:
     """What the log says about its customer: the name of one that has none; limits where the guard trusts them."""
     if told.customer and told.params:
         trusted = call.guard.settings.trust_customer_params
-        await call.guard.customers.merge(told.customer, told.params, trusted=trusted)
+        time = told.usage.time
+        at_ms = None if time is None else int(time.timestamp() * 1000)
+        await call.guard.customers.merge(told.customer, told.params, trusted=trusted, at_ms=at_ms)
 
 
 async def _record(call: Call, told: Told, *, look: bool = False) -> Booked:

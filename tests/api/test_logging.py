@@ -444,6 +444,21 @@ async def test_a_log_of_somebody_who_was_deleted(api: Client, clock: FakeClock) 
     assert (await api("GET", f"/api/request-logs/{found['id']}/"))["cost"] == 2
 
 
+async def test_a_log_older_than_the_deletion_brings_nobody_back(api: Client, guard: Guard, clock: FakeClock) -> None:
+    """Who was deleted keeps neither name nor address through a log of the time before; a later one is a new customer's."""
+    params = {"customer_identifier": "ann", "name": "Ann", "email": "ann@example.org"}
+    await api.log(customer_params=params, cost=1)
+    clock.advance(60)
+    await api("DELETE", "/api/users/ann/", status=204)
+    clock.advance(60)
+    await api.log(customer_params=params, cost=2, timestamp="2026-01-15T12:00:30Z")
+    assert await guard.get_customer("ann") is None
+    await api.log(customer_params=params, cost=2)
+    found = await guard.get_customer("ann")
+    assert found is not None
+    assert found.name == "Ann"
+
+
 async def test_half_the_name_of_a_span_names_no_call(api: Client, guard: Guard) -> None:
     """Trace and span together make a log idempotent; one of them alone does not, so it counts each time."""
     for customer, named, cost in (
