@@ -445,7 +445,7 @@ async def test_a_log_of_somebody_who_was_deleted(api: Client, clock: FakeClock) 
 
 
 async def test_a_log_older_than_the_deletion_brings_nobody_back(api: Client, guard: Guard, clock: FakeClock) -> None:
-    """Who was deleted keeps neither name nor address through a log of the time before; a later one is a new customer's."""
+    """Neither name nor address of somebody deleted comes with a log of the time before; a later one is a new start."""
     params = {"customer_identifier": "ann", "name": "Ann", "email": "ann@example.org"}
     await api.log(customer_params=params, cost=1)
     clock.advance(60)
