@@ -97,9 +97,10 @@ class Failover:
         guard = self._guard
         decision = Decision(customer, (), (), _NOBODY, requests)
         if not guard.switch.shadow:
-            # A customer that this process hasn't met may have limits of its own, where any have.
-            stranger = not known.revision and guard.policies.any_own and customer not in self._accounts
-            if stranger and self._budgets != "open":
+            guard.policies.missed(guard.clock.monotonic())
+            # A customer that this process hasn't met may have limits of its own, unless it is known that none has.
+            stranger = not known.revision and customer not in self._accounts and not guard.policies.none_own
+            if stranger and (self._budgets != "open" or self._rates == "closed"):
                 raise unavailable(error) from error
             rates: list[Limit] = []
             budgets: list[Limit] = []

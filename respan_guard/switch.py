@@ -115,12 +115,16 @@ class Switch:
     async def look(self, lane: Lane) -> Switched | None:
         """Read the store's word, if it can be had, and go by it."""
         telemetry.look()
+        policies, clock = self._guard.policies, self._guard.clock
+        began = clock.monotonic()
         try:
             facts = dict(await lane.call(lambda backend: backend.facts(SPACE), self._guard.storage_timeout))
         except GuardError:
+            policies.missed(clock.monotonic())
             return self.stands
+        policies.heard(began)
         if _OWN_LIMITS in facts:
-            self._announced = self._guard.policies.any_own = True
+            self._announced = policies.any_own = True
         self._obey(_read(facts.get(_MODE)))
         return self.stands
 
