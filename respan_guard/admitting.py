@@ -15,6 +15,7 @@ from respan_guard.decision import Decision
 from respan_guard.errors import (
     BackendError,
     BudgetExceeded,
+    ConfigurationError,
     CustomerBlocked,
     CustomerUnknown,
     GuardError,
@@ -24,7 +25,6 @@ from respan_guard.errors import (
     UnpricedModel,
 )
 from respan_guard.estimates import Ask
-from respan_guard.failover import unavailable
 from respan_guard.observing import observed
 from respan_guard.rated import RatedAsk
 from respan_guard.telemetry import telemetry
@@ -154,8 +154,8 @@ class Admissions:
     async def _known(self, lane: Lane, customer: str) -> KnownPolicy:
         try:
             row = await lane.call(lambda backend: backend.get(customer), self._guard.storage_timeout)
-        except BackendError as error:
-            raise unavailable(error) from error
+        except (BackendError, ConfigurationError) as error:
+            raise self._guard.failover.unusable(error) from error
         if row is None or row.params is None:
             raise _unknown(customer)
         return self._guard.policies.learn(customer, row.revision, row.params)
@@ -191,9 +191,10 @@ class Admissions:
             await self._look_up(guard.lane(), identifier)
         try:
             await guard.customers.merge(identifier, params, trusted=trusted)
-        except BackendError as error:
+        except (BackendError, ConfigurationError) as error:
+            told = guard.failover.unusable(error)
             if trusted and guard.failover.closed:
-                raise unavailable(error) from error
+                raise told from error
             logger.info("what came with a request was not stored: %s", error)
 
     def end(self, slot: Slot, usage: Usage | None = None, call: Call | None = None, *, sent: bool = False) -> None:

@@ -8,6 +8,7 @@ let in at most R shares. What is spent meanwhile is recorded as ever, and booked
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -17,7 +18,13 @@ from respan_guard.admission import Admission
 from respan_guard.backends.base import Admit, Allowed, Record, Refused, Release
 from respan_guard.backends.memory import MemoryBackend
 from respan_guard.decision import BLOCKED, Decision
-from respan_guard.errors import BackendError, CustomerBlocked, RateLimitExceeded, StorageUnavailable
+from respan_guard.errors import (
+    BackendError,
+    ConfigurationError,
+    CustomerBlocked,
+    RateLimitExceeded,
+    StorageUnavailable,
+)
 
 if TYPE_CHECKING:
     from respan_guard.backends.base import Backend, Entry, Limit, Op, Outcome, Recorded, TooLate
@@ -31,7 +38,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Failover", "LocalLane", "unavailable"]
 
+logger = logging.getLogger("respan_guard")
 T = TypeVar("T")
+_LOG_EVERY = 10.0
 _PARTS = 1_000_000
 _NOBODY = Allowed(now=0)
 
@@ -64,6 +73,7 @@ class Failover:
         self._lock = threading.Lock()
         self._accounts: dict[str, _Account] = {}
         self._windows = MemoryBackend(max_customers=self._size)
+        self._logged_at = float("-inf")
         self.closed = "closed" in (self._budgets, self._rates)
         self.remember: Callable[[Decision, int], None] | None = None
         if self._budgets == "local":
@@ -73,6 +83,16 @@ class Failover:
         """After a fork: another thread's lock would be held for ever in the child."""
         self._lock = threading.Lock()
         self._windows.abandon()
+
+    def unusable(self, error: BackendError | ConfigurationError) -> StorageUnavailable:
+        """What a request is told; what is wrong for good is said in the log, for whoever runs it."""
+        if not isinstance(error, ConfigurationError):
+            return unavailable(error)
+        now = self._guard.clock.monotonic()
+        if now - self._logged_at >= _LOG_EVERY:
+            self._logged_at = now
+            logger.error("storage can't be used: %s", error)
+        return StorageUnavailable("storage can't be used as it is configured")
 
     def admit(
         self,
