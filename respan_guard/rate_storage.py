@@ -46,6 +46,8 @@ _WINDOW_SUPPORT: Final = {
     "sliding-window-counter": (SlidingWindowCounterSupport, BlockingSlidingWindowCounterSupport),
     "moving-window": (MovingWindowSupport, BlockingMovingWindowSupport),
 }
+_AT_ONCE = 20
+"""The most that ask at the same time: `limits` opens a connection for each, and a pool that is full is an error."""
 _clock = SystemClock()  # the time of `limits`, which knows no other
 
 
@@ -164,6 +166,7 @@ class HomeRates:
         kinds: Mapping[str, Any] = STRATEGIES if config.memory is None else BLOCKING_STRATEGIES
         self._limiter = kinds[config.strategy](self._storage)
         self._tasks: set[asyncio.Future[Any]] = set()
+        self._turns = asyncio.Semaphore(_AT_ONCE)
         self._probe_at = 0.0
         self.breaker = Breaker()
 
@@ -236,12 +239,22 @@ class HomeRates:
         return Counted(allowed, rate.amount - max(0, stats.remaining), left, left)
 
     async def _ask(self, work: Coroutine[Any, Any, T]) -> T:
+        try:
+            # To wait for one's turn is no fault of the storage's: its time begins afterwards.
+            if not self.breaker.is_open:
+                await self._turns.acquire()
+                if self.breaker.is_open:
+                    self._turns.release()
+        except BaseException:
+            work.close()
+            raise
         if self.breaker.is_open:
             work.close()
             self._probe_soon()
             raise StorageUnavailable(f"the storage of rates is down: {self.breaker.cause}")
         # Shielded: cancelling a client in the middle of a reply is left to its own timeout.
         task = self._keep(work)
+        task.add_done_callback(lambda _: self._turns.release())
         try:
             async with asyncio.timeout(self._timeout):
                 found = await asyncio.shield(task)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -135,6 +135,25 @@ async def test_concurrent_requests_do_not_pass_the_limit(counting: dict[str, Any
             assert sum(map(bool, answers)) <= 5  # limits counts there first and takes back later: strict under load
         else:
             assert sum(map(bool, answers)) == 5
+
+
+@pytest.mark.parametrize("mode", ["closed", "open", "local"])
+@pytest.mark.parametrize("strategy", ["sliding-window-counter", "moving-window", "fixed-window"])
+async def test_a_crowd_is_no_outage(
+    mode: Literal["closed", "open", "local"],
+    strategy: Literal["sliding-window-counter", "moving-window", "fixed-window"],
+    redis_port: int,
+    tmp_path: Path,
+) -> None:
+    """300 at once, more than connections are opened for: 20 fit, the rest is a 429, and the breaker stays closed."""
+    options: dict[str, Any] = {"default_limits": {"rate_limit": "20/hour; 30/day"}, "rate_limit_strategy": strategy}
+    async with make(
+        tmp_path, f"redis://127.0.0.1:{redis_port}", "memory://", rate_limit_failure=mode, **options
+    ) as guard:
+        answers = await asyncio.gather(*(guard.try_admit("c1") for _ in range(300)))
+        assert sum(map(bool, answers)) == 20
+        status = await guard.status("c1")
+        assert [limit.used for limit in status.limits] == [20, 20]
 
 
 async def test_the_money_stays_in_the_store(rates: str, tmp_path: Path) -> None:
