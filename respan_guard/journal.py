@@ -209,16 +209,29 @@ class Journal:
 
     def _create(self) -> JournalFile:
         self._make_directory()
-        path = self.directory / f"{self._stem}-{os.getpid()}-{os.urandom(4).hex()}.journal"
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-        if "fcntl" in globals():
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            directory = os.open(self.directory, os.O_RDONLY)
-            try:
-                os.fsync(directory)  # a file whose name is lost with the power is lost, too
-            finally:
-                os.close(directory)
+        while True:
+            path = self.directory / f"{self._stem}-{os.getpid()}-{os.urandom(4).hex()}.journal"
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+            if "fcntl" not in globals():
+                return JournalFile(path, descriptor)
+            if self._claimed(path, descriptor):
+                break
+            os.close(descriptor)  # another process took it for an orphan before it was locked, and deletes it
+        directory = os.open(self.directory, os.O_RDONLY)
+        try:
+            os.fsync(directory)  # a file whose name is lost with the power is lost, too
+        finally:
+            os.close(directory)
         return JournalFile(path, descriptor)
+
+    @staticmethod
+    def _claimed(path: Path, descriptor: int) -> bool:
+        """Lock a file that was just made; whether it is still there, and ours."""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return os.path.samestat(os.fstat(descriptor), path.stat())
+        except (BlockingIOError, FileNotFoundError):
+            return False
 
 
 def _append(descriptor: int, lines: bytes) -> None:
