@@ -210,7 +210,7 @@ class Guard(Exporting):
         Raises:
             StorageUnavailable: Neither storage nor the journal took it at once; it is still tried.
         """
-        if self.switch.off:
+        if await self.switch.is_off():
             return
         entry, _ = self._entry_here(usage, customer_identifier, entry_id)
         await self._homes.lane().record(entry)

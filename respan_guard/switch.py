@@ -1,7 +1,8 @@
 """The kill switch: a mode for all processes of a store, whatever each was configured with.
 
 It lies in the store, so it survives restarts. Each home that is in use looks at it twice a second, beside the
-requests; one that was idle looks before its first decision. A process whose own setting is `mode="off"` has no store
+requests; one that was idle looks before its first decision, or before a record that is awaited. What is only posted is not
+held up: the look begins with it. A process whose own setting is `mode="off"` has no store
 to look into and stays off; while storage is down, what was last seen goes on.
 """
 
@@ -111,6 +112,14 @@ class Switch:
         self._looking.add(look)
         look.add_done_callback(self._looking.discard)
         await asyncio.wait({look}, timeout=_PATIENCE)
+
+    async def is_off(self) -> bool:
+        """Whether nothing is recorded, for whoever asks before it was ever looked, or after nobody did for a while."""
+        if not self.off:
+            lane = self._guard.lane()
+            if lane.asleep:
+                await self.wake(lane)
+        return self.off
 
     async def look(self, lane: Lane) -> Switched | None:
         """Read the store's word, if it can be had, and go by it."""
