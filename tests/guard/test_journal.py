@@ -39,7 +39,16 @@ def test_what_was_written_is_taken_once_in_order(tmp_path: Path) -> None:
     assert file is not None
     assert [e.id for e in file.entries()] == ["e1", "e2", "e3"]
     assert file.path.exists()
+    assert journal.pending == 3  # they are not stored yet
+    journal.write([entry(4)])
+    assert journal.pending == 4
     file.done()
+    assert journal.pending == 1
+    file = journal.rotate()
+    assert file is not None
+    file.close()  # left to the next process
+    assert journal.pending == 0
+    file.path.unlink()
     assert not list(tmp_path.iterdir())
     assert journal.rotate() is None
 
