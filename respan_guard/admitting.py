@@ -81,7 +81,11 @@ class Admissions:
         op_id = guard.ids()
         now = guard.now_ms()
         rated = RatedAsk(guard, lane, customer, requests) if self._rated else None
+        remember = self._remember
+        stored = 0
         for _ in range(_TRIES):
+            if remember is not None:
+                stored = guard.failover.stored(customer)
             terms = known.policy.at(now)
             if ask.unpriced is not None and terms.money and not switch.shadow:
                 raise UnpricedModel(ask.unpriced)
@@ -117,8 +121,8 @@ class Admissions:
                 continue
             assert isinstance(outcome, (Allowed, Refused))
             decision = Decision(customer, limits, resets, outcome, requests)
-            if self._remember is not None:
-                self._remember(decision, ask.cost)
+            if remember is not None:
+                remember(decision, ask.cost, stored)
             if outcome.__class__ is Allowed:
                 return Admission(guard, lane, op_id, decision, day=terms.day, held=ask.cost)
             guard.refusals.add(decision)

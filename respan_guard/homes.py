@@ -153,6 +153,13 @@ class Homes:
         """Records of this process that lie in the journal."""
         return self._journal.pending
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing that was recorded is still on its way to the store."""
+        return not self._journal.pending and not any(
+            home._draining or home.waiting or home.breaker.failures for home in self.open_homes()
+        )
+
     def check_waiting(self, instead: str) -> None:
         """Refuse to block the very loop that has to do the work that is waited for.
 

@@ -55,6 +55,11 @@ async def back(home: Home) -> None:
             await asyncio.sleep(0.01)
 
 
+async def refuse(batch: object) -> None:
+    """A connection that is down."""
+    raise DOWN
+
+
 # -- closed and open ---------------------------------------------------------------------------------
 
 
@@ -280,6 +285,64 @@ async def test_a_flapping_store_gives_no_second_share_before_it_was_heard(store:
         while await spend(guard):
             again += 1
         assert again == 8
+
+
+async def test_what_waits_in_another_home_is_not_forgotten(store: FaultyBackend, tmp_path: Path) -> None:
+    """Storage answers a thread before the loop's records have come: the thread's decision gives no second share."""
+    async with faulty_guard(tmp_path, **LOCAL) as guard:
+        async with guard.admit("c1"):
+            pass
+        await asyncio.to_thread(guard.sync.status, "c1")
+        await guard.flush()
+        home = guard._homes._app
+        assert home is not None
+        store.error = DOWN
+        for _ in range(3):
+            assert await spend(guard)
+        send = home._send
+        home._send = refuse  # type: ignore[method-assign]  # of the two homes, this one's connection stays down
+        store.error = None
+
+        def on_a_thread() -> None:
+            with guard.sync.admit("c1"):
+                pass
+
+        for _ in range(3):
+            await asyncio.to_thread(on_a_thread)
+        assert guard.failover._accounts["c1"].spent == 300_000_000
+        home._send = send  # type: ignore[method-assign]
+        await stored(guard)
+        assert await spend(guard)
+        assert guard.failover._accounts["c1"].spent == 0
+        await guard.flush()
+        assert (await guard.status("c1")).total_spend == Decimal("0.4")
+
+
+async def test_a_busy_home_learns_what_is_stored_all_the_same(store: FaultyBackend, tmp_path: Path) -> None:
+    """It never rests; what was recorded without storage is booked behind a marker, and then known."""
+    async with faulty_guard(tmp_path, **LOCAL) as guard:
+        async with guard.admit("c1"):
+            pass
+        home = guard._homes._app
+        assert home is not None
+        store.error = DOWN
+        assert await spend(guard)
+        store.error = None
+        busy = True
+
+        async def others() -> None:
+            while busy:
+                async with guard.admit("c2"):
+                    pass
+
+        work = [asyncio.create_task(others()) for _ in range(4)]
+        async with asyncio.timeout(5):
+            while not guard.failover._accounts["c1"].known:
+                async with guard.admit("c1"):
+                    await asyncio.sleep(0.02)
+        busy = False
+        await asyncio.gather(*work)
+        assert guard.failover._accounts["c1"].spent == 0
 
 
 async def test_several_limits_and_a_refused_rate_take_nothing_of_the_budget(
