@@ -124,6 +124,12 @@ class Homes:
                     await home.close()
                     raise
                 logger.warning("storage is down, the guard starts without it: %s", error)
+            if home.rates is not None:
+                try:
+                    await home.rates.verify()
+                except ConfigurationError:
+                    await home.close()
+                    raise
             self._app = home
             self._on_open(home)
         if self._app.loop is loop:

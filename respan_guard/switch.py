@@ -1,9 +1,9 @@
 """The kill switch: a mode for all processes of a store, whatever each was configured with.
 
 It lies in the store, so it survives restarts. Each home that is in use looks at it twice a second, beside the
-requests; one that was idle looks before its first decision, or before a record that is awaited. What is only posted is not
-held up: the look begins with it. A process whose own setting is `mode="off"` has no store
-to look into and stays off; while storage is down, what was last seen goes on.
+requests; one that was idle looks before its first decision, or before a record that is awaited. What is only posted
+is not held up: the look begins with it. A process whose own setting is `mode="off"` has no store to look into and
+stays off; while storage is down, what was last seen goes on.
 """
 
 from __future__ import annotations

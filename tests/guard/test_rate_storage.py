@@ -328,16 +328,33 @@ def test_a_missing_package_is_named(url: str, package: str, monkeypatch: pytest.
         RateStorage(url, "fixed-window", "default")
 
 
-async def test_a_wrong_password_is_an_outage_of_the_rates(tmp_path: Path) -> None:
-    """Not of the app: the failure mode decides, and the password is nowhere in what is said."""
+async def test_a_wrong_password_is_said_at_start(tmp_path: Path) -> None:
+    """Whatever the failure mode, and so is a database that isn't there; the password is nowhere in what is said."""
     with redis("--requirepass", "right") as port:
-        url = f"redis://:hunter2@127.0.0.1:{port}"
-        async with make(tmp_path, url, "memory://", rate_limit_failure="closed") as guard:
-            with pytest.raises(StorageUnavailable) as error:
-                await guard.admit("c1")
+        for url in (f"redis://:hunter2@127.0.0.1:{port}", f"redis://:right@127.0.0.1:{port}/99"):
+            with pytest.raises(ConfigurationError, match="rate_limit_storage .* refuses to serve") as error:
+                await make(tmp_path, url, "memory://", rate_limit_failure="open").open()
             assert "hunter2" not in str(error.value)
-        async with make(tmp_path, url.replace("hunter2", "right"), rate_limit_failure="closed") as guard:
+            assert ":right" not in str(error.value)
+        async with make(tmp_path, f"redis://:right@127.0.0.1:{port}", rate_limit_failure="closed") as guard:
             assert await admitted(guard) == 1
+
+
+async def test_a_password_that_is_wrong_while_serving_is_an_outage_of_the_rates(tmp_path: Path) -> None:
+    """Not of the app: the failure mode decides, and the error says what the storage said."""
+    with redis("--requirepass", "right") as port:
+        guard = make(tmp_path, f"redis://:hunter2@127.0.0.1:{port}", rate_limit_failure="closed")
+        with pytest.raises(StorageUnavailable, match="invalid username-password") as error:
+            await guard.admit("c1")
+        assert "hunter2" not in str(error.value)
+        await asyncio.to_thread(guard.sync.close)
+
+
+async def test_rates_that_are_down_stop_no_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The log says so; what it means is decided for each request."""
+    async with make(tmp_path, "redis://127.0.0.1:1", rate_limit_failure="open") as guard:
+        assert await admitted(guard) == 1
+    assert "the guard starts without it" in caplog.text
 
 
 # -- when it is down ---------------------------------------------------------------------------------
