@@ -332,7 +332,7 @@ async def test_a_wrong_password_is_said_at_start(tmp_path: Path) -> None:
     """Whatever the failure mode, and so is a database that isn't there; the password is nowhere in what is said."""
     with redis("--requirepass", "right") as port:
         for url in (f"redis://:hunter2@127.0.0.1:{port}", f"redis://:right@127.0.0.1:{port}/99"):
-            with pytest.raises(ConfigurationError, match="rate_limit_storage .* refuses to serve") as error:
+            with pytest.raises(ConfigurationError, match="refuses to serve") as error:
                 await make(tmp_path, url, "memory://", rate_limit_failure="open").open()
             assert "hunter2" not in str(error.value)
             assert ":right" not in str(error.value)
