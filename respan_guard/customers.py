@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from datetime import date
 from decimal import Decimal
@@ -65,11 +66,14 @@ class Customers:
         identifier = normalise_identifier(customer_identifier)
         return await self._change(identifier, lambda stored, today: update_params(stored, changes, today), actor)
 
-    async def merge(self, identifier: str, given: Mapping[str, Any], *, trusted: bool) -> None:
+    async def merge(
+        self, identifier: str, given: Mapping[str, Any], *, trusted: bool, at_ms: int | None = None
+    ) -> None:
         """Merge what came with a request; equal params write nothing.
 
         Untrusted, only name and email are taken, and only for a customer that has none: a caller must not
-        rename somebody else's account.
+        rename somebody else's account. What was so at `at_ms` (None: now), before the customer was deleted, is
+        nobody's any more.
         """
         known = self._guard.policies.get(identifier)
         if trusted:
@@ -83,6 +87,8 @@ class Customers:
             today = date.fromordinal(known.policy.day_of(self._guard.now_ms()))
             if merge_params(known.params, given, today) == known.params:
                 return  # steady state: no trip
+        if at_ms is not None and await self._deleted_since(identifier, at_ms):
+            return
         await self._change(
             identifier,
             lambda stored, today: merge_params(
@@ -93,13 +99,20 @@ class Customers:
         )
 
     async def delete(self, customer_identifier: str | int, *, actor: str = "") -> bool:
-        """Erase who a customer was and keep the sums."""
+        """Erase who a customer was and keep the sums.
+
+        Params, audit and what apps noted on records go, also of calls that ended before and are booked later, and
+        from the dead letters on this machine's disk. Out of reach are those of other machines, logs, and what
+        exporters have handed on.
+        """
         identifier = normalise_identifier(customer_identifier)
+        await self._guard.refusals.flush()  # what is counted here moves along; what others count goes to the label
         now = self._guard.now_ms()
         marked = await mark_of(self._guard, identifier, _PATIENCE)
         done = await self._guard.lane().call(lambda backend: backend.delete(identifier, actor=actor, now=now))
         self._guard.policies.drop(identifier)
         await unmark(self._guard, identifier, marked, _PATIENCE)
+        await asyncio.to_thread(self._guard.journal.erase, identifier)
         return done
 
     async def adjust(self, customer_identifier: str | int, amount: Decimal, reason: str, *, actor: str = "") -> None:
@@ -134,6 +147,12 @@ class Customers:
         after = {"amount": str(amount), "reason": reason}
         audit = AuditRow(now, identifier, "adjust", actor, None, after)
         await guard.lane().call(lambda backend: backend.add_audit(audit))
+
+    async def _deleted_since(self, identifier: str, at_ms: int) -> bool:
+        booked_on = await self._guard.lane().call(
+            lambda backend: backend.booked_on(identifier, at_ms), self._guard.storage_timeout
+        )
+        return booked_on != identifier
 
     async def _row(self, identifier: str, patience: float = _PATIENCE) -> CustomerRow | None:
         return await self._guard.lane().call(lambda backend: backend.get(identifier), patience)

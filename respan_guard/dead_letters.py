@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from respan_guard.backends.base import Backend, RecordQuery
 from respan_guard.decision import as_datetime
@@ -13,12 +15,14 @@ from respan_guard.lease import SPACE as OUTBOX
 from respan_guard.recorder import record_from_entry
 from respan_guard.usage import UsageRecord
 
-__all__ = ["DONE", "SPACE", "DeadLetter", "DeadLetters"]
+__all__ = ["DONE", "SPACE", "DeadLetter", "DeadLetters", "redacted"]
 
 SPACE = "dead-letters"
 DONE = (1 << 53) - 1
 """A cursor behind everything: that of a reader that waits for nothing."""
 _PAGE = 500
+_SHORTEST = 3  # texts below that are everywhere
+_LEAST = 10_000  # smaller numbers are, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +65,7 @@ class DeadLetters:
         """Keep a record as a dead letter; again changes nothing but the reason."""
         if await self._first(backend) is None:
             await backend.set_cursor(self._cursor, record.sequence - 1)
-        if record.customer_identifier:  # an answer may quote the row, and a letter outlives the customer
-            reason = reason.replace(record.customer_identifier, "...")
-        text = json.dumps({"reason": reason[:300], "at_ms": now_ms})
+        text = json.dumps({"reason": redacted(reason, record)[:300], "at_ms": now_ms})
         await backend.set_fact(SPACE, self._key(record.sequence), text)
 
     async def page(self, backend: Backend, after: int = 0, limit: int = _PAGE) -> list[DeadLetter]:
@@ -135,3 +137,31 @@ class DeadLetters:
         except (ValueError, KeyError, TypeError):
             reason, at_ms = "", 0
         return DeadLetter(self.name, int(key.rpartition("/")[2]), reason, at_ms)
+
+
+def redacted(reason: str, record: UsageRecord) -> str:
+    """Why a record was not taken, without what it says of its customer: an answer may quote the row.
+
+    What is noted of a dead letter, and in logs, outlives the customer.
+    """
+    texts = {record.customer_identifier, *_texts(record.usage.metadata)}
+    spelled = {form for text in texts for form in (text, json.dumps(text)[1:-1], repr(text)[1:-1])}
+    for text in sorted(spelled, key=len, reverse=True):
+        if len(text) < _SHORTEST and text != record.customer_identifier:
+            continue
+        reason = re.sub(re.escape(text), "...", reason, flags=re.IGNORECASE) if text else reason
+        # A long answer is cut off, maybe within the text.
+        cut = next((n for n in range(len(text) - 1, _SHORTEST, -1) if reason.endswith(text[:n])), 0)
+        reason = f"{reason[: len(reason) - cut]}..." if cut else reason
+    return reason
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for part in value.values():
+            yield from _texts(part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _texts(part)
+    elif isinstance(value, str) or (isinstance(value, (int, float)) and abs(value) >= _LEAST):
+        yield str(value)

@@ -17,9 +17,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from respan_guard.backends.base import Backend, RecordQuery, StoredEntry
-from respan_guard.dead_letters import DONE, DeadLetter, DeadLetters
+from respan_guard.dead_letters import DONE, DeadLetter, DeadLetters, redacted
 from respan_guard.errors import GuardError
-from respan_guard.exporters.base import BatchRefused, Exporter, ExportFailed
+from respan_guard.exporters.base import BatchRefused, Exporter, ExportFailed, ExportResult
 from respan_guard.lease import Lease
 from respan_guard.markups import markups_of
 from respan_guard.recorder import record_from_entry
@@ -44,6 +44,7 @@ _LONGEST_REST: Final = 0.5
 _MARKUP_S: Final = 60.0
 _MAX_MARKUPS: Final = 10_000
 _FEW: Final = 100
+_MOST_PUT_OFF: Final = 10
 logger = logging.getLogger("respan_guard")
 
 
@@ -82,6 +83,8 @@ class Delivery:
         self._not_before = 0.0
         self._opened = False
         self._replayed = 0
+        self._done: set[int] = set()  # rows behind the cursor that need not come again, as others of their batch do
+        self._put_off: dict[int, int] = {}  # how often those were, while others were taken
         self._markups: dict[str, tuple[float, Decimal | None]] = {}
         self.error = ""
         self.lag_ms = 0
@@ -131,30 +134,52 @@ class Delivery:
             if (opening := getattr(self._exporter, "open", None)) is not None:
                 await self._bounded(opening())
             self._opened = True
+        owing = await self._bounded(catch_up()) if (catch_up := getattr(self._exporter, "catch_up", None)) else ""
         if (until := await self._call(self.letters.asked)) is not None and await self._replay(until):
             return self._interval
         cursor = await self._cursor()
         page = await self._page(cursor, self._size)
         if not page:
-            self.lag_ms, self.error = 0, ""
+            self.lag_ms, self.error = 0, owing
             return IDLE
         self.lag_ms = max(0, self._guard.now_ms() - page[0].entry.at_ms)
-        records = await self._with_markup([record_from_entry(stored) for stored in page])
+        self._done = {sequence for sequence in self._done if sequence > cursor}
+        self._put_off = {sequence: times for sequence, times in self._put_off.items() if sequence > cursor}
+        left = [record_from_entry(stored) for stored in page if stored.seq not in self._done]
+        if not left:
+            await self._advance(page[-1].seq)
+            return 0.0
+        records = await self._with_markup(left)
         try:
-            rejected = await self._export(records)
+            result = await self._export(records)
         except BatchRefused as refused:
             if len(records) > 1:
                 self._suspect = max(self._suspect, records[-1].sequence)
                 self._size = len(records) // 2
                 return self._interval
-            rejected = {0: str(refused)}
+            result = ExportResult({0: str(refused)})
+        again, rejected = self._sorted(records, result)
         await self._lay_aside(records, rejected)
-        await self._advance(records[-1].sequence)
+        _count(self.name, len(records) - len(rejected) - len(again), len(rejected))
+        if again:
+            self._done.update(record.sequence for place, record in enumerate(records) if place not in again)
+            raise ExportFailed(next(iter(again.values())))
+        await self._advance(page[-1].seq)
         if records[-1].sequence >= self._suspect or (len(records) == 1 and rejected):
             self._size = min(self._most, self._size * 2)
-        _count(self.name, len(records) - len(rejected), len(rejected))
-        self.error = ""
+        self.error = owing
         return self._interval
+
+    def _sorted(self, records: Sequence[UsageRecord], result: ExportResult) -> tuple[dict[int, str], dict[int, str]]:
+        """Which rows come again, and which are dead letters, and why."""
+        again, rejected = dict(result.again), dict(result.rejected)
+        if len(again) + len(rejected) < len(records):  # others were taken: these may be the ones that never will be
+            for place, reason in result.again.items():
+                sequence = records[place].sequence
+                self._put_off[sequence] = self._put_off.get(sequence, 0) + 1
+                if self._put_off[sequence] >= _MOST_PUT_OFF:
+                    rejected[place] = again.pop(place, reason)
+        return again, rejected
 
     async def _replay(self, until: int) -> bool:
         """Send dead letters again that somebody asked for; whether there were any left."""
@@ -174,12 +199,13 @@ class Delivery:
         if found:
             records = await self._with_markup([record for _, record in found])
             try:
-                rejected = await self._export(records)
+                result = await self._export(records)
             except BatchRefused as refused:
                 if len(records) > 1:
                     self._size = len(records) // 2
                     return True
-                rejected = {0: str(refused)}
+                result = ExportResult({0: str(refused)})
+            rejected = {**result.rejected, **result.again}  # they stay, and are sent again by whoever asks for it
             await self._lay_aside(records, rejected)
             for place, (letter, _) in enumerate(found):
                 if place not in rejected:
@@ -189,13 +215,13 @@ class Delivery:
         self._replayed = page[-1].sequence
         return True
 
-    async def _export(self, records: Sequence[UsageRecord]) -> dict[int, str]:
+    async def _export(self, records: Sequence[UsageRecord]) -> ExportResult:
         self._not_before = self._guard.clock.monotonic() + self._interval
-        result = await self._bounded(self._exporter.export(records))
-        rejected = {} if result is None else dict(result.rejected)
-        if not all(0 <= place < len(records) for place in rejected):
-            raise ExportFailed(f"it rejected rows that were not in the batch of {len(records)}: {sorted(rejected)[:3]}")
-        return rejected
+        result = await self._bounded(self._exporter.export(records)) or ExportResult()
+        named = sorted((*result.rejected, *result.again))
+        if not all(0 <= place < len(records) for place in named):
+            raise ExportFailed(f"it rejected rows that were not in the batch of {len(records)}: {named[:3]}")
+        return result
 
     async def _bounded(self, work: Awaitable[T]) -> T:
         try:
@@ -212,9 +238,11 @@ class Delivery:
 
     async def _lay_aside(self, records: Sequence[UsageRecord], rejected: dict[int, str]) -> None:
         now = self._guard.now_ms()
-        for place, reason in sorted(rejected.items()):
-            logger.error("exporter %s: record %s is a dead letter: %s", self.name, records[place].sequence, reason)
-            await self._call(partial(self.letters.bury, record=records[place], reason=reason, now_ms=now))
+        for place, why in sorted(rejected.items()):
+            record = records[place]
+            reason = redacted(why, record)
+            logger.error("exporter %s: record %s is a dead letter: %s", self.name, record.sequence, reason)
+            await self._call(partial(self.letters.bury, record=record, reason=reason, now_ms=now))
 
     async def _advance(self, sequence: int) -> None:
         if not self._lease.held:
@@ -256,7 +284,8 @@ class Delivery:
         wait = random.uniform(longest / 2, longest)
         if retry_after is not None:
             wait = max(wait, retry_after)
-        self._not_before = self._guard.clock.monotonic() + wait
+        # Not before the exporter's interval is over, either: what failed counts among the batches of a minute.
+        self._not_before = max(self._not_before, self._guard.clock.monotonic() + wait)
         level = logging.WARNING if self._failures in (1, 10) else logging.DEBUG
         logger.log(level, "exporter %s: %s; again in %.0f s", self.name, reason, wait)
         return min(wait, STANDBY)  # comes by in between, to keep its lease

@@ -22,7 +22,7 @@ from respan_guard.journal import Journal
 from respan_guard.observing import observe_entry
 from respan_guard.telemetry import telemetry
 
-__all__ = ["BATCH", "Drain", "Item", "Unstorable"]
+__all__ = ["BATCH", "Drain", "Item", "Unstorable", "Waits"]
 
 BATCH = 512
 """The most ops that travel together."""
@@ -40,14 +40,29 @@ class Unstorable(BackendError):
     """An op that storage can't take, ever."""
 
 
+class Waits:
+    """What came of a record that storage was sent and did not answer for: it is kept, and sent until it is stored."""
+
+
 class Item:
     """An op that waits, and who waits for it."""
 
-    __slots__ = ("future", "op")
+    __slots__ = ("future", "on_disk", "op", "taken")
 
-    def __init__(self, op: Op | None, future: asyncio.Future[Outcome] | None) -> None:
+    def __init__(self, op: Op | None, future: asyncio.Future[Outcome] | None, *, on_disk: bool = False) -> None:
         self.op = op  # None is a marker: its future tells when all before it is stored
         self.future = future
+        self.on_disk = on_disk  # a record that lies in the journal, too
+        self.taken = on_disk  # storage was asked, or the journal or another home has it
+
+    def withdraw(self) -> bool:
+        """Have the op never be done; False if somebody took it, so that it is or will be."""
+        # In this order: others, on threads of their own, say that they take it before they look at what it is.
+        op, self.op = self.op, None
+        if self.taken:
+            self.op = op
+            return False
+        return True
 
 
 class Drain(ABC):
@@ -96,12 +111,16 @@ class Drain(ABC):
             OSError: The disk won't take them; they still wait.
         """
         items = [self._inbox.popleft() for _ in range(len(self._inbox))]
+        for item in items:
+            item.taken = True
+        ops = [item.op for item in items]
         try:
-            self._journal.write([item.op.entry for item in items if isinstance(item.op, Record)])
+            fresh = (op for item, op in zip(items, ops, strict=True) if not item.on_disk)
+            self._journal.write([op.entry for op in fresh if isinstance(op, Record)])
         except BaseException:
             self._inbox.extendleft(reversed(items))
             raise
-        self._inbox.extend(item for item in items if item.op is None or isinstance(item.op, Admit))
+        self._inbox.extend(item for item, op in zip(items, ops, strict=True) if op is None or isinstance(op, Admit))
 
     def _call_threadsafe(self, function: Callable[[], object]) -> None:
         try:
@@ -123,6 +142,7 @@ class Drain(ABC):
                     await asyncio.wait_for(self._wake.wait(), self.breaker.pause)
                 self._wake.clear()
             if self.breaker.is_open:
+                await self._secure()
                 await self._probe()
                 continue
             self._take_batch()
@@ -162,6 +182,28 @@ class Drain(ABC):
         """Find out whether storage is back, at nobody's expense."""
         await self._try([Item(_PROBE, None)], self.timeout)
 
+    async def _secure(self) -> None:
+        """Copy records that wait to the journal: this process may die before storage is back.
+
+        They stay here, in front of their releases. Both will be sent: the store knows the ids.
+        """
+        fresh = [item for item in list(self._inbox) if item.op.__class__ is Record and not item.on_disk]
+        if not fresh:
+            return
+        entries = [item.op.entry for item in fresh if isinstance(item.op, Record)]
+        waited = [item for item in fresh if not item.taken]
+        for item in waited:  # nobody withdraws what is being written
+            item.taken = True
+        try:
+            await asyncio.to_thread(self._journal.write, entries)
+        except OSError as disk:
+            for item in waited:
+                item.taken = False
+            logger.error("neither storage nor the journal takes usage records: %s", disk)
+        else:
+            for item in fresh:
+                item.on_disk = True
+
     async def _try(self, batch: list[Item], patience: float) -> None:
         self._sent_at = self.loop.time()
         fault: Exception | None = None
@@ -187,6 +229,8 @@ class Drain(ABC):
 
     async def _send(self, batch: list[Item]) -> None:
         ops = [item.op for item in batch if item.op is not None]
+        for item in batch:
+            item.taken = True
         try:
             outcomes = await self.backend.apply(ops, None if self._server_clock else self._clock.now_ms())
         except _POISON as error:
@@ -242,7 +286,8 @@ class Drain(ABC):
             if item.future is not None and not item.future.done():
                 item.future.set_exception(error)
             if not isinstance(item.op, (Admit, Renew)):
-                kept.append(Item(item.op, None))
+                item.future = None
+                kept.append(item)
         self._inbox.extendleft(reversed(kept))
         if len(self._inbox) > _BACKLOG:
             try:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -28,6 +29,7 @@ from respan_guard.errors import (
 
 if TYPE_CHECKING:
     from respan_guard.backends.base import Backend, Entry, Limit, Op, Outcome, Recorded, TooLate
+    from respan_guard.drain import Waits
     from respan_guard.estimates import Ask
     from respan_guard.guard import Guard
     from respan_guard.home import Home
@@ -294,22 +296,30 @@ class LocalLane:
 
     async def record(self, entry: Entry) -> Recorded | TooLate | None:
         """Book `entry`, by the lane of whoever waits."""
-        self._account.sending += 1
-        try:
-            self._note(Record(entry))
+        with self._sending(Record(entry)):
             return await self._usual().record(entry)
-        finally:
-            self._account.sending -= 1
+
+    async def book(self, entry: Entry) -> Recorded | TooLate | Waits | None:
+        """As `record`, for somebody who reports it again if this raises."""
+        with self._sending(Record(entry)):
+            return await self._usual().book(entry)
 
     def post(self, *ops: Op) -> None:
         """Apply `ops` some time soon. Storage knows nothing of the admission; only its records go there."""
+        with self._sending(*ops):
+            records = [op for op in ops if isinstance(op, Record)]
+            if records:
+                self._lane.post(*records)
+
+    @contextmanager
+    def _sending(self, *ops: Op) -> Generator[None]:
         self._account.sending += 1
-        for op in ops:
-            self._note(op)
-        records = [op for op in ops if isinstance(op, Record)]
-        if records:
-            self._lane.post(*records)
-        self._account.sending -= 1
+        try:
+            for op in ops:
+                self._note(op)
+            yield
+        finally:
+            self._account.sending -= 1
 
     def _note(self, op: Op) -> None:
         account = self._account

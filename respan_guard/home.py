@@ -1,6 +1,7 @@
 """A home: the event loop that owns a connection to storage, and the inbox of what it shall do.
 
-Its drain, the one task that awaits the backend, is in `respan_guard.drain`.
+Its drain, the one task that awaits the backend, is in `respan_guard.drain`; those who wait for what becomes of an
+operation are in `respan_guard.submitting`.
 """
 
 from __future__ import annotations
@@ -16,20 +17,17 @@ from typing import TypeVar
 from respan_guard.backends.base import (
     Admit,
     Backend,
-    Entry,
     Limit,
     Op,
     Outcome,
     Record,
-    Recorded,
-    Release,
-    TooLate,
 )
 from respan_guard.clock import Clock
-from respan_guard.drain import BATCH, Drain, Item, Unstorable
-from respan_guard.errors import BackendError, CounterOverflow, GuardError, StorageUnavailable
+from respan_guard.drain import BATCH, Item
+from respan_guard.errors import BackendError, GuardError, StorageUnavailable
 from respan_guard.journal import Journal, JournalFile
 from respan_guard.rate_storage import Counted, RateStorage
+from respan_guard.submitting import Submitting
 from respan_guard.telemetry import telemetry
 
 __all__ = ["Home"]
@@ -39,7 +37,7 @@ _CLOSE_TIMEOUT = 6.0
 logger = logging.getLogger("respan_guard")
 
 
-class Home(Drain):
+class Home(Submitting):
     """One event loop's way to storage. Methods run on that loop, except `post`, which runs anywhere.
 
     Args:
@@ -76,53 +74,6 @@ class Home(Drain):
         self.wakes: Callable[[], Coroutine[object, object, None]] | None = None  # has somebody look again
 
     # -- what callers do ---------------------------------------------------------------------------
-
-    async def submit(self, op: Op) -> Outcome:
-        """Apply `op` with the next batch and return its outcome.
-
-        Raises:
-            StorageUnavailable: No answer within the timeout. An admit that still waited is withdrawn; everything
-                else stays in the inbox.
-            BackendError: The store can't do it.
-        """
-        if self._gone:
-            raise StorageUnavailable("the guard was closed meanwhile")
-        if self.breaker.is_open:
-            if not isinstance(op, Admit):
-                self._inbox.append(Item(op, None))
-            raise StorageUnavailable(f"storage is down: {self.breaker.cause}")
-        future: asyncio.Future[Outcome] = self.loop.create_future()
-        self._inbox.append(Item(op, future))
-        self._start()
-        timer = self.loop.call_later(self.timeout, self._give_up, future)
-        try:
-            return await future
-        except BaseException:
-            if isinstance(op, Admit):
-                # Whoever waited is gone and won't end it. It may have run, and its answer may even be here
-                # already. Behind it in the inbox, a release is right in each case: of an unknown id it is nothing.
-                self.post(Release(op.customer, op.id))
-            raise
-        finally:
-            timer.cancel()
-
-    async def record(self, entry: Entry) -> Recorded | TooLate | None:
-        """Book `entry`. Once this returns the record is safe: stored, or (None) in the journal on disk.
-
-        Raises:
-            StorageUnavailable: Neither storage nor the journal took it; it stays in the inbox.
-        """
-        try:
-            outcome = await self.submit(Record(entry))
-        except (CounterOverflow, Unstorable):
-            return None  # kept as a dead letter, and logged
-        except BackendError as error:
-            try:
-                await asyncio.to_thread(self._journal.write, [entry])
-            except OSError as disk:
-                raise StorageUnavailable(f"{error}; the journal can't be written either: {disk}") from error
-            return None
-        return outcome if isinstance(outcome, (Recorded, TooLate)) else None
 
     def post(self, *ops: Op) -> None:
         """Apply `ops` in this order, some time soon. A plain append: from any thread, never blocks."""
@@ -299,7 +250,9 @@ class Home(Drain):
     def _pass_on(self) -> None:
         with self._inheriting:  # so that two threads can't swap a record and its release
             items = [self._inbox.popleft() for _ in range(len(self._inbox))]
-            ops = [item.op for item in items if item.op is not None and not isinstance(item.op, Admit)]
+            for item in items:
+                item.taken = True
+            ops = [op for item in items if (op := item.op) is not None and not isinstance(op, Admit)]
             if ops:
                 self._inherit(ops)
 
@@ -315,7 +268,7 @@ class Home(Drain):
             entries = file.entries()
             while chunk := list(itertools.islice(entries, BATCH)):
                 stored: asyncio.Future[Outcome] = self.loop.create_future()
-                self._inbox.extend(Item(Record(entry), None) for entry in chunk)
+                self._inbox.extend(Item(Record(entry), None, on_disk=True) for entry in chunk)
                 self._inbox.append(Item(None, stored))
                 self._start()
                 await stored
@@ -323,13 +276,6 @@ class Home(Drain):
             file.close()
             raise
         file.done()
-
-    def _give_up(self, future: asyncio.Future[Outcome]) -> None:
-        if not future.done():
-            error = StorageUnavailable(f"storage gave no answer within {self.timeout:g} s")
-            future.set_exception(error)
-            if self._batch:
-                self.breaker.stalled((self.loop.time() - self._sent_at) / self.timeout, str(error))
 
     def _spawn(self, work: Callable[[Backend], Awaitable[object]]) -> None:
         if not self._closed:  # a timer may come due while the loop of a home that was closed is ended

@@ -29,7 +29,8 @@ from respan_guard.backends.base import (
     TooLate,
 )
 from respan_guard.clock import Clock
-from respan_guard.errors import BackendError, GuardError, StorageUnavailable
+from respan_guard.drain import Waits
+from respan_guard.errors import BackendError, CounterOverflow, GuardError, StorageUnavailable
 from respan_guard.home import Home
 from respan_guard.observing import observe_entry
 from respan_guard.rate_storage import Counted
@@ -79,6 +80,10 @@ class Lane(Protocol):
         """Book `entry`; it is safe once this returns."""
         ...
 
+    async def book(self, entry: Entry) -> Recorded | TooLate | Waits | None:
+        """Book `entry` for somebody who reports it again if this raises; see `Home.book`."""
+        ...
+
     def post(self, *ops: Op) -> None:
         """Apply `ops` in this order, some time soon; from any thread."""
         ...
@@ -124,6 +129,19 @@ class SharedLane:
         """Book `entry`. What the store can't count, and what a finalizer books within its own work, is posted."""
         try:
             outcome = self._apply((Record(entry),), self._now())[0]
+        except BackendError:
+            self.post(Record(entry))
+            return None
+        if telemetry.on:
+            observe_entry(entry, outcome)
+        return outcome if isinstance(outcome, (Recorded, TooLate)) else None
+
+    async def book(self, entry: Entry) -> Recorded | TooLate | Waits | None:
+        """As `record`, but that the store can't count it is said, not logged."""
+        try:
+            outcome = self._apply((Record(entry),), self._now())[0]
+        except CounterOverflow:
+            raise
         except BackendError:
             self.post(Record(entry))
             return None
@@ -303,6 +321,10 @@ class RemoteLane:
     async def record(self, entry: Entry) -> Recorded | TooLate | None:
         """Book `entry`; it is safe once this returns."""
         return await self._on_thread(self.home.record(entry))
+
+    async def book(self, entry: Entry) -> Recorded | TooLate | Waits | None:
+        """Book `entry` for somebody who reports it again if this raises."""
+        return await self._on_thread(self.home.book(entry))
 
     async def call(self, work: Callable[[Backend], Awaitable[T]], timeout: float | None = 10.0) -> T:  # noqa: ASYNC109
         """Run a read or a change of customers."""

@@ -7,81 +7,48 @@ key that names the customer by a hash only: it survives restarts, and all proces
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import inspect
 import json
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeAlias
 
+from respan_guard.budget_events import REACHED, SHARE_REACHED, BudgetEvent
 from respan_guard.clock import Clock
-from respan_guard.decision import LimitStatus, as_datetime
+from respan_guard.dead_letters import DeadLetter, DeadLetters, redacted
+from respan_guard.decision import as_datetime
 from respan_guard.errors import ConfigurationError
-from respan_guard.exporters.base import ExportResult, check_name
+from respan_guard.exporters.base import BatchRefused, ExportResult, check_name
 from respan_guard.exporters.webhook import SignedSender
 from respan_guard.money import from_nano, to_nano
+from respan_guard.periods import start_of_day
 from respan_guard.tracing import untraced
 from respan_guard.usage import UsageRecord
 
 if TYPE_CHECKING:
-    from respan_guard.backends.base import Backend
+    from respan_guard.backends.base import Backend, Limit
     from respan_guard.guard import Guard
 
 __all__ = ["REACHED", "SHARE_REACHED", "BudgetEvent", "BudgetNotifier", "BudgetTarget", "BudgetWebhook"]
 
 SPACE: Final = "notifications"
-REACHED: Final = "customer_budget_limit_reached"
-SHARE_REACHED: Final = "customer_budget_share_reached"
+OWED: Final = "notifications-owed"
 _DAY_MS: Final = 86_400_000
 _KEPT_MS: Final = 40 * _DAY_MS
 _FULL: Final = Decimal(100)
-
-
-@dataclass(frozen=True, slots=True)
-class BudgetEvent:
-    """A customer has used so much of a budget.
-
-    Attributes:
-        id: The same each time the same thing is told.
-        type: "customer_budget_limit_reached", or below 100 % "customer_budget_share_reached".
-        customer_identifier: Whose budget.
-        limit: "period_budget" or "total_budget".
-        threshold: The share that was reached, in percent.
-        used: What is used of it, USD.
-        budget: The budget, USD.
-        period_start: First day of the period, ISO format; None for a total budget.
-        period_end: The day after its last.
-        resets_at: When it begins anew.
-        time: When it was noticed.
-    """
-
-    id: str
-    type: str
-    customer_identifier: str
-    limit: str
-    threshold: Decimal
-    used: Decimal
-    budget: Decimal
-    period_start: str | None
-    period_end: str | None
-    resets_at: datetime | None
-    time: datetime
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values; money as decimal strings."""
-        return {
-            "id": self.id,
-            "customer_identifier": self.customer_identifier,
-            "limit": self.limit,
-            "threshold_percent": f"{self.threshold:f}",
-            "used": f"{self.used:f}",
-            "budget": f"{self.budget:f}",
-            "period_start": self.period_start,
-            "period_end": self.period_end,
-            "resets_at": None if self.resets_at is None else self.resets_at.isoformat().replace("+00:00", "Z"),
-        }
+_TELLING: Final = 8.0  # seconds that a target may take
+_PASS: Final = 8.0  # seconds after which no more is begun, so that all is over before an export has to be
+_LONGEST_WAIT: Final = 300.0
+_PAGE: Final = 100
+_REFUSED_MS: Final = _DAY_MS  # so long it is told again to a target that says that it won't take it
+logger = logging.getLogger("respan_guard")
 
 
 BudgetTarget: TypeAlias = Callable[[BudgetEvent], Awaitable[None] | None]
@@ -116,6 +83,27 @@ class BudgetWebhook:
         await self._sender.close()
 
 
+@dataclass(frozen=True, slots=True)
+class _Reached:
+    """What may have to be told: under which key it is noted, and the record that says so."""
+
+    key: str
+    event: BudgetEvent
+    record: UsageRecord
+    until_ms: int  # when its period is over; 0 for never
+
+
+@dataclass(frozen=True, slots=True)
+class _Owed:
+    """What the target did not take. It names a place in the log, and nothing of the customer."""
+
+    sequence: int
+    since_ms: int
+    tries: int
+    due_ms: int
+    reason: str
+
+
 class BudgetNotifier:
     """The reader that looks where customers stand; it is an `Exporter`, so one process at a time does it.
 
@@ -139,6 +127,8 @@ class BudgetNotifier:
         self.name = check_name(name)
         self._guard = guard
         self._target = target
+        self._letters = DeadLetters(self.name)
+        self._place = f"{self.name}/"  # what is owed is read in turn, a page at a time
         if not callable(target):
             raise ConfigurationError(f"on_budget needs a function or a BudgetWebhook, got {target!r}")
         shares = sorted({_percent(share) for share in thresholds})
@@ -153,7 +143,7 @@ class BudgetNotifier:
             ours = [(key, text) for key, text in page if key.startswith(prefix)]
             for key, text in ours:
                 if 0 < _until(text) < old:
-                    await self._guard.lane().call(_forget(key))
+                    await self._guard.lane().call(_setting(SPACE, key, None))
             if not ours or len(ours) < len(page):
                 return
             after = ours[-1][0]
@@ -165,58 +155,139 @@ class BudgetNotifier:
 
     async def export(self, batch: Sequence[UsageRecord]) -> ExportResult | None:
         """Tell what became true with these records, in the order of the customers in them."""
-        for customer in dict.fromkeys(record.customer_identifier for record in batch):
-            if customer:
-                await self._look(customer)
+        days: dict[str, dict[int, UsageRecord]] = {}
+        for record in batch:
+            if record.customer_identifier:
+                days.setdefault(record.customer_identifier, {})[date.fromisoformat(record.day).toordinal()] = record
+        until = self._guard.clock.monotonic() + _PASS
+        for customer, records in days.items():
+            for found in await self._reached(customer, records):
+                await self._tell(found, until)
         return None
 
-    async def _look(self, customer: str) -> None:
-        status = await self._guard.status(customer)
-        for limit in status.limits:
-            if limit.metric != "cost" or not limit.limit:
-                continue
-            period = (status.period_start, status.period_end) if limit.name == "period_budget" else (None, None)
-            for threshold in self._thresholds:
-                if limit.used * 100 >= limit.limit * threshold:
-                    await self._tell(customer, limit, threshold, *period)
+    async def catch_up(self) -> str:
+        """Tell what is owed and due; why the oldest of what is still owed was not taken."""
+        lane, until, reason = self._guard.lane(), self._guard.clock.monotonic() + _PASS, ""
+        page = await lane.call(lambda backend: backend.facts(OWED, after=self._place, limit=_PAGE))
+        ours = [(key, text) for key, text in page if key.startswith(f"{self.name}/")]
+        self._place = ours[-1][0] if len(ours) == _PAGE else f"{self.name}/"
+        for key, text in ours:
+            owed = _owed(text)
+            if owed.due_ms <= self._guard.now_ms():
+                letter = DeadLetter(self.name, owed.sequence, "", 0)
+                record = await lane.call(partial(self._letters.record, letter=letter))
+                day = {} if record is None else {date.fromisoformat(record.day).toordinal(): record}
+                reached = await self._reached(record.customer_identifier, day) if record is not None else []
+                found = [one for one in reached if one.key == key]
+                if not found:  # its budget was raised meanwhile, or its customer is gone
+                    await lane.call(_setting(OWED, key, None))
+                for one in found:
+                    await self._tell(one, until)
+            reason = reason or owed.reason
+        return reason
 
-    async def _tell(
-        self, customer: str, limit: LimitStatus, threshold: Decimal, start: str | None, end: str | None
-    ) -> None:
-        lane = self._guard.lane()
-        digest = hashlib.sha256(f"{customer}\0{limit.name}\0{threshold:f}\0{start}".encode()).hexdigest()[:40]
-        key = f"{self.name}/{digest}"
+    async def _reached(self, customer: str, days: Mapping[int, UsageRecord]) -> list[_Reached]:
+        """What the customer has reached of its budgets, those of the days on which something was booked."""
+        guard, lane = self._guard, self._guard.lane()
+        row = await lane.call(lambda backend: backend.get(customer))
+        if row is None:  # deleted meanwhile
+            return []
+        known = guard.policies.default
+        if row.params is not None:
+            known = guard.policies.learn(customer, row.revision, row.params)
+        now = guard.now_ms()
+        asked: dict[tuple[str, str], tuple[Limit, int | None, tuple[date, date] | None, UsageRecord]] = {}
+        for day, record in days.items():
+            terms = known.policy.at(start_of_day(day, known.policy.zone))
+            for limit, resets in zip(terms.limits, terms.resets, strict=True):
+                long_over = resets is not None and resets < now - _KEPT_MS
+                if limit.metric == "cost" and limit.amount and not long_over:
+                    period = terms.period if limit.kind == "span" else None
+                    asked[limit.name, limit.key] = (limit, resets, period, record)
+        limits = tuple(limit for limit, *_ in asked.values())
+        standing = await lane.call(lambda backend: backend.standing(customer, limits, now=now))
+        found = []
+        for (limit, resets, period, record), used in zip(asked.values(), standing.used, strict=True):
+            start, end = (day.isoformat() for day in period) if period else (None, None)
+            for threshold in self._thresholds:
+                if used * 100 < limit.amount * threshold:
+                    continue
+                # A customer of the same name after a deletion is another, and so is a total budget that was changed.
+                new = (customer, row.first_seen_ms, limit.name, f"{threshold:f}", start or limit.amount)
+                digest = hashlib.sha256("\0".join(map(str, new)).encode()).hexdigest()[:40]
+                event = BudgetEvent(
+                    id=f"budget_{digest}",
+                    type=REACHED if threshold >= _FULL else SHARE_REACHED,
+                    customer_identifier=customer,
+                    limit=limit.name,
+                    threshold=threshold,
+                    used=from_nano(used),
+                    budget=from_nano(limit.amount),
+                    period_start=start,
+                    period_end=end,
+                    resets_at=None if resets is None else as_datetime(resets),
+                    time=as_datetime(now),
+                )
+                found.append(_Reached(f"{self.name}/{digest}", event, record, resets or 0))
+        return found
+
+    async def _tell(self, found: _Reached, until: float) -> None:
+        """Tell one, unless that was done; if the target won't take it, it is owed, and others are told meanwhile."""
+        lane, key = self._guard.lane(), found.key
         if await lane.call(lambda backend: backend.fact(SPACE, key)) is not None:
             return
-        now = self._guard.now_ms()
-        event = BudgetEvent(
-            id=f"budget_{digest}",
-            type=REACHED if threshold >= _FULL else SHARE_REACHED,
-            customer_identifier=customer,
-            limit=limit.name,
-            threshold=threshold,
-            used=Decimal(limit.used),
-            budget=Decimal(limit.limit),
-            period_start=start,
-            period_end=end,
-            resets_at=limit.resets_at,
-            time=as_datetime(now),
-        )
-        told = self._target(event)
-        if inspect.isawaitable(told):
-            await told
+        text = await lane.call(lambda backend: backend.fact(OWED, key))
+        owed = None if text is None else _owed(text)
+        if owed is not None and owed.due_ms > self._guard.now_ms():
+            return
+        if self._guard.clock.monotonic() > until:  # one that hangs must not hold up the others for long
+            owed = owed or _Owed(found.record.sequence, self._guard.now_ms(), 0, 0, "it is not its turn yet")
+            await lane.call(_setting(OWED, key, json.dumps(asdict(owed))))
+            return
+        try:
+            async with asyncio.timeout(_TELLING):
+                told = self._target(found.event)
+                if inspect.isawaitable(told):
+                    await told
+        except Exception as error:
+            await self._owe(found, owed, error)
+            return
         # Only now: told twice after a crash between the two, under one id, rather than never.
-        until = 0 if limit.resets_at is None else int(limit.resets_at.timestamp() * 1000)
-        text = json.dumps({"told_ms": now, "until_ms": until})
-        await lane.call(lambda backend: backend.set_fact(SPACE, key, text))
+        noted = json.dumps({"told_ms": self._guard.now_ms(), "until_ms": found.until_ms})
+        await lane.call(_setting(SPACE, key, noted))
+        if owed is not None:
+            await lane.call(_setting(OWED, key, None))
+
+    async def _owe(self, found: _Reached, owed: _Owed | None, error: Exception) -> None:
+        lane, now, record = self._guard.lane(), self._guard.now_ms(), found.record
+        reason = redacted(f"{type(error).__name__}: {str(error)[:200]}", record)
+        since, tries = (now, 1) if owed is None else (owed.since_ms, owed.tries + 1)
+        level = logging.WARNING if tries in (1, 10) else logging.DEBUG
+        logger.log(level, "%s: of a budget in record %s nobody could be told: %s", self.name, record.sequence, reason)
+        if isinstance(error, BatchRefused) and now - since >= _REFUSED_MS:
+            logger.error("%s: record %s is a dead letter: %s", self.name, record.sequence, reason)
+            await lane.call(partial(self._letters.bury, record=record, reason=reason, now_ms=now))
+            await lane.call(_setting(OWED, found.key, None))
+            return
+        longest = min(_LONGEST_WAIT, 2 ** min(tries, 20))
+        due = now + int(random.uniform(longest / 2, longest) * 1000)
+        text = json.dumps(asdict(_Owed(record.sequence, since, tries, due, reason)))
+        await lane.call(_setting(OWED, found.key, text))
+
+
+def _setting(space: str, key: str, text: str | None) -> Callable[[Backend], Awaitable[bool]]:
+    return lambda backend: backend.set_fact(space, key, text)
 
 
 def _behind(after: str) -> Callable[[Backend], Awaitable[list[tuple[str, str]]]]:
     return lambda backend: backend.facts(SPACE, after=after)
 
 
-def _forget(key: str) -> Callable[[Backend], Awaitable[bool]]:
-    return lambda backend: backend.set_fact(SPACE, key, None)
+def _owed(text: str) -> _Owed:
+    try:
+        return _Owed(**json.loads(text))
+    except (ValueError, TypeError):
+        return _Owed(0, 0, 0, 0, "")
 
 
 def _percent(share: Decimal | int | float) -> Decimal:

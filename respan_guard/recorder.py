@@ -9,7 +9,7 @@ import os
 import re
 from datetime import date
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.trace import get_current_span
 
@@ -33,11 +33,16 @@ _PREFIX = re.compile(r"^[A-Za-z]{1,16}[-_]")
 _UNIQUE = 16
 _OWN_WORD = ("manual", "api")  # sources that are the app itself
 _MAX_ID = 300
+_TEXTS = (
+    "model", "provider", "response_id", "response_model", "operation", "service_tier", "status", "trace_id", "span_id"
+)  # fmt: skip
 
 
-def storable(model: str) -> str:
-    """A model's name as databases take it: a client's JSON may hold lone surrogates, which have no encoding."""
-    return model if model.isascii() else model.encode("utf-8", "replace").decode()
+def storable(text: str) -> str:
+    """A text as databases take it: a client's JSON may hold lone surrogates, which have no encoding, and U+0000."""
+    if not text.isascii():
+        text = text.encode("utf-8", "replace").decode()
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}") if "\0" in text else text
 
 
 class Ids:
@@ -125,7 +130,7 @@ class Recorder:
         if usage.trace_id is None and (span := get_current_span().get_span_context()).is_valid:
             usage.trace_id = f"{span.trace_id:032x}"  # of the work around the call; its span may hold several calls
         entry = Entry(
-            id=entry_id
+            id=(entry_id and storable(entry_id))
             or response_entry_id(usage.provider, usage.response_id)
             or (f"{usage.trace_id}:{usage.span_id}" if traced else None)
             or (f"{admission}:{number}" if admission is not None else self._ids()),
@@ -185,10 +190,26 @@ def _check_storable(usage: Usage) -> None:
     """One record that can't be written would fail every batch that it is part of."""
     if usage.metadata is not None:
         try:
-            json.dumps(dict(usage.metadata))
+            if "\\u" in json.dumps(dict(usage.metadata)):  # something in it is not ASCII
+                usage.metadata = _storable_value(dict(usage.metadata))
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidInput(f"metadata must hold JSON values only: {error}", field="metadata") from None
-    usage.model = storable(usage.model)
+    together = (
+        f"{usage.model}{usage.provider}{usage.response_id}{usage.response_model}{usage.operation}"
+        f"{usage.service_tier}{usage.status}{usage.trace_id}{usage.span_id}"
+    )
+    if not together.isascii() or "\0" in together:
+        for name in _TEXTS:
+            if isinstance(text := getattr(usage, name), str):
+                setattr(usage, name, storable(text))
+
+
+def _storable_value(value: Any) -> Any:
+    if isinstance(value, str):
+        return storable(value)
+    if isinstance(value, dict):
+        return {_storable_value(key): _storable_value(one) for key, one in value.items()}
+    return [_storable_value(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def record_from_entry(stored: StoredEntry, markup: Decimal | None = None) -> UsageRecord:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
@@ -264,12 +264,10 @@ class RefusalLog:
         self._counts: Counter[tuple[str, str, int]] = Counter()
         self._lock = threading.Lock()
         self._waiting = False
-        self.latest: deque[tuple[int, Decision]] = deque(maxlen=10_000)
 
     def add(self, decision: Decision) -> None:
         """Count a refusal."""
         now = self._clock.now_ms()
-        self.latest.append((now, decision))
         names = [status.name for status in decision.violated]
         key = (decision.customer_identifier, names[0] if names else "", now // 60_000)
         with self._lock:

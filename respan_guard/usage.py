@@ -191,7 +191,8 @@ class UsageRecord:
         day: The local date it is booked on, ISO format.
         usage: Tokens, model and provider as reported.
         cost: USD; None where no price is known (`unpriced`).
-        kind: "usage", "adjustment" (by hand) or "presumed" (a call whose usage stayed unknown).
+        kind: "usage", "adjustment" (by hand, or reported for the work around calls) or "presumed" (a call whose usage
+            stayed unknown).
         source: Which door saw it: "response", "client", "span", "manual", "presumed", "api".
         admission_id: The admission it was made under.
         sequence: Its place in the ledger's log, in commit order.

@@ -39,6 +39,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 MAX_BODY_BYTES: Final = 20_000_000
 _MAY_WRITE = "respan_guard.api.may_write"
+_DOCUMENT = "/openapi.json"
 OPERATIONS: Final[tuple[Operation, ...]] = (
     *request_logs.OPERATIONS,
     *summaries.OPERATIONS,
@@ -79,7 +80,7 @@ class RespanAPI:
         self._pages = Pages()
         self._max_body_bytes = max_body_bytes
         self._app = Starlette(
-            routes=[*_routes(self._handle), Route("/openapi.json", self._document, methods=["GET"])],
+            routes=[*_routes(self._handle), Route(_DOCUMENT, self._document, methods=["GET"])],
             exception_handlers={
                 HTTPException: _http,
                 InvalidInput: _invalid,
@@ -101,8 +102,9 @@ class RespanAPI:
                 await answer(scope, receive, send)
                 return
             path = scope["path"]
+            is_document = path.removeprefix(scope.get("root_path", "")) == _DOCUMENT
             # Django's paths end in a slash; ids in them may end in one of their own, so none is taken away.
-            scope = {**scope, _MAY_WRITE: may_write, "path": path if path.endswith(("/", ".json")) else f"{path}/"}
+            scope = {**scope, _MAY_WRITE: may_write, "path": path if path.endswith("/") or is_document else f"{path}/"}
         with localcontext(EXACT):  # the host app's own may have few digits
             await self._app(scope, receive, send)
 

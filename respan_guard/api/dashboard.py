@@ -28,7 +28,7 @@ from respan_guard.api.metrics import (
 )
 from respan_guard.api.operation import Call, Operation
 from respan_guard.api.pages import as_filters
-from respan_guard.api.ranges import EVER, TimeRange, days_of
+from respan_guard.api.ranges import EVER, Span, TimeRange, span_of
 from respan_guard.api.records import FilteredBy, LogRange, read_log_filters, records_wanted, within
 from respan_guard.api.rows import log_field
 from respan_guard.api.search import search, too_much
@@ -111,9 +111,10 @@ async def _activity(
 ) -> tuple[list[tuple[datetime, Sums, int]], Sums, int]:
     """Buckets with their sums and number of users, and both for the whole; marked up where costs are shown."""
     query: TimeRange = call.query
-    days = days_of(query, call.guard)
+    span = span_of(query, call.guard)
+    days = span.days
     filters = _filters(query, given)
-    if query.time_tick in (None, "day") and in_rollups(filters):
+    if query.time_tick in (None, "day") and span.whole and in_rollups(filters):
         rows = await _by_day(call, filters, days, distinct=True)
         marked = await _marked(call, filters, days, by=("day",)) if costs else None
         all_days = await rollups(call.guard, filters, days, by=(), distinct=True)
@@ -126,9 +127,12 @@ async def _activity(
             whole.add(sums)
         count = (all_days[0].customers or 0) if all_days else 0
         return buckets, whole, count - bool(nobody)
-    records = await _records(call, days, filters)
+    records = await _records(call, span, filters)
     found = await grouped(call.guard, records, lambda record: _bucket(call, query, record))
     users: dict[datetime, set[str]] = {}
+    for at in _all_days(call, query, span):
+        found.setdefault(at, Sums())
+        users[at] = set()
     for record in records:
         users.setdefault(_bucket(call, query, record), set()).update({record.customer_identifier} - {""})
     total = Sums()
@@ -175,13 +179,22 @@ async def _by_day(
     return sorted(rows.items())
 
 
-async def _records(call: Call, days: tuple[int, int], filters: Filters[UsageRecord]) -> list[UsageRecord]:
+def _all_days(call: Call, query: TimeRange, span: Span) -> list[datetime]:
+    """The buckets to show whether there is anything in them or not."""
+    first, after = span.days
+    filled = query.time_tick in (None, "day") and after - first <= _FILLED_DAYS
+    return [_day_start(call, day) for day in range(first, after)] if filled else []
+
+
+async def _records(call: Call, span: Span, filters: Filters[UsageRecord]) -> list[UsageRecord]:
     zone = load_zone(call.guard.settings.time_zone)
-    since, until = (None if day in EVER else start_of_day(day, zone) for day in days)
+    since, until = (None if day in EVER else start_of_day(day, zone) for day in span.days)
+    since = since if span.since_ms is None else span.since_ms
+    until = until if span.until_ms is None else span.until_ms
     base = replace(records_wanted(LogRange(), filters), since_ms=since, until_ms=until)
     found = await search(call.guard, base, within(base, filters))
     if not found.complete:
-        raise too_much()
+        raise too_much("" if span.whole else ", or let these be midnights: sums of whole days are kept")
     return found.records
 
 
@@ -206,11 +219,11 @@ async def breakdown(call: Call) -> Response:
         raise InvalidInput(f"breakdown_by must be one of {', '.join(_DIMENSIONS)}", field="breakdown_by")
     names = _metrics(call.body)
     filters = _filters(query, as_filters(call.body))
-    days = days_of(query, call.guard)
-    if query.time_tick in (None, "day") and dimension in _ROLLED_UP and in_rollups(filters):
-        cells = await _rolled_up(call, filters, days, _ROLLED_UP[dimension], names)
+    span = span_of(query, call.guard)
+    if query.time_tick in (None, "day") and span.whole and dimension in _ROLLED_UP and in_rollups(filters):
+        cells = await _rolled_up(call, filters, span.days, _ROLLED_UP[dimension], names)
     else:
-        cells = await _from_records(call, query, filters, days, dimension)
+        cells = await _from_records(call, query, filters, span, dimension)
     body = {
         name: [
             {**{column: metric(sums, name) for column, sums in columns.items()}, "date_group": at}
@@ -286,16 +299,16 @@ def _put(columns: dict[str, Sums], value: str | None, sums: Sums) -> None:
 
 
 async def _from_records(
-    call: Call, query: TimeRange, filters: Filters[UsageRecord], days: tuple[int, int], dimension: str
+    call: Call, query: TimeRange, filters: Filters[UsageRecord], span: Span, dimension: str
 ) -> dict[datetime, dict[str, Sums]]:
     value: Callable[[UsageRecord], Any] = lambda record: log_field(record, dimension) or ""  # noqa: E731
-    records = await _records(call, days, filters)
+    records = await _records(call, span, filters)
     found = await grouped(call.guard, records, lambda record: (_bucket(call, query, record), value(record)))
     totals: Counter[str] = Counter()
     for (_, name), sums in found.items():
         totals[name] += sums.amounts.cost
     largest = sorted(totals, key=lambda name: (-totals[name], name))[:TOP]
-    cells: dict[datetime, dict[str, Sums]] = {}
+    cells: dict[datetime, dict[str, Sums]] = {at: {} for at in _all_days(call, query, span)}
     for (at, name), sums in found.items():
         _put(cells.setdefault(at, {}), name if name in largest else OTHERS, sums)
     return dict(sorted(cells.items()))

@@ -1,4 +1,8 @@
-"""Usage that comes in: one log, or up to 500."""
+"""Usage that comes in: one log, or up to 500.
+
+An answer that asks for a row again (503, or `retryable` in a bulk) means that it is not stored and won't be: no
+row counts twice because its sender did as it was told.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,16 @@ from respan_guard.api.log import Log, spread
 from respan_guard.api.operation import Call, validated
 from respan_guard.api.reading import Told, read_log
 from respan_guard.api.rows import log_row
+from respan_guard.api.user_rows import not_reserved
 from respan_guard.api.wire import JSON
 from respan_guard.bookings import Booked
-from respan_guard.errors import BackendError, GuardError, InvalidInput
+from respan_guard.errors import BackendError, GuardError, InvalidInput, RevisionConflict, StorageUnavailable
 
 __all__ = ["LogBatch", "bulk", "create"]
 
 MAX_ROWS: Final = 500
+_RETRYABLE = (BackendError, RevisionConflict)
+_WAITS = "storage does not answer; this log is kept in memory until it does, and counts once: do not send it again"
 
 
 class LogBatch(BaseModel):
@@ -30,8 +37,9 @@ class LogBatch(BaseModel):
 async def create(call: Call) -> Response:
     """Book one call."""
     told = _read(call, call.body)
-    booked = await _book(call, told)
-    return JSON(_created(call, booked), 201)
+    await _introduce(call, told)
+    booked = await _record(call, told, look=True)
+    return JSON(_created(call, booked), 202 if booked.waits else 201)
 
 
 async def bulk(call: Call) -> Response:
@@ -42,47 +50,68 @@ async def bulk(call: Call) -> Response:
         raise InvalidInput('logs must be a list of logs: {"logs": [{...}, ...]}', field="logs")
     if len(logs) > MAX_ROWS:
         raise InvalidInput(f"logs must hold at most {MAX_ROWS} rows, got {len(logs):,}", field="logs")
-    errors: dict[int, str] = {}
+    errors: dict[int, GuardError] = {}
     told: dict[int, Told] = {}
+    down: BackendError | None = None
     for index, log in enumerate(logs):
         try:
             told[index] = row = _read(call, log)
+            if down is not None and row.params:
+                raise down  # 500 waits, one after the other, would tell no more
             await _introduce(call, row)
         except GuardError as error:
             told.pop(index, None)
-            errors[index] = _public(error)
+            errors[index] = error
+            down = error if isinstance(error, BackendError) else down
     # All at once, so that storage takes them together; in order, since the first of two with one id counts.
     outcomes = await asyncio.gather(*(_record(call, row) for row in told.values()), return_exceptions=True)
+    warnings: list[dict[str, Any]] = []
     for index, outcome in zip(told, outcomes, strict=True):
         if isinstance(outcome, GuardError):
-            errors[index] = _public(outcome)
+            errors[index] = outcome
         elif isinstance(outcome, BaseException):
             raise outcome
-    failed = [{"index": index, "error": errors[index]} for index in sorted(errors)]
-    answer = {"success_count": len(logs) - len(failed), "error_count": len(failed), "errors": failed}
-    return JSON(answer, 201 if len(failed) < len(logs) else 400)
+        elif (warning := _warning(outcome)) is not None:
+            warnings.append({"index": index, "warning": warning})
+    if len(errors) == len(logs) and any(isinstance(error, _RETRYABLE) for error in errors.values()):
+        raise StorageUnavailable("no row was taken, and some will be if they are sent again")
+    failed = [
+        {"index": index, "error": _public(error), "retryable": isinstance(error, _RETRYABLE)}
+        for index, error in sorted(errors.items())
+    ]
+    answer = {
+        "success_count": len(logs) - len(failed), "error_count": len(failed), "errors": failed, "warnings": warnings,
+    }  # fmt: skip
+    waits = any(isinstance(outcome, Booked) and outcome.waits for outcome in outcomes)
+    return JSON(answer, 400 if len(failed) == len(logs) else 202 if waits else 201)
 
 
 def _read(call: Call, body: Any) -> Told:
     if not isinstance(body, dict):
         raise InvalidInput("a log must be a JSON object")
-    return read_log(validated(Log, spread(body)), store_content=call.guard.settings.store_content)
+    told = read_log(validated(Log, spread(body)), store_content=call.guard.settings.store_content)
+    not_reserved(told.customer)
+    return told
 
 
 async def _introduce(call: Call, told: Told) -> None:
     """What the log says about its customer: the name of one that has none; limits where the guard trusts them."""
     if told.customer and told.params:
         trusted = call.guard.settings.trust_customer_params
-        await call.guard.customers.merge(told.customer, told.params, trusted=trusted)
+        time = told.usage.time
+        at_ms = None if time is None else int(time.timestamp() * 1000)
+        await call.guard.customers.merge(told.customer, told.params, trusted=trusted, at_ms=at_ms)
 
 
-async def _record(call: Call, told: Told) -> Booked:
-    return await call.guard.bookings.book(told.usage, told.customer, entry_id=told.entry_id, unpriced=told.unpriced)
-
-
-async def _book(call: Call, told: Told) -> Booked:
-    await _introduce(call, told)
-    return await _record(call, told)
+async def _record(call: Call, told: Told, *, look: bool = False) -> Booked:
+    return await call.guard.bookings.book(
+        told.usage,
+        told.customer,
+        entry_id=told.entry_id,
+        unpriced=told.unpriced,
+        no_call=told.no_call,
+        look=look,
+    )
 
 
 def _public(error: GuardError) -> str:
@@ -99,7 +128,17 @@ def _created(call: Call, booked: Booked) -> dict[str, Any]:
         "prompt_cache_hit_tokens", "model", "warnings",
     )  # fmt: skip
     found = {name: row[name] for name in names}
-    if booked.conflict:
-        again = "logged before with other amounts; the first stands"
-        found |= {"status": "warning", "warnings": "; ".join(filter(None, (found["warnings"], again)))}
+    if not booked.found:
+        found |= {"id": None, "unique_id": None, "customer_identifier": None}
+    if (warning := _warning(booked)) is not None:
+        found |= {"status": "warning", "warnings": "; ".join(filter(None, (found["warnings"], warning)))}
     return found
+
+
+def _warning(booked: Booked) -> str | None:
+    """What whoever logged it should know, beside what the row itself says."""
+    if booked.conflict:
+        return "logged before with other amounts; the first stands"
+    if not booked.found:
+        return "its customer was deleted after the call: it counts, under no name, and there is no id to find it by"
+    return _WAITS if booked.waits else None

@@ -23,10 +23,13 @@ from respan_guard.api.fields import (
     clean,
 )
 
-__all__ = ["RESERVED", "Log", "LogUsage", "custom_record_id", "spread"]
+__all__ = ["RESERVED", "SIZES", "Log", "LogUsage", "custom_record_id", "spread"]
 
 RESERVED: Final = "_respan"
 """The key of a record's metadata under which the fields of a log are kept that a usage has no place for."""
+
+SIZES: Final = "sizes"
+"""The key, under that one, of tokens and times that are shown and not added up."""
 
 _CONTROLS = (
     "customer_identifier", "customer_params", "thread_identifier", "custom_identifier", "group_identifier",

@@ -2,7 +2,9 @@
 
 The official client asks for page 2, 3, ... by number alone. So the places at which pages ended are
 remembered for a while; where one is not, another process served the page before and what lies before
-is read again, up to a bound.
+is read again, up to a bound. A number says nothing of who asks: of two readers of one list with one key, the
+one that began first may see rows again that the other's first page pushed on. Neither misses any, since a
+place is only ever overwritten by one that lies before it; so who goes by `next` overwrites none.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ class Page:
         skip: How many rows to pass over first, because nobody remembers where the page begins.
         identity: Of the list in pages of this size, as one key sees it.
         asked: Of the list.
+        by_place: It was asked for by `next`, not by its number.
     """
 
     number: int
@@ -49,6 +52,7 @@ class Page:
     skip: int
     identity: str
     asked: str
+    by_place: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,7 @@ class Pages:
         identity = hashlib.sha256(f"{asked} {query.page_size} {key}".encode()).hexdigest()
         if query.cursor is not None:
             number, place = _read_token(query.cursor, asked)
-            return Page(number, query.page_size, place, 0, identity, asked)
+            return Page(number, query.page_size, place, 0, identity, asked, by_place=True)
         number = query.page
         known = self._places.get((identity, number))
         skip = 0 if number == 1 or known is not None else (number - 1) * query.page_size
@@ -103,8 +107,10 @@ class Pages:
             part: Where it ends, and whether another may follow.
         """
         if (place := part.end or page.start) is not None:  # behind an empty page is where it is
-            self._places[page.identity, page.number + 1] = place
-            self._places.move_to_end((page.identity, page.number + 1))
+            behind = page.identity, page.number + 1
+            if not page.by_place or behind not in self._places:
+                self._places[behind] = place
+            self._places.move_to_end(behind)
             while len(self._places) > _REMEMBERED:
                 self._places.popitem(last=False)
         before = self._places.get((page.identity, page.number - 1))
@@ -174,22 +180,36 @@ def checked(place: Place | None, *kinds: type | tuple[type, ...]) -> Place | Non
     raise _foreign()
 
 
-def sorted_slice(rows: list[R], key: Callable[[R], tuple[Any, str]], page: Page, *, descending: bool) -> Slice[R]:
+def sorted_slice(
+    rows: list[R],
+    key: Callable[[R], tuple[Any, str]],
+    page: Page,
+    *,
+    descending: bool,
+    names_descending: bool | None = None,
+) -> Slice[R]:
     """A page of rows that are all here, in order of a value and a name that no other row has.
 
-    What has no value comes before all that have one.
+    What has no value comes before all that have one. Names are in the same direction, if nothing else is said.
     """
+    names_descending = descending if names_descending is None else names_descending
 
     def order(row: R) -> tuple[int, Any, str]:
         value, name = key(row)
         return int(value is not None), int(value) if isinstance(value, bool) else value or 0, name
 
-    ordered = sorted(rows, key=order, reverse=descending)
+    def is_behind(row: R, place: Place) -> bool:
+        *value, name = order(row)
+        if value == place[:2]:
+            return name < str(place[2]) if names_descending else name > str(place[2])
+        return value < place[:2] if descending else value > place[:2]
+
+    ordered = sorted(rows, key=lambda row: key(row)[1], reverse=names_descending)
+    ordered.sort(key=lambda row: order(row)[:2], reverse=descending)
     place = checked(page.start, int, (int, str, Decimal), str)
     if place is not None:
-        behind = (place[0], place[1], place[2])
         try:
-            ordered = [row for row in ordered if (order(row) < behind if descending else order(row) > behind)]
+            ordered = [row for row in ordered if is_behind(row, place)]
         except TypeError:
             raise _foreign() from None
     ordered = ordered[page.skip :]

@@ -1,9 +1,9 @@
-"""Ranges of time as days, on which everything is booked."""
+"""Ranges of time: as days, on which everything is booked, or from instant to instant."""
 
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta, tzinfo
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,11 +14,31 @@ from respan_guard.periods import load_zone, local_day, start_of_day
 if TYPE_CHECKING:
     from respan_guard.guard import Guard
 
-__all__ = ["EVER", "TimeRange", "days_of", "whole_days"]
+__all__ = ["EVER", "Span", "TimeRange", "span_of", "whole_days"]
 
 EVER: Final = (0, 1 << 40)
+_DAY_MS = 86_400_000
 
 Preset = Literal["daily", "weekly", "monthly", "quarterly", "yearly", "last_24h", "all"]
+
+
+class Span(NamedTuple):
+    """A range.
+
+    Attributes:
+        days: The days that it touches: from the first to before the last.
+        since_ms: The instant that it begins at, if that is no midnight.
+        until_ms: The instant that it ends before, if that is no midnight.
+    """
+
+    days: tuple[int, int]
+    since_ms: int | None = None
+    until_ms: int | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is made of whole days, whose sums are kept."""
+        return self.since_ms is None and self.until_ms is None
 
 
 class TimeRange(BaseModel):
@@ -28,8 +48,8 @@ class TimeRange(BaseModel):
 
     summary_type: Preset | None = Field(None, description="The day, week, ... that `date` is in.")
     date: Day = Field(None, description="With `summary_type`; today if absent.")
-    start_time: Instant = Field(None, description="The days from the one it is in.")
-    end_time: Instant = Field(None, description="The days before it, with the one it is in.")
+    start_time: Instant = Field(None, description="Only calls that ended at or after it.")
+    end_time: Instant = Field(None, description="Only calls that ended before it.")
     time_tick: Literal["minute", "hour", "day"] | None = Field(None, description="How long a bucket is; day if absent.")
     timezone_offset: float | None = Field(
         None, ge=-14, le=14, description="Hours from UTC, to know what day today is; the guard's zone if absent."
@@ -55,8 +75,8 @@ def _ms(moment: datetime) -> int:
     return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
 
 
-def days_of(query: TimeRange, guard: Guard) -> tuple[int, int]:
-    """The days that a range is about.
+def span_of(query: TimeRange, guard: Guard) -> Span:
+    """What a range is about.
 
     Raises:
         InvalidInput: It ends before it begins.
@@ -67,16 +87,25 @@ def days_of(query: TimeRange, guard: Guard) -> tuple[int, int]:
         shifted = guard.now_ms() + int(query.timezone_offset * 3_600_000)
         today = local_day(shifted, UTC)
     if query.start_time is not None or query.end_time is not None:
-        after = today + 1 if query.end_time is None else local_day(_ms(query.end_time) - 1, zone) + 1
-        first = after - 30 if query.start_time is None else local_day(_ms(query.start_time), zone)
-        if first >= after:
-            raise InvalidInput("end_time must be after start_time", field="end_time")
-        return first, after
+        return _between(query.start_time, query.end_time, today, guard)
     if query.summary_type == "all":
-        return EVER
+        return Span(EVER)
     if query.summary_type == "last_24h":
-        return today - 1, today + 1
-    return _preset(query.summary_type or "monthly", query.date or date.fromordinal(today))
+        now = guard.now_ms()
+        return Span((local_day(now - _DAY_MS, zone), local_day(now, zone) + 1), now - _DAY_MS)
+    return Span(_preset(query.summary_type or "monthly", query.date or date.fromordinal(today)))
+
+
+def _between(start: datetime | None, end: datetime | None, today: int, guard: Guard) -> Span:
+    zone = load_zone(guard.settings.time_zone)
+    after = today + 1 if end is None else local_day(_ms(end) - 1, zone) + 1
+    first = after - 30 if start is None else local_day(_ms(start), zone)
+    if first >= after or (start is not None and end is not None and start >= end):
+        raise InvalidInput("end_time must be after start_time", field="end_time")
+    since = None if start is None or _midnight(start, zone) is not None else _ms(start)
+    # Nothing is later than now, so a range up to then may as well have all of today.
+    open_end = end is None or _midnight(end, zone) is not None or _ms(end) > guard.now_ms()
+    return Span((first, after), since, None if open_end or end is None else _ms(end))
 
 
 def _preset(name: str, day: date) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 from respan_guard.api.fields import MAX_KEPT_BYTES, clean, text_of
-from respan_guard.api.log import RESERVED, Log, LogUsage, custom_record_id
+from respan_guard.api.log import RESERVED, SIZES, Log, LogUsage, custom_record_id
 from respan_guard.customer import Customer
 from respan_guard.errors import InvalidInput
 from respan_guard.identifiers import normalise_identifier
@@ -24,8 +24,8 @@ _BYTES_PER_TOKEN = 4  # of English text
 _MAX_METADATA_BYTES = 16_384
 _MILLION = 1_000_000
 
-# What these log is the work around calls, and often repeats what the calls inside logged; so tokens of it are not
-# priced, and it costs what it says it costs, else nothing.
+# What these log is the work around calls, and often repeats what the calls inside logged; so it is no call, its
+# tokens and its time are shown and not added up, and it costs what it says it costs, else nothing.
 _NO_CALLS = frozenset(
     {"workflow", "agent", "task", "tool", "handoff", "guardrail", "function", "custom", "score", "batch", "span"}
 )
@@ -49,6 +49,7 @@ class Told:
         params: What it says about the customer.
         entry_id: The record's id, if the log has one of its own.
         unpriced: Nothing says what it cost, not even its text.
+        no_call: It is the work around calls.
     """
 
     usage: Usage
@@ -56,6 +57,7 @@ class Told:
     params: Mapping[str, Any] = field(default_factory=dict)
     entry_id: str | None = None
     unpriced: bool = False
+    no_call: bool = False
 
 
 def read_log(log: Log, *, store_content: bool = False) -> Told:
@@ -94,8 +96,20 @@ def read_log(log: Log, *, store_content: bool = False) -> Told:
     _place_in_time(log, usage)
     if log.custom_identifier:
         told.entry_id = custom_record_id(log.custom_identifier)
-    usage.metadata = _metadata(log, store_content=store_content and not log.disable_log)
+    told.no_call = log.log_type in _NO_CALLS
+    aside = _set_aside(usage) if told.no_call else {}
+    usage.metadata = _metadata(log, aside, store_content=store_content and not log.disable_log)
     return told
+
+
+def _set_aside(usage: Usage) -> dict[str, Any]:
+    """Take the sizes out of what is no call, so that no sum has them."""
+    found: dict[str, Any] = {}
+    for name in (*TOKEN_KINDS, "latency_ms", "ttft_ms"):
+        if value := getattr(usage, name):
+            found[name] = value
+            setattr(usage, name, None if name.endswith("_ms") else 0)
+    return {SIZES: found} if found else {}
 
 
 def _count_tokens(log: Log, usage: Usage) -> bool:
@@ -198,8 +212,8 @@ def _milliseconds(seconds: Decimal) -> int:
     return int((seconds * 1000).to_integral_value())
 
 
-def _metadata(log: Log, *, store_content: bool) -> dict[str, Any] | None:
-    kept = {name: clean(value) for name in _KEPT if (value := getattr(log, name)) is not None}
+def _metadata(log: Log, aside: dict[str, Any], *, store_content: bool) -> dict[str, Any] | None:
+    kept = {name: clean(value) for name in _KEPT if (value := getattr(log, name)) is not None} | aside
     if log.properties is not None:
         kept["properties"] = clean(log.properties, "properties")
     if store_content:

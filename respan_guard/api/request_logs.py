@@ -27,7 +27,7 @@ from respan_guard.api.records import (
     with_condition,
     within,
 )
-from respan_guard.api.rows import LOG_KINDS, log_field, log_row, read_unique_id
+from respan_guard.api.rows import LOG_KINDS, log_field, log_row, read_unique_id, size_of
 from respan_guard.api.search import search, too_much
 from respan_guard.api.wire import JSON
 from respan_guard.backends.base import RecordQuery
@@ -127,7 +127,7 @@ async def _sorted(
 
     def key(record: UsageRecord) -> tuple[Any, str]:
         if sort in ("timestamp", "start_time"):
-            latency = (record.usage.latency_ms or 0) if sort == "start_time" else 0
+            latency = (size_of(record, "latency_ms") or 0) if sort == "start_time" else 0
             value: Any = instant_ms(record.time) - latency
         else:
             value = log_field(record, sort)
@@ -153,7 +153,7 @@ async def retrieve(call: Call) -> Response:
 
 
 _TAG = "request logs"
-_LOGGED = {201: schemas.CreatedLog}
+_LOGGED = {201: schemas.CreatedLog, 202: schemas.CreatedLog}
 _LISTED = {200: schemas.LogPage}
 
 OPERATIONS: Final = (
@@ -162,7 +162,8 @@ OPERATIONS: Final = (
     Operation("createRequestLogLegacy", "POST", "/api/request-logs/create/", create, "The same, under its old name.",
               _TAG, _LOGGED, writes=True, takes=Log, errors=(400, 409, 413, 415)),
     Operation("bulkCreateRequestLogs", "POST", "/api/request-logs/bulk/", bulk, "Log up to 500 calls.", _TAG,
-              {201: schemas.BulkResult, 400: schemas.BulkRefusal}, writes=True, takes=LogBatch, errors=(400, 413, 415)),
+              {201: schemas.BulkResult, 202: schemas.BulkResult, 400: schemas.BulkRefusal}, writes=True, takes=LogBatch,
+              errors=(400, 413, 415)),
     Operation("listRequestLogs", "POST", "/api/request-logs/list/", list_logs, "List calls.", _TAG, _LISTED,
               query=LogPage, takes=FilteredBy, optional=True, errors=(400, 413, 415)),
     Operation("listRequestLogsByGet", "GET", "/api/request-logs/list/", list_logs, "List calls.", _TAG, _LISTED,

@@ -8,11 +8,11 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Final
 
-from respan_guard.api.log import RESERVED
+from respan_guard.api.log import RESERVED, SIZES
 from respan_guard.markups import with_markup
 from respan_guard.usage import UsageRecord
 
-__all__ = ["ENVIRONMENT", "LOG_KINDS", "log_field", "log_row", "read_unique_id", "unique_id"]
+__all__ = ["ENVIRONMENT", "LOG_KINDS", "log_field", "log_row", "read_unique_id", "size_of", "unique_id"]
 
 ENVIRONMENT: Final = "prod"
 """What everything here belongs to: a guard keeps test apart by its namespace."""
@@ -45,11 +45,17 @@ def _seconds(ms: int | None) -> Decimal | None:
     return None if ms is None else Decimal(ms).scaleb(-3)
 
 
+def size_of(record: UsageRecord, name: str) -> int | None:
+    """Tokens or milliseconds, as they were logged; of what is no call they lie apart."""
+    apart = _kept(record).get(SIZES)
+    found = apart.get(name) if isinstance(apart, Mapping) else None
+    logged: int | None = getattr(record.usage, name)
+    return found if isinstance(found, int) else logged
+
+
 def _speed(record: UsageRecord) -> Decimal | None:
-    latency = record.usage.latency_ms
-    if not latency or not record.usage.output_tokens:
-        return None
-    return (Decimal(record.usage.output_tokens) * 1000 / latency).quantize(Decimal("0.001"))
+    latency, made = size_of(record, "latency_ms"), size_of(record, "output_tokens")
+    return (Decimal(made) * 1000 / latency).quantize(Decimal("0.001")) if latency and made else None
 
 
 def _status(record: UsageRecord) -> str:
@@ -74,15 +80,15 @@ def _kept_field(name: str) -> Callable[[UsageRecord], Any]:
 
 _NUMBERS: Mapping[str, Callable[[UsageRecord], Any]] = {
     "status_code": _status_code,
-    "prompt_tokens": lambda r: r.usage.input_tokens,
-    "completion_tokens": lambda r: r.usage.output_tokens,
-    "total_request_tokens": lambda r: r.usage.total_tokens,
-    "prompt_cache_hit_tokens": lambda r: r.usage.cache_read_tokens,
-    "prompt_cache_creation_tokens": lambda r: r.usage.cache_write_tokens,
-    "reasoning_tokens": lambda r: r.usage.reasoning_tokens,
+    "prompt_tokens": lambda r: size_of(r, "input_tokens"),
+    "completion_tokens": lambda r: size_of(r, "output_tokens"),
+    "total_request_tokens": lambda r: sum(size_of(r, name) or 0 for name in ("input_tokens", "output_tokens")),
+    "prompt_cache_hit_tokens": lambda r: size_of(r, "cache_read_tokens"),
+    "prompt_cache_creation_tokens": lambda r: size_of(r, "cache_write_tokens"),
+    "reasoning_tokens": lambda r: size_of(r, "reasoning_tokens"),
     "cost": lambda r: r.cost,
-    "latency": lambda r: _seconds(r.usage.latency_ms),
-    "time_to_first_token": lambda r: _seconds(r.usage.ttft_ms),
+    "latency": lambda r: _seconds(size_of(r, "latency_ms")),
+    "time_to_first_token": lambda r: _seconds(size_of(r, "ttft_ms")),
     "tokens_per_second": _speed,
 }
 _TEXTS: Mapping[str, Callable[[UsageRecord], Any]] = {
@@ -129,7 +135,7 @@ def log_row(record: UsageRecord, organization: str, markup: Decimal | None = Non
     """A log as lists show it; its cost also with a markup, in percent."""
     row: dict[str, Any] = {"id": unique_id(record.customer_identifier, record.id)}
     row |= {name: get(record) for name, get in _FIELDS.items()}
-    latency = timedelta(milliseconds=record.usage.latency_ms or 0)
+    latency = timedelta(milliseconds=size_of(record, "latency_ms") or 0)
     kept = _kept(record)
     warnings = [kept["warnings"]] if kept.get("warnings") else []
     if record.usage.estimated:

@@ -41,14 +41,23 @@ class BulkError(Answer):
 
     index: int
     error: str
+    retryable: bool
+
+
+class BulkWarning(Answer):
+    """What to know of a row that was taken."""
+
+    index: int
+    warning: str
 
 
 class BulkResult(Answer):
-    """How many rows were taken, and which were not."""
+    """How many rows were taken, and which were not; of those, `retryable` ones can be sent again, and are not kept."""
 
     success_count: int
     error_count: int
     errors: list[BulkError]
+    warnings: list[BulkWarning]
 
 
 class BulkRefusal(RootModel[BulkResult | Error]):
@@ -58,8 +67,8 @@ class BulkRefusal(RootModel[BulkResult | Error]):
 class CreatedLog(Answer):
     """A log as it was taken."""
 
-    id: str
-    unique_id: str
+    id: MaybeText
+    unique_id: MaybeText
     organization_id: str
     customer_identifier: MaybeText
     status: str

@@ -62,11 +62,11 @@ async def search(
     return look.found
 
 
-def too_much() -> InvalidInput:
-    """The answer to a question that would take more work than one request may make."""
+def too_much(or_else: str = "") -> InvalidInput:
+    """The answer to a question that would take more work than one request may make; `or_else` is another way out."""
     return InvalidInput(
         f"this needs a look at more than {MAX_RECORDS:,} records, which one request may not take; narrow it by"
-        " customer_identifier, trace_unique_id, start_time or end_time",
+        f" customer_identifier, trace_unique_id, start_time or end_time{or_else}",
         field="filters",
     )
 

@@ -14,7 +14,7 @@ from respan_guard.api.fields import Identifier
 from respan_guard.api.filters import Filters
 from respan_guard.api.metrics import MARKED_UP, METRICS, TOPPED, Sums, in_rollups, metric, rollups, sum_records, summed
 from respan_guard.api.operation import Call, Operation
-from respan_guard.api.pages import MAX_PAGE_SIZE, Slice, as_filters, checked
+from respan_guard.api.pages import MAX_PAGE_SIZE, as_filters, sorted_slice
 from respan_guard.api.ranges import whole_days
 from respan_guard.api.records import FilteredBy, LogRange, read_log_filters, records_wanted, within
 from respan_guard.api.rows import log_field
@@ -83,19 +83,19 @@ async def groups(call: Call) -> Response:
         sums = await _rolled_up(call, filters, days, _ROLLED_UP[name], sort, descending=descending)
     else:
         sums = await _summed(call, query, filters, lambda record: log_field(record, _GROUPS[name]) or None)
-    ordered = sorted(sums.items(), key=lambda item: str(item[0]))
-    ordered.sort(key=lambda item: (metric(item[1], sort) is not None, metric(item[1], sort) or 0), reverse=descending)
     page = call.pages.asked(call.request, query, filters.shown())
-    place = checked(page.start, int)
-    start = place[0] if place else page.skip
-    chosen = ordered[max(start, 0) :][: page.size]
+    part = sorted_slice(
+        list(sums.items()),
+        lambda item: (metric(item[1], sort), str(item[0])),
+        page,
+        descending=descending,
+        names_descending=False,
+    )
     if name == "customer_identifier":
-        markups = await markups_of(call.guard, {group for group, _ in chosen})  # the page's, not all groups'
-        for group, found in chosen:
+        markups = await markups_of(call.guard, {group for group, _ in part.rows})  # the page's, not all groups'
+        for group, found in part.rows:
             found.marked_up = with_markup(from_nano(found.amounts.cost), markups.get(group))
-    rows = [_group(_GROUPS[name], group, found) for group, found in chosen]
-    reached = start + len(rows)
-    part = Slice(rows, [reached] if rows else None, more=reached < len(ordered))
+    rows = [_group(_GROUPS[name], group, found) for group, found in part.rows]
     body = call.pages.answer(call.request, page, rows, part)
     return JSON({**body, "current_filters": filters.shown(), "filters_data": {}})
 

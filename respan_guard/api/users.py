@@ -14,7 +14,7 @@ from respan_guard.api.filters import Condition, Filters, read_filters
 from respan_guard.api.operation import Call, Operation, validated
 from respan_guard.api.pages import MAX_PAGE_SIZE, Page, Slice, as_filters, checked, sorted_slice
 from respan_guard.api.records import FilteredBy, with_condition
-from respan_guard.api.user_rows import USER_KINDS, is_shown, show_user, user_field, user_row
+from respan_guard.api.user_rows import USER_KINDS, is_shown, not_reserved, show_user, user_field, user_row
 from respan_guard.api.wire import JSON
 from respan_guard.backends.base import CustomerQuery, CustomerRow
 from respan_guard.customer import Customer, normalise_identifier
@@ -109,7 +109,7 @@ async def create(call: Call) -> Response:
     """Create a user, or set what is given of one that usage has created already."""
     given = _writable(call.body)
     new = validated(NewUser, given)
-    identifier = normalise_identifier(new.customer_identifier)
+    identifier = not_reserved(normalise_identifier(new.customer_identifier))
     known = await call.guard.get_customer(identifier) is not None
     await _change(call, identifier, new)
     return JSON(await show_user(call.guard, identifier), 200 if known else 201)
@@ -160,7 +160,8 @@ async def _known(call: Call) -> str:
         identifier = normalise_identifier(call.path("customer_identifier"))
     except InvalidIdentifier:
         raise _no_such_user() from None
-    if call.query.environment not in (None, "prod") or await call.guard.get_customer(identifier) is None:
+    row = await call.guard.lane().call(lambda backend: backend.get(identifier))
+    if call.query.environment not in (None, "prod") or row is None or not is_shown(row):
         raise _no_such_user()
     return identifier
 

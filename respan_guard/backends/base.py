@@ -177,7 +177,8 @@ class Backend(ABC):
     async def delete(self, customer: str, *, actor: str = "", now: int | None = None) -> bool:
         """Forget who a customer was, keep the sums: params, rates and holds go, entries and sums move to a
         fresh random label ("deleted-..."), and an audit row without personal data says so. Usage of calls that
-        ended before is booked under the label. The same id later is a customer never seen. False if unknown.
+        ended before is booked under the label, without its metadata. The same id later is a customer never seen.
+        False if unknown.
         """
 
     @abstractmethod
@@ -219,6 +220,10 @@ class Backend(ABC):
         """One entry by its id, as the log has it now; None if it was never booked, or pruned. Costs one lookup."""
 
     @abstractmethod
+    async def booked_on(self, customer: str, at_ms: int) -> str:
+        """Under whom usage that ended at `at_ms` is booked: the customer, or its label if it was deleted since."""
+
+    @abstractmethod
     async def holds(
         self, customer: str | None = None, *, state: str = "live", now: int | None = None, limit: int = 1000
     ) -> list[HoldRow]:
@@ -226,7 +231,10 @@ class Backend(ABC):
 
     @abstractmethod
     async def add_refusals(self, rows: Sequence[RefusalRow]) -> None:
-        """Add counts of refusals; the same customer, reason and minute are summed."""
+        """Add counts of refusals; the same customer, reason and minute are summed.
+
+        Those of a customer that was deleted in that minute or later are counted under the label.
+        """
 
     @abstractmethod
     async def refusals(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from copy import copy
+from dataclasses import replace
 from heapq import heapify, heappop, heappush
 
 from respan_guard.backends.base import Allowed, Amounts, Entry, Limit, Params, Window
 
-__all__ = ["EVER", "Cell", "Held", "Hold", "Plan", "Span", "amounts_of", "roll"]
+__all__ = ["EVER", "Cell", "Held", "Hold", "Plan", "Span", "amounts_of", "nameless", "roll"]
 
 EVER = 1 << 40
 """A day after all days: the end of a total."""
@@ -39,6 +41,15 @@ def amounts_of(entry: Entry) -> Amounts:
         usage.ttft_ms or 0,
         0 if usage.ttft_ms is None else 1,
     )
+
+
+def nameless(entry: Entry) -> Entry:
+    """An entry without what an app noted on it, which may say who the customer was."""
+    if entry.usage.metadata is None:
+        return entry
+    found = copy(entry)
+    found.usage = replace(entry.usage, metadata=None)
+    return found
 
 
 class Held:

@@ -31,7 +31,7 @@ from respan_guard.backends.base import (
     TooLate,
     Window,
 )
-from respan_guard.backends.cells import Cell, Hold, Span, amounts_of
+from respan_guard.backends.cells import Cell, Hold, Span, amounts_of, nameless
 from respan_guard.backends.evaluation import Evaluator
 from respan_guard.errors import CounterOverflow
 from respan_guard.money import MAX_NANO
@@ -144,7 +144,7 @@ class Ledger(Evaluator[C]):
             if not isinstance(op, Record) or op.entry.day <= self.pruned_to:
                 continue
             entry = op.entry
-            customer = self._booked_on(entry)
+            customer = self.booked_on(entry.customer, entry.at_ms)
             key = (customer, entry.id)
             if key not in new and self.find(*key) is None:
                 new[key] = None
@@ -182,19 +182,19 @@ class Ledger(Evaluator[C]):
         self.new_hold(cell, hold)
         return outcome
 
-    def _booked_on(self, entry: Entry) -> str:
+    def booked_on(self, customer: str, at_ms: int) -> str:
         """The customer, or the label that took its place before the call ended."""
         if self.any_deleted:
-            for label, deleted_at in self.tombs(entry.customer):
-                if entry.at_ms <= deleted_at:
+            for label, deleted_at in self.tombs(customer):
+                if at_ms <= deleted_at:
                     return label
-        return entry.customer
+        return customer
 
     def _record(self, op: Record, now: int) -> Outcome:
         entry = op.entry
         if entry.day <= self.pruned_to:
             return TooLate(self.pruned_to)
-        customer = self._booked_on(entry) if self.any_deleted else entry.customer
+        customer = self.booked_on(entry.customer, entry.at_ms) if self.any_deleted else entry.customer
         stored = self.find(customer, entry.id)
         if stored is not None:
             first = stored.entry
@@ -215,7 +215,7 @@ class Ledger(Evaluator[C]):
         if cell.spans:
             _grow(cell.spans, entry.model, entry.day, 0, cost, tokens)
         self.add_entry(cell, entry, cost, tokens, now)
-        self.keep_entry(entry, customer, 1, late)
+        self.keep_entry(entry if customer == entry.customer else nameless(entry), customer, 1, late)
         return Recorded(True, entry.cost, entry.day, late)
 
     def _draw(self, entry: Entry, booked: C, cost: int, tokens: int, now: int) -> bool:

@@ -221,6 +221,11 @@ class MemoryBackend(Backend):
         with self._turns:
             return self._store.find(customer, entry_id)
 
+    async def booked_on(self, customer: str, at_ms: int) -> str:
+        """See `Backend.booked_on`."""
+        with self._turns:
+            return self._store.booked_on(customer, at_ms)
+
     async def holds(
         self, customer: str | None = None, *, state: str = "live", now: int | None = None, limit: int = 1000
     ) -> list[HoldRow]:
@@ -232,7 +237,7 @@ class MemoryBackend(Backend):
         """See `Backend.add_refusals`."""
         with self._turns:
             for row in rows:
-                key = (row.minute, row.customer, row.reason)
+                key = (row.minute, self._store.booked_on(row.customer, row.minute * 60_000), row.reason)
                 self._refusals[key] = self._refusals.get(key, 0) + row.count
             while len(self._refusals) > _MAX_REFUSALS:
                 self._refusals.popitem(last=False)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import replace
 
 from respan_guard.backends.base import Amounts, Entry, StoredEntry
-from respan_guard.backends.cells import amounts_of
+from respan_guard.backends.cells import amounts_of, nameless
 from respan_guard.backends.memory_totals import Totals
 
 __all__ = ["EntryLog"]
@@ -116,8 +115,7 @@ class EntryLog:
             seq = self.places[label, key[1]] = self.places.pop(key)
             entry = self.log[seq - self.log_start]
             assert entry is not None
-            self.log[seq - self.log_start] = entry = _moved(entry, label)
-            entry.usage = replace(entry.usage, metadata=None)
+            self.log[seq - self.log_start] = _moved(nameless(entry), label)
         for base in [key for key in self.base if key[0] == customer]:
             self.base[label, base[1], base[2]] = self.base.pop(base)
 

@@ -148,7 +148,7 @@ class Record:
     Rules (first that applies):
         1. `entry.day` is pruned: `TooLate`, because a replay could not be told from a new one.
         2. The customer was deleted and `entry.at_ms` is not after that: booked under the label that
-           took the customer's place then.
+           took the customer's place then, without its metadata, which may say who that was.
         3. The id is known: the first answer again, nothing changes or is drawn; `conflict` is set if
            the amounts differ (cost, input_tokens or output_tokens; a presumed entry never conflicts).
         4. Else the day's sums grow by cost, tokens and one call, and the entry goes to the log.

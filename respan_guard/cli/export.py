@@ -71,23 +71,28 @@ def export(
             until_ms=_instant(until),
             limit=_PAGE,
         )
-        out = sys.stdout if output is None else output.open("w", encoding="utf-8", newline="")
+        out = sys.stdout if output is None else output.open("a", encoding="utf-8", newline="")
     except OSError as error:
         fail(f"{output} can't be written: {error.strerror}", FAILED)
     except InvalidInput as error:
         fail(str(error), MISUSED)
     with suppress(KeyboardInterrupt):  # how --follow ends
-        count = with_guard(lambda guard: _write(guard, query, form, out, follow=follow), storage)
+        try:
+            count = with_guard(lambda guard: _write(guard, query, form, out, follow=follow), storage)
+        finally:
+            if output is not None:
+                out.close()
         if output is not None:
-            out.close()
             say(f"{count} records written to {output}")
 
 
 async def _write(guard: Guard, query: RecordQuery, form: str, out: TextIO, *, follow: bool) -> int:
+    newest = await guard.lane().call(lambda backend: backend.entries(RecordQuery(descending=True, limit=1)))
+    if out is not sys.stdout and out.seekable():  # not before storage answers: else the file is as it was
+        out.truncate(0)
     count = 0
     if form == "csv":
         out.write(csv_header())
-    newest = await guard.lane().call(lambda backend: backend.entries(RecordQuery(descending=True, limit=1)))
     with _progress() as bar:
         task = bar.add_task("exporting", total=newest[0].seq if newest else 0)
         async for batch in _batches(guard, query, follow=follow):

@@ -10,7 +10,8 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from ipaddress import IPv6Address, IPv6Network, ip_address
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from itsdangerous import BadData, URLSafeSerializer
@@ -30,6 +31,7 @@ COOKIE = "respan_guard_console"
 _SESSION_MS = 12 * 3_600_000
 _SHORTEST = 8
 _SPACE, _KEY = "console", "secret"
+_ENDED = "console-ended"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,8 @@ class Access:
     """Passwords, sessions, and tokens that show that a form is ours.
 
     Cookies are signed with a secret that is made once and kept in the store, so that all workers share it, and with
-    the passwords, so that changing one ends its sessions.
+    the passwords, so that changing one ends its sessions. Sessions that were ended by signing out are kept there until
+    they would be over.
     """
 
     def __init__(
@@ -117,8 +120,11 @@ class Access:
             + ("; Secure" if request.url.scheme == "https" else ""),
         )
 
-    def sign_out(self, response: Response) -> None:
-        """Take the cookie back."""
+    async def sign_out(self, request: Request, response: Response) -> None:
+        """End the session, whoever has its cookie, and take the cookie back."""
+        session = await self._session(request)
+        if session is not None:
+            await self._guard.lane().call(lambda backend: self._end(backend, session))
         response.headers.append("set-cookie", f"{COOKIE}=; Max-Age=0; HttpOnly; SameSite=Lax")
 
     async def token(self, request: Request) -> str:
@@ -131,15 +137,25 @@ class Access:
             who = f"name:{user.name}" if user is not None else "nobody"
         return hmac.new(await self._key(), f"form:{who}".encode(), hashlib.sha256).hexdigest()
 
+    async def _end(self, backend: Backend, session: dict[str, str]) -> None:
+        """Remember that a session has ended, and forget those that are over anyway."""
+        await backend.set_fact(_ENDED, session["id"], str(session["until"]))
+        for ended, until in await backend.facts(_ENDED):
+            if int(until) <= self._guard.clock.now_ms():
+                await backend.set_fact(_ENDED, ended, None)
+
     async def _session(self, request: Request) -> dict[str, str] | None:
         cookie = request.cookies.get(COOKIE)
         if not cookie or not self.by_password:
             return None
         try:
             session: dict[str, str] = (await self._signer()).loads(cookie)
-            return session if int(session["until"]) > self._guard.clock.now_ms() else None
+            if int(session["until"]) <= self._guard.clock.now_ms():
+                return None
+            ended = session["id"]
         except (BadData, KeyError, TypeError, ValueError):
             return None
+        return None if await self._guard.lane().call(lambda backend: backend.fact(_ENDED, ended)) else session
 
     async def _signer(self) -> URLSafeSerializer:
         return URLSafeSerializer(await self._key(), signer_kwargs={"digest_method": hashlib.sha256})
@@ -158,41 +174,66 @@ class Access:
 
 
 class Throttle:
-    """Lets an address try few passwords: `allowed` in `seconds`, and all together ten times that."""
+    """Lets an address try few passwords: `allowed` in `seconds`, and all together ten times that.
+
+    IPv6 addresses of one network of 64 bits are one. Who signed in from an address before does not wait for others.
+    """
 
     def __init__(self, guard: Guard, allowed: int = 10, seconds: float = 300.0, remembered: int = 10_000) -> None:
         self._clock = guard.clock
         self._allowed = allowed
         self._seconds = seconds
         self._remembered = remembered
+        self._all: deque[float] = deque()
         self._tries: OrderedDict[str, deque[float]] = OrderedDict()
+        self._known: OrderedDict[str, None] = OrderedDict()
 
     def wait(self, address: str) -> float:
         """Seconds until the address may try again; 0 if it may."""
+        address = _network(address)
         now = self._clock.monotonic()
         waits = [0.0]
-        for name, allowed in ((address, self._allowed), ("", 10 * self._allowed)):
-            tries = self._tries.get(name, deque())
+        for tries, allowed in ((self._tries.get(address, deque()), self._allowed), (self._all, 10 * self._allowed)):
             while tries and tries[0] <= now - self._seconds:
                 tries.popleft()
-            if len(tries) >= allowed:
+            if len(tries) >= allowed and not (tries is self._all and address in self._known):
                 waits.append(tries[0] + self._seconds - now)
         return max(waits)
 
     def tried(self, address: str) -> None:
         """Count a password."""
+        address = _network(address)
         now = self._clock.monotonic()
-        for name in (address, ""):
-            self._tries.setdefault(name, deque()).append(now)
-            self._tries.move_to_end(name)
-        while len(self._tries) > self._remembered:
-            self._tries.popitem(last=False)
+        self._all.append(now)
+        self._tries.setdefault(address, deque()).append(now)
+        _keep(self._tries, address, self._remembered)
 
     def forgive(self, address: str) -> None:
         """The last one was right."""
-        for name in (address, ""):
-            if self._tries.get(name):
-                self._tries[name].pop()
+        address = _network(address)
+        for tries in (self._tries.get(address), self._all):
+            if tries:
+                tries.pop()
+        self._known[address] = None
+        _keep(self._known, address, self._remembered)
+
+
+def _keep(found: OrderedDict[str, Any], name: str, most: int) -> None:
+    """Make a name the last to be forgotten."""
+    found.move_to_end(name)
+    while len(found) > most:
+        found.popitem(last=False)
+
+
+def _network(address: str) -> str:
+    """Whom an address stands for: of IPv6 anybody has as many as they like."""
+    try:
+        found = ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(found, IPv6Address):
+        return str(found.ipv4_mapped or IPv6Network((int(found) >> 64 << 64, 64)))
+    return address
 
 
 def same_origin(request: Request) -> bool:

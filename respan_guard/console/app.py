@@ -6,6 +6,7 @@ strips a prefix, whether the app was told of it or not.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from decimal import localcontext
@@ -20,10 +21,11 @@ from starlette.routing import Mount, Route
 from starlette.types import Message, Receive, Scope, Send
 
 from respan_guard.console import customer as one
-from respan_guard.console import logs, panels, users
+from respan_guard.console import log_exports, logs, panels, users
 from respan_guard.console.access import Access, Auth, User
 from respan_guard.console.dashboard import dashboard
 from respan_guard.console.gate import Gate, form_of
+from respan_guard.console.log_view import PILLS, view_from
 from respan_guard.console.pages import Pages
 from respan_guard.console.ranges import range_from
 from respan_guard.customer import Customer, normalise_identifier
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Console"]
 
+logger = logging.getLogger("respan_guard")
+
 _HEADERS = {
     b"content-security-policy": (
         b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -42,7 +46,7 @@ _HEADERS = {
     ),
     b"x-content-type-options": b"nosniff",
     b"x-frame-options": b"DENY",
-    b"referrer-policy": b"no-referrer",
+    b"referrer-policy": b"same-origin",  # with "no-referrer" browsers hide the Origin of the console's own forms
     b"cross-origin-opener-policy": b"same-origin",
     b"cross-origin-resource-policy": b"same-origin",
     b"permissions-policy": b"camera=(), geolocation=(), microphone=()",
@@ -147,15 +151,15 @@ class Console:
         return _download(users.users_json(self._guard, view), "application/json", "users.json")
 
     async def _logs(self, request: Request, user: User) -> Response:
-        view, span = logs.view_from(request.query_params, self._guard)
+        view, span = view_from(request.query_params, self._guard)
         found = await logs.logs(self._guard, view, span)
-        return await self._render(request, user, "logs.html", view=view, span=span, pills=logs.PILLS, **found)
+        return await self._render(request, user, "logs.html", view=view, span=span, pills=PILLS, **found)
 
     async def _logs_export(self, request: Request, user: User) -> Response:
-        view, span = logs.view_from(request.query_params, self._guard)
+        view, span = view_from(request.query_params, self._guard)
         if request.url.path.endswith(".csv"):
-            return _download(logs.logs_csv(self._guard, view, span), "text/csv", "logs.csv")
-        return _download(logs.logs_jsonl(self._guard, view, span), "application/x-ndjson", "logs.jsonl")
+            return _download(log_exports.logs_csv(self._guard, view, span), "text/csv", "logs.csv")
+        return _download(log_exports.logs_jsonl(self._guard, view, span), "application/x-ndjson", "logs.jsonl")
 
     async def _record(self, request: Request, user: User) -> Response:
         seq = request.query_params.get("seq", "")
@@ -277,8 +281,9 @@ class Console:
         )
 
     async def _no_answer(self, request: Request, error: Exception) -> Response:
-        return await self._pages.render(
-            request, None, "error.html", 503, text="Storage gave no answer. Try again in a moment.", detail=str(error),
+        logger.warning("the console can't answer %r: %s", request.url.path, error)
+        return await self._pages.render(  # without the error: storage knows who asks, and it names hosts and users
+            request, None, "error.html", 503, text="Storage gave no answer. Try again in a moment; the log says why.",
             headers={"retry-after": "5"},
         )  # fmt: skip
 

@@ -98,8 +98,8 @@ class Gate:
                 request, None, "signin.html", 429, next=target, error="Too many tries. Wait a few minutes.",
                 headers={"retry-after": str(int(wait) + 1)},
             )  # fmt: skip
+        access.throttle.tried(address)  # before anything is awaited, so that many at once are many
         password = (await form_of(request)).get("password", "")
-        access.throttle.tried(address)  # before it is looked at, so that many at once are many
         user = await access.check(password)
         if user is None:
             return await self._pages.render(
@@ -115,7 +115,7 @@ class Gate:
         if not same_origin(request):
             raise HTTPException(403, "This form was not sent from the console.")
         response = RedirectResponse("signin", 303)
-        self._access.sign_out(response)
+        await self._access.sign_out(request, response)
         return response
 
 

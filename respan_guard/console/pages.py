@@ -106,9 +106,9 @@ class Pages:
             "done": _DONE.get(request.query_params.get("done", ""), ""),
             "error": "",
             "wrong": "",
-            "detail": "",
             "refresh": 0,
             **context,
         }
         page = self._templates.get_template(template).render(given)
-        return HTMLResponse(page, status, headers)
+        # What somebody wrote by hand may hold halves of surrogate pairs in a store that takes them.
+        return HTMLResponse(page.encode("utf-8", "replace"), status, headers)

@@ -47,7 +47,7 @@ class UsersView:
         down = query.get("dir", "desc" if sort not in ("customer", "name") else "asc")
         size = query.get("size", "")
         return cls(
-            search=query.get("q", "").strip()[:200],
+            search=query.get("q", "").replace("\0", "").strip()[:200],
             sort=sort,
             descending=down != "asc",
             seen=query.get("seen", "") if query.get("seen", "") in SEEN else "",
@@ -74,18 +74,11 @@ class UsersView:
 
     def to_query(self, now_ms: int, limit: int) -> CustomerQuery:
         """What to ask the store."""
-        after: tuple[str | int, str] | None = None
-        try:
-            value, customer = json.loads(self.after) if self.after else (None, None)
-            if isinstance(customer, str) and isinstance(value, str if self.sort in ("customer", "name") else int):
-                after = (value, customer)
-        except (ValueError, TypeError):
-            after = None
         return CustomerQuery(
             search=self.search,
             sort=self.sort,
             descending=self.descending,
-            after=after,
+            after=_after(self.after, str if self.sort in ("customer", "name") else int),
             limit=limit,
             blocked={"blocked": True, "open": False}.get(self.state),
             seen_since_ms=now_ms - SEEN[self.seen] * _DAY_MS if self.seen else None,
@@ -106,6 +99,18 @@ def _place(row: CustomerRow, sort: str) -> str:
     else:
         value = getattr(row.totals, sort)
     return json.dumps([value, row.customer], ensure_ascii=False)
+
+
+def _after(text: str, kind: type[str | int]) -> tuple[str | int, str] | None:
+    """What `_place` wrote; None for what no store could have told."""
+    try:
+        value, customer = json.loads(text)
+        "".join((customer, value if kind is str else "")).encode()  # fails on halves of surrogate pairs
+    except (ValueError, TypeError, RecursionError):
+        return None
+    if type(value) is not kind or (isinstance(value, int) and not -(1 << 53) <= value <= 1 << 53):
+        return None
+    return None if "\0" in f"{value}{customer}" else (value, customer)
 
 
 async def users(guard: Guard, view: UsersView) -> dict[str, Any]:
@@ -193,7 +198,7 @@ def csv_line(values: list[Any]) -> str:
 
 
 def _inert(value: Any) -> Any:
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") and not _is_number(value):
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r", "\n") and not _is_number(value):
         return f"'{value}"
     return "" if value is None else value
 

@@ -21,9 +21,12 @@ class ExportResult:
 
     Attributes:
         rejected: Why single rows were not, by their place in the batch; they become dead letters.
+        again: Why single rows were not this time. They come again, without those that were taken; one that is put off
+            ten times while others are taken becomes a dead letter.
     """
 
     rejected: Mapping[int, str] = field(default_factory=dict)
+    again: Mapping[int, str] = field(default_factory=dict)
 
 
 class ExportFailed(GuardError):
@@ -67,7 +70,7 @@ class Exporter(Protocol):
         """Take records, durably; within 20 seconds, else it counts as failed.
 
         Returns:
-            Rows that will never be taken; None if all were.
+            Rows that were not taken; None if all were.
 
         Raises:
             ExportFailed: Try again later. Any other exception means the same.

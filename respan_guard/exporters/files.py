@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from respan_guard.errors import ConfigurationError
@@ -69,9 +70,13 @@ class GrowingFile:
                 return
         except FileNotFoundError:
             return
-        taken = [path.suffixes[-2:-1] for path in self.path.parent.glob(f"{self.path.stem}.*{self.path.suffix}")]
-        numbers = [int(part[0][1:]) for part in taken if part and part[0][1:].isdecimal()]
-        self.path.rename(self.path.with_name(f"{self.path.stem}.{max(numbers, default=0) + 1}{self.path.suffix}"))
+        stem, suffix = self.path.stem, self.path.suffix
+        aside = re.compile(rf"{re.escape(stem)}\.([0-9]+){re.escape(suffix)}")
+        names = [aside.fullmatch(path.name) for path in self.path.parent.iterdir()]
+        number = max((int(found[1]) for found in names if found is not None), default=0) + 1
+        while os.path.lexists(target := self.path.with_name(f"{stem}.{number}{suffix}")):
+            number += 1  # a file system whose names have no case: one that is there is never written over
+        self.path.rename(target)
 
 
 def _whole_lines(file: int) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Sequence
 from datetime import timedelta
 from decimal import Decimal
@@ -22,6 +23,10 @@ __all__ = ["GATEWAY_LOG", "RespanExporter"]
 GATEWAY_LOG: Final = "respan_log_id"
 """The key of a record's metadata that says that Respan's own gateway has logged the call already."""
 _MAX_IDENTIFIER = 120  # Respan cuts `*_identifier` to so many characters when it stores them
+_LATER = re.compile(
+    r"\b(try|send|retry)\b.*\b(again|later)\b|\btemporar|\bunavailable\b|\btimed? ?out\b|\boverloaded\b", re.IGNORECASE
+)
+"""What says of a row, in words, that it is not the row's fault; our own API says `retryable`."""
 _LOG_TYPES = {"embeddings": "embedding", "text_completion": "completion"}
 logger = logging.getLogger("respan_guard")
 
@@ -76,13 +81,16 @@ class RespanExporter:
             check_answer(answer, self._clock)
         except BatchRefused:
             # 400 may also say that each row is wrong, one by one.
-            if not (rejected := _errors(answer, len(rows))):
+            if not (errors := _errors(answer, len(rows))):
                 raise
         else:
-            rejected = _errors(answer, len(rows))
-            if rejected is None:
+            errors = _errors(answer, len(rows))
+            if errors is None:
                 raise ExportFailed(f"HTTP {answer.status} with a body that tells nothing of the rows")
-        return ExportResult({places[index]: reason for index, reason in rejected.items()})
+        return ExportResult(
+            rejected={places[index]: reason for index, (reason, again) in errors.items() if not again},
+            again={places[index]: reason for index, (reason, again) in errors.items() if again},
+        )
 
     async def close(self) -> None:
         """Let go of connections."""
@@ -102,18 +110,23 @@ def _belongs(record: UsageRecord) -> bool:
     return record.kind == "usage" and GATEWAY_LOG not in (record.usage.metadata or {})
 
 
-def _errors(answer: Answer, count: int) -> dict[int, str] | None:
-    """Which rows were not taken, and why; None if the answer does not say."""
+def _errors(answer: Answer, count: int) -> dict[int, tuple[str, bool]] | None:
+    """Which rows were not taken, why, and whether they may be taken later; None if the answer does not say."""
     try:
         told = json.loads(answer.body)
         if not isinstance(told["success_count"], int):
             return None
-        found = {int(error["index"]): str(error.get("error", ""))[:200] for error in told.get("errors") or ()}
+        found = {int(error["index"]): _reason(error) for error in told.get("errors") or ()}
         if told["success_count"] + len(found) != count:
             return None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return found if all(0 <= index < count for index in found) else None
+
+
+def _reason(error: dict[str, Any]) -> tuple[str, bool]:
+    reason, told = str(error.get("error", "")), error.get("retryable")
+    return reason[:200], bool(_LATER.search(reason)) if told is None else told is True
 
 
 def _log(record: UsageRecord) -> str:

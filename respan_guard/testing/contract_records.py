@@ -11,6 +11,7 @@ from respan_guard.backends.base import (
     AuditRow,
     Backend,
     Conflict,
+    CustomerQuery,
     CustomerRow,
     Ended,
     Entry,
@@ -261,7 +262,52 @@ class CustomerRules(BackendFixture):
         rows = {row.customer: row.amounts.cost for row in await backend.usage(UsageQuery())}
         label = next(name for name in rows if name != "ann")
         assert rows == {"ann": 30, label: 8}
+        assert [await backend.booked_on("ann", NOW + at) for at in (-1, 0, 1, 2)] == [label, label, label, "ann"]
+        assert await backend.booked_on("bob", NOW) == "bob"
+        await backend.delete("ann", now=NOW + 9)
+        assert [await backend.booked_on("ann", NOW + at) for at in (1, 10)] == [label, "ann"]
+        assert await backend.booked_on("ann", NOW + 2) not in (label, "ann")
         assert await backend.verify() == []
+
+    async def test_usage_that_goes_to_the_label_says_nothing_of_who_it_was(self, backend: Backend) -> None:
+        """What an app noted on a call that is booked after the deletion is dropped in that step; again, too."""
+        await allowed(backend, admit("a", cost=9))
+        early = record("e", 7, usage=Usage(metadata={"user": "ann@example.com"}))
+        await recorded(backend, early)
+        await backend.delete("ann", now=NOW + 1)
+        noted = {"user": "ann@example.com", "request": "I am ann"}
+        late = [
+            record(f"f{number}", 1, admission="a", at_ms=NOW + 1, usage=Usage(metadata=noted, latency_ms=5))
+            for number in range(2)
+        ]
+        other = record("o", 1, customer="bob", usage=Usage(metadata={"kept": "yes"}))
+        outcomes = await backend.apply([late[0], other, late[1]], NOW + 2)
+        assert [isinstance(outcome, Recorded) and outcome.new for outcome in outcomes] == [True, True, True]
+        await backend.apply([early, late[0]], NOW + 2)
+        assert "ann" not in repr(await dump(backend, NOW + 2)).replace("channel", "")
+        found = {stored.entry.id: stored.entry for stored in await backend.entries(RecordQuery())}
+        assert found["f0"].usage.latency_ms == 5
+        assert found["o"].usage.metadata == {"kept": "yes"}
+        assert late[0].entry.usage.metadata == noted, "what the caller has is the caller's"
+        assert await backend.verify() == []
+
+    async def test_refusals_of_before_the_deletion_go_to_the_label(self, backend: Backend) -> None:
+        """What a process counted and had not written yet brings no identifier back; a minute is not divided."""
+        minute = NOW // 60_000
+        await allowed(backend, admit("a"))
+        await backend.add_refusals([RefusalRow("ann", "rate", minute, 1)])
+        await backend.delete("ann", now=NOW + 1)
+        rows = [RefusalRow(who, "rate", at, 2) for who in ("ann", "bob") for at in (minute - 1, minute)]
+        for _ in range(2):
+            await backend.add_refusals(rows)
+        found = {(row.customer, row.minute - minute): row.count for row in await backend.refusals()}
+        label = next(row.customer for row in await backend.customers(CustomerQuery()))
+        assert label.startswith("deleted-")
+        assert found == {(label, -1): 4, (label, 0): 5, ("bob", -1): 4, ("bob", 0): 4}
+        assert await backend.refusal_sums(customer=label) == {"rate": 9}
+        assert await backend.refusal_sums() == {"rate": 17}
+        await backend.add_refusals([RefusalRow("ann", "rate", minute + 1, 1)])
+        assert await backend.refusal_sums(customer="ann") == {"rate": 1}, "the id is somebody else's by then"
 
     async def test_the_audit_takes_rows_of_others(self, backend: Backend) -> None:
         """Newest first, by customer and by page, numbered by the store."""

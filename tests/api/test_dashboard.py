@@ -107,6 +107,20 @@ class TestGroups:
         page = await api("POST", "/api/request-logs/groups/", {}, group_by=by)
         assert [group[field] for group in page["results"]] == expected
 
+    @pytest.mark.parametrize("by_number", [False, True])
+    async def test_groups_that_come_in_meanwhile(self, api: Client, by_number: bool) -> None:
+        """They push no group to the next page, so none is there twice."""
+        page = await api("POST", "/api/request-logs/groups/", {}, page_size=1)
+        seen = [row["model"] for row in page["results"]]
+        for number in range(2, 4):
+            await api.log({"model": f"new-{number}"}, cost=number)
+            if by_number:
+                page = await api("POST", "/api/request-logs/groups/", {}, page_size=1, page=number)
+            else:
+                page = await api("POST", page["next"], {})
+            seen += [row["model"] for row in page["results"]]
+        assert seen == ["big", "small", "unknown"]
+
     async def test_pages_and_order(self, api: Client) -> None:
         """By any metric, up and down, page by page; filters count."""
         for sort, expected in (
@@ -163,7 +177,48 @@ class TestZones:
         found = await api("POST", "/api/dashboard/users/", {}, start_time="2026-01-14T12:00:00Z",
                           end_time="2026-01-14T13:00:00Z")  # fmt: skip
         assert [row["date_group"] for row in found["activity"]] == ["2026-01-14T00:00:00+01:00"]
-        assert found["summary"]["total_user_cost"] == 2
+        assert found["summary"]["total_user_cost"] == 0
+        assert (await by_the_hour(api, "2026-01-14T00:00:00Z", "2026-01-14T23:00:00.001Z"))["total_user_cost"] == 2
+
+
+async def by_the_hour(api: Client, start: str, end: str) -> Any:
+    """The sums of a range: the same by hours as by days, and in a breakdown."""
+    query: dict[str, Any] = {"start_time": start, "end_time": end}
+    found = await api("POST", "/api/dashboard/users/", {}, **query)
+    hours = await api("POST", "/api/dashboard/users/", {}, time_tick="hour", **query)
+    assert hours["summary"] == found["summary"]
+    assert sum(row["total_cost"] for row in found["activity"]) == found["summary"]["total_user_cost"]
+    total = await api("POST", "/api/dashboard/total-users/", **query)
+    assert total["summary"]["total_users"] == found["summary"]["active_users"]
+    for tick in ("day", "hour"):
+        body = {"metrics_to_aggregate": ["total_cost"]}
+        cells = await api("POST", "/api/dashboard/time-series/breakdown/", body, time_tick=tick, **query)
+        cost = sum(cost for row in cells["total_cost"] for name, cost in row.items() if name != "date_group")
+        assert cost == found["summary"]["total_user_cost"]
+    return found["summary"]
+
+
+async def test_a_range_within_a_day_is_that_range(api: Client, guard: Guard) -> None:
+    """It begins and ends at its instants, whatever the ticks; so do the last 24 hours."""
+    for at, cost in (("14T06:00", 100), ("14T12:00", 10), ("14T13:00", 1), ("15T01:00", 1000), ("15T11:30", 5)):
+        await api.log(customer_identifier=f"c{cost}", cost=cost, timestamp=f"2026-01-{at}:00Z")
+    for start, end, cost, users in (
+        ("2026-01-15T11:00:00Z", "2026-01-15T12:00:00Z", 5, 1),
+        ("2026-01-15T11:00:00Z", "2026-01-15T11:30:00Z", 0, 0),
+        ("2026-01-14T06:00:00.001Z", "2026-01-15T11:30:00.001Z", 1016, 4),
+        ("2026-01-14T13:00:00Z", "2026-01-16T00:00:00Z", 1006, 3),
+        ("2026-01-14T00:00:00Z", "2026-01-15T01:00:00Z", 111, 3),
+        ("2026-01-14T00:00:00Z", "2026-01-15T20:00:00Z", 1116, 5),  # nothing is later than now
+    ):
+        summary = await by_the_hour(api, start, end)
+        assert (summary["total_user_cost"], summary["active_users"]) == (cost, users), start
+    for tick in ("day", "hour"):
+        found = await api("POST", "/api/dashboard/users/", {}, summary_type="last_24h", time_tick=tick)
+        assert found["summary"]["total_user_cost"] == 1016
+    refused = await api(
+        "POST", "/api/dashboard/users/", {}, 400, start_time="2026-01-15T11:00:00Z", end_time="2026-01-15T10:00:00Z"
+    )
+    assert refused["field"] == "end_time"
 
 
 @pytest.mark.usefixtures("filled")

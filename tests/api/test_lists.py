@@ -83,6 +83,25 @@ async def test_pages_are_stable_while_rows_come_in(
     assert {f"own:e{n}" for n in range(17)} <= set(seen)
 
 
+async def test_readers_with_one_key(api: Client, guard: Guard, clock: FakeClock) -> None:
+    """By `next` each sees each row once; by numbers a reader may see a row again, and never misses one."""
+    await fill(guard, clock, 9)
+    old = await api.logs(page_size=3)
+    await guard.record(Usage(model="m"), "new", entry_id="new")
+    new = await api.logs(page_size=3)
+    assert ids(new["results"])[0] == "own:new"
+    second = await api.logs(page_size=3, page=2)  # of the newer reader
+    for page in (new, old):
+        rows = ids(await api.follow(page))
+        assert len(rows) == len(set(rows))
+        assert {f"own:e{n}" for n in range(9)} <= set(rows)
+    numbered = ids(second["results"])
+    for number in (3, 4):
+        numbered += ids((await api.logs(page_size=3, page=number))["results"])
+    assert {f"own:e{n}" for n in range(9)} <= {*ids(old["results"]), *numbered}
+    assert ids(new["results"]) + numbered == ["own:new", *(f"own:e{n}" for n in range(8, -1, -1))]
+
+
 async def test_a_page_that_nobody_remembers_is_counted_out(guard: Guard, clock: FakeClock) -> None:
     """Another process serves page 3, having seen no other."""
     from httpx2 import ASGITransport, AsyncClient

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from respan_guard import Customer, Guard, Usage, UsageRecord
+from respan_guard.testing import FakeClock
 
 from .support import Client
 
@@ -207,11 +208,24 @@ async def test_usage_before_what_is_kept_is_refused(api: Client, guard: Guard) -
 
 
 async def test_what_is_no_call_costs_what_it_says(api: Client) -> None:
-    """Workflows, agents and tools repeat the tokens of the calls inside: they are kept, and cost nothing but a cost."""
-    workflow = await api.log(log_type="workflow", prompt_tokens=1000, customer_identifier="ann")
+    """Workflows, agents and tools repeat the calls inside: a cost that they say counts, the rest is shown only."""
+    about = {"customer_identifier": "ann", "usage": {"prompt_tokens": 1000, "completion_tokens": 10}, "latency": 2}
+    call = await api.log(about)
+    workflow = await api.log(about, log_type="workflow")
     tool = await api.log(log_type="tool", cost=0.01, customer_identifier="ann")
     assert (workflow["cost"], tool["cost"]) == (0, Decimal("0.01"))
-    assert [row["log_type"] for row in (await api.logs())["results"]] == ["tool", "workflow"]
+    shown = ("prompt_tokens", "completion_tokens", "latency")
+    assert [workflow[name] for name in shown] == [call[name] for name in shown] == [1000, 10, 2]
+    rows = (await api.logs({"customer_identifier": {"value": ["ann"]}}))["results"]
+    assert [row["log_type"] for row in rows] == ["tool", "workflow", "chat"]
+    assert [row["total_request_tokens"] for row in rows] == [0, 1010, 1010]
+    assert [row["start_time"] for row in rows[1:]] == ["2026-01-15T11:59:58Z"] * 2
+    user = await api("GET", "/api/users/ann/")
+    assert (user["total_tokens"], user["total_requests"]) == (1010, 1)
+    assert user["total_usage"] == call["cost"] + tool["cost"]
+    for filters in ({}, {"cost": {"operator": "gte", "value": [0]}}):  # of whole days, and of the records
+        found = await api("POST", "/api/request-logs/summary/", {"filters": filters})
+        assert (found["number_of_requests"], found["total_tokens"], found["avg_latency"]) == (1, 1010, 2)
 
 
 async def test_a_failed_call_is_an_error_and_costs_nothing(api: Client) -> None:
@@ -384,6 +398,8 @@ async def test_bulk_takes_each_row_by_itself(api: Client, guard: Guard) -> None:
     assert (answer["success_count"], answer["error_count"]) == (3, 3)
     assert [error["index"] for error in answer["errors"]] == [1, 2, 5]
     assert "cost" in answer["errors"][0]["error"]
+    assert not any(error["retryable"] for error in answer["errors"])
+    assert answer["warnings"] == [{"index": 4, "warning": "logged before with other amounts; the first stands"}]
     assert (await guard.status("ann")).total_spend == 3
 
 
@@ -391,7 +407,7 @@ async def test_bulk_takes_500_rows_and_no_more(api: Client, guard: Guard) -> Non
     """All are booked; 501 are refused as a whole; so are none."""
     rows = [{"model": "m", "customer_identifier": f"c{n % 7}", "cost": 0.001} for n in range(500)]
     answer = await api("POST", "/api/request-logs/bulk/", {"logs": rows}, 201)
-    assert answer == {"success_count": 500, "error_count": 0, "errors": []}
+    assert answer == {"success_count": 500, "error_count": 0, "errors": [], "warnings": []}
     assert len(await records(guard)) == 500
     bad: list[Any] = [[*rows, rows[0]], [], None, {}]
     for logs in bad:
@@ -410,3 +426,46 @@ async def test_the_old_name_of_the_path(api: Client) -> None:
     """`/api/request-logs/create/` does the same; a path without its last slash, too."""
     for path in ("/api/request-logs/create/", "/api/request-logs", "/api/request-logs/create"):
         assert (await api("POST", path, {"model": "m", "cost": 1}, 201))["cost"] == 1
+
+
+async def test_a_log_of_somebody_who_was_deleted(api: Client, clock: FakeClock) -> None:
+    """It counts and says that there is nothing to find it by, each time that it is sent."""
+    await api.log(customer_identifier="ann", cost=1)
+    clock.advance(60)
+    await api("DELETE", "/api/users/ann/", status=204)
+    clock.advance(60)
+    late = {"customer_identifier": "ann", "cost": 2, "timestamp": "2026-01-15T12:00:30Z", "custom_identifier": "x"}
+    for _ in range(2):
+        logged = await api.log(late)
+        assert (logged["id"], logged["unique_id"], logged["customer_identifier"]) == (None, None, None)
+        assert logged["status"] == "warning"
+    assert (await api("POST", "/api/request-logs/summary/"))["total_cost"] == 3
+    found = await api.log(late, timestamp="2026-01-15T12:01:30Z")
+    assert (await api("GET", f"/api/request-logs/{found['id']}/"))["cost"] == 2
+
+
+async def test_a_log_older_than_the_deletion_brings_nobody_back(api: Client, guard: Guard, clock: FakeClock) -> None:
+    """Who was deleted keeps neither name nor address through a log of the time before; a later one is a new customer's."""
+    params = {"customer_identifier": "ann", "name": "Ann", "email": "ann@example.org"}
+    await api.log(customer_params=params, cost=1)
+    clock.advance(60)
+    await api("DELETE", "/api/users/ann/", status=204)
+    clock.advance(60)
+    await api.log(customer_params=params, cost=2, timestamp="2026-01-15T12:00:30Z")
+    assert await guard.get_customer("ann") is None
+    await api.log(customer_params=params, cost=2)
+    found = await guard.get_customer("ann")
+    assert found is not None
+    assert found.name == "Ann"
+
+
+async def test_half_the_name_of_a_span_names_no_call(api: Client, guard: Guard) -> None:
+    """Trace and span together make a log idempotent; one of them alone does not, so it counts each time."""
+    for customer, named, cost in (
+        ("both", {"trace_unique_id": "t", "span_unique_id": "s"}, 1),
+        ("trace", {"trace_unique_id": "t"}, 2),
+        ("span", {"span_unique_id": "s"}, 2),
+    ):
+        for _ in range(2):
+            await api.log(named, customer_identifier=customer, cost=1)
+        assert (await guard.status(customer)).total_spend == cost, customer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import warnings
 from collections.abc import AsyncIterator, Iterator
@@ -262,3 +263,14 @@ def test_the_client_is_the_real_one() -> None:
     """It comes from the package index, not from here."""
     module: ModuleType = sys.modules["respan"]
     assert "site-packages" in str(module.__file__)
+
+
+def test_the_line_of_the_docs_makes_a_client(served: tuple[str, Guard]) -> None:
+    """As it is written, but for the URL."""
+    docs = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"`(RespanClient\(.*?\))`", docs)
+    made: respan.RespanClient = eval(  # our own text
+        line.replace("https://your.app/respan", served[0]), {"RespanClient": respan.RespanClient, "key": KEY}
+    )
+    assert list(made.users.list_customers()) == []
+    made._client_wrapper.httpx_client.httpx_client.close()

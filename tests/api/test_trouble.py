@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,105 @@ async def test_storage_that_is_down(store: FaultyBackend, tmp_path: Path) -> Non
                     break
                 await asyncio.sleep(0.05)
             assert (await guard.status("ann")).total_spend == 3
+
+
+@pytest.fixture
+async def stuck(store: FaultyBackend, tmp_path: Path) -> AsyncIterator[tuple[Client, Guard]]:
+    """An API whose guard can't write a journal."""
+    (tmp_path / "file").write_text("no directory")
+    async with Guard("faulty://one", journal_dir=tmp_path / "file", clock=FakeClock()) as guard:
+        transport = httpx2.ASGITransport(mounted(guard))
+        async with httpx2.AsyncClient(transport=transport, base_url=f"http://x{MOUNT}") as http:
+            yield Client(http), guard
+        store.error, store.gate = None, None
+
+
+async def spent(guard: Guard, customer: str, wanted: int) -> bool:
+    """Whether so much was spent, once all that waited is stored."""
+    for _ in range(100):
+        with contextlib.suppress(StorageUnavailable):
+            if (await guard.status(customer)).total_spend == wanted:
+                break
+        await asyncio.sleep(0.05)
+    await guard.flush()
+    return (await guard.status(customer)).total_spend == wanted
+
+
+async def test_what_is_asked_for_again_is_not_stored(store: FaultyBackend, stuck: tuple[Client, Guard]) -> None:
+    """Without storage and without a journal: a 503 keeps nothing, and a row that storage may have is a 202."""
+    api, guard = stuck
+    await api.log(customer_identifier="ann", cost=0)
+    store.gate = asyncio.Event()
+    row = {"customer_identifier": "ann", "cost": 1}
+    kept = await api.log(row, 202)  # it was sent, so nobody can take it back
+    assert kept["status"] == "warning"
+    assert "do not send it again" in kept["warnings"]
+    for _ in range(3):  # these still waited
+        await api.log(row, 503)
+        assert api.last.headers["retry-after"] == "1"
+    store.gate.set()
+    store.gate = None
+    assert await spent(guard, "ann", 1)
+    await api.log(row)
+    assert await spent(guard, "ann", 2)
+
+
+async def test_an_answer_that_was_lost(store: FaultyBackend, stuck: tuple[Client, Guard]) -> None:
+    """Storage took the row and failed all the same: it is sent again under its id, and counts once."""
+    api, guard = stuck
+    await api.log(customer_identifier="ann", cost=0)
+    store.error, store.applied_anyway = StorageUnavailable("gone"), True
+    await api.log({"customer_identifier": "ann", "cost": 1}, 202)
+    store.error = None
+    assert await spent(guard, "ann", 1)
+
+
+async def test_a_bulk_in_an_outage(store: FaultyBackend, stuck: tuple[Client, Guard]) -> None:
+    """Where no row was taken it is a 503, whatever is wrong with some of them; else each row says whether to retry."""
+    api, guard = stuck
+    await api.log(customer_identifier="ann", cost=0)
+    store.error = StorageUnavailable("gone")
+    for _ in range(20):  # until storage is taken for dead and is not asked any more
+        status = 503 if getattr(guard.lane(), "breaker").is_open else 202  # noqa: B009  # of no public name
+        await api.log({"customer_identifier": "ann", "cost": 0}, status)
+        if status == 503:
+            break
+    rows = [{"model": "m", "customer_identifier": "ann", "cost": 1}, {"model": ""}]
+    await api("POST", "/api/request-logs/bulk/", {"logs": rows}, 503)
+    assert api.last.headers["retry-after"] == "1"
+    await api("POST", "/api/request-logs/bulk/", {"logs": rows[1:]}, 400)
+    store.error = None
+    await guard.flush()
+    bulk = await api("POST", "/api/request-logs/bulk/", {"logs": rows}, 201)
+    assert [(error["index"], error["retryable"]) for error in bulk["errors"]] == [(1, False)]
+    assert await spent(guard, "ann", 1)
+
+
+async def test_a_bulk_that_was_taken_in_part(guard: Guard, api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that storage did not take is told apart from one that is wrong."""
+    book = guard.bookings.book
+
+    async def half(usage: Usage, customer: str, **more: Any) -> Any:
+        if customer == "bob":
+            raise StorageUnavailable("postgres://user:secret@10.0.0.1/db is down")
+        return await book(usage, customer, **more)
+
+    monkeypatch.setattr(guard.bookings, "book", half)
+    rows = [{"model": "m", "customer_identifier": name, "cost": 1} for name in ("ann", "bob")]
+    bulk = await api("POST", "/api/request-logs/bulk/", {"logs": [*rows, {"model": ""}]}, 201)
+    assert [(error["index"], error["retryable"]) for error in bulk["errors"]] == [(1, True), (2, False)]
+    assert "secret" not in api.last.text
+
+
+async def test_what_can_never_be_stored_is_no_success(api: Client, guard: Guard) -> None:
+    """A sum that would pass what can be counted: a 400, by itself and in a bulk."""
+    full = {"customer_identifier": "ann", "cost": 9_000_000}
+    await api.log(full)
+    refused = await api.log(full, 400)
+    assert "9,000,000 USD" in refused["detail"]
+    bulk = await api("POST", "/api/request-logs/bulk/", {"logs": [{"model": "m", **full}]}, 400)
+    assert (bulk["success_count"], bulk["errors"][0]["retryable"]) == (0, False)
+    assert (await guard.status("ann")).total_spend == 9_000_000
 
 
 @pytest.mark.parametrize("path", ["/api/users/list/", "/api/users/ann/", "/api/request-logs/list/", "/openapi.json"])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx2
 import pytest
 from starlette.requests import HTTPConnection
+from starlette.testclient import TestClient
 
 from respan_guard import Guard
 from respan_guard.console import Console, User, access
@@ -116,9 +117,29 @@ def test_sessions_are_the_workers_and_end() -> None:
     assert client_of(guard, **other).get("/", headers=cookie).status_code == 303
     assert client.post("/signout", headers=SAME).status_code == 303
     assert client.get("/").status_code == 303
+    assert client_of(guard).get("/", headers=cookie).status_code == 303
+    later = signed_in(guard)
+    cookie = {"cookie": f"respan_guard_console={later.cookies['respan_guard_console']}"}
+    assert client_of(guard).get("/", headers=cookie).status_code == 200
     assert isinstance(guard.clock, FakeClock)
     guard.clock.advance(12 * 3600 + 1)
     assert client_of(guard).get("/", headers=cookie).status_code == 303
+
+
+async def test_a_cookie_is_worth_nothing_after_its_session(guard: Guard) -> None:
+    """Also in other hands, in every worker, for reading and for changes; of sessions long over nothing is kept."""
+    await fill(guard)
+    client, other = signed_in(guard), signed_in(guard)
+    cookie = {"cookie": f"respan_guard_console={client.cookies['respan_guard_console']}"}
+    form = {"id": "ann", "blocked": "1", "token": token_in(client.get("/user?id=ann").text)}
+    assert client.post("/signout", headers=SAME).status_code == 303
+    assert client_of(guard).get("/", headers=cookie).status_code == 303
+    assert client_of(guard).post("/user-block", data=form, headers={**SAME, **cookie}).status_code == 401
+    assert other.get("/").status_code == 200
+    assert isinstance(guard.clock, FakeClock)
+    guard.clock.advance(12 * 3600 + 1)
+    assert signed_in(guard).post("/signout", headers=SAME).status_code == 303
+    assert len(await guard.lane().call(lambda backend: backend.facts("console-ended"))) == 1
 
 
 def test_passwords_are_tried_a_few_times_only() -> None:
@@ -135,6 +156,29 @@ def test_passwords_are_tried_a_few_times_only() -> None:
     assert client.post("/signin", data={"password": PASSWORD}, headers=SAME).status_code == 303
 
 
+def test_who_signed_in_before_is_not_kept_out_by_others() -> None:
+    """A hundred wrong passwords from all over, and new addresses wait; those known do not. A network is one address."""
+    guard = make_guard()
+    console = Console(guard, password=PASSWORD)
+
+    def sign_in(address: str, password: str = PASSWORD) -> int:
+        client = TestClient(console, base_url="http://console.example", follow_redirects=False, client=(address, 1))
+        return client.post("/signin", data={"password": password}, headers=SAME).status_code
+
+    assert sign_in("192.0.2.1") == 303
+    assert [sign_in(f"2001:db8::{number:x}", "wrong") for number in range(11)] == [401] * 10 + [429]
+    assert sign_in("2001:db8:0:1::1") == 303
+    assert sign_in("::ffff:198.51.100.1", "wrong") == 401
+    assert sign_in("198.51.100.2") == 303
+    assert [sign_in(f"203.0.113.{number}", "wrong") for number in range(90)] == [401] * 89 + [429]
+    assert sign_in("203.0.113.99") == 429
+    assert sign_in("192.0.2.1") == sign_in("2001:db8:0:1::2") == 303
+    assert [sign_in("192.0.2.1", "wrong") for _ in range(11)] == [401] * 10 + [429]
+    assert isinstance(guard.clock, FakeClock)
+    guard.clock.advance(301)
+    assert sign_in("203.0.113.99") == 303
+
+
 async def test_many_tries_at_once_are_many(guard: Guard) -> None:
     """Thirty wrong passwords sent together: ten are looked at; right ones do not count."""
     console = Console(guard, password=PASSWORD)
@@ -144,6 +188,25 @@ async def test_many_tries_at_once_are_many(guard: Guard) -> None:
             assert (await client.post("/signin", data={"password": PASSWORD})).status_code == 303
         answers = await asyncio.gather(*(client.post("/signin", data={"password": f"no {n}"}) for n in range(30)))
     assert Counter(answer.status_code for answer in answers) == {401: 10, 429: 20}
+
+
+async def test_tries_whose_password_is_yet_to_come_are_many(guard: Guard) -> None:
+    """Eighty forms that are begun together and finished later: ten passwords are looked at, not all of them."""
+    console = Console(guard, password=PASSWORD)
+    come = asyncio.Event()
+
+    async def form(number: int) -> AsyncIterator[bytes]:
+        yield b"password="
+        await come.wait()
+        yield b"no %d" % number
+
+    transport = httpx2.ASGITransport(app=console)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://console.example", headers=SAME) as client:
+        tries = [asyncio.create_task(client.post("/signin", content=form(number))) for number in range(80)]
+        await asyncio.sleep(0.1)
+        come.set()
+        answers = await asyncio.gather(*tries)
+    assert Counter(answer.status_code for answer in answers) == {401: 10, 429: 70}
 
 
 @pytest.mark.parametrize("path", WRITES)
@@ -210,9 +273,10 @@ def test_signing_in_and_out_from_elsewhere_is_refused() -> None:
     guard = make_guard()
     client = signed_in(guard)
     for path in ("/signin", "/signout"):
-        answer = client.post(path, data={"password": PASSWORD}, headers={"sec-fetch-site": "cross-site"})
-        assert answer.status_code == 403
-        assert "set-cookie" not in answer.headers
+        for headers in ({"sec-fetch-site": "cross-site"}, {"origin": "null"}, {"origin": "http://evil.example"}, {}):
+            answer = client.post(path, data={"password": PASSWORD}, headers=headers)
+            assert answer.status_code == 403
+            assert "set-cookie" not in answer.headers
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

@@ -238,6 +238,25 @@ def test_every_page_is_there_without_scripts(watch: Any) -> None:
         assert not one.page.is_visible("#theme"), path
 
 
+def test_it_works_without_tls_on_a_name_of_its_own(chromium: Any, served: Served) -> None:
+    """Where a browser says nothing but the Origin of a form: signing in, a change, signing out."""
+    context = chromium.new_context()
+    page = context.new_page()
+    sent: list[Any] = []
+    page.on("request", lambda request: sent.append(request) if request.method == "POST" else None)
+    page.goto(served.url.replace("127.0.0.1", "guard.test") + "/console/user?id=ann")
+    page.fill("#password", PASSWORD)
+    page.click("text=Sign in >> nth=-1")
+    page.click("button:has-text('Block')")
+    page.wait_for_selector("text=Blocked. Every request is refused")
+    assert served.guard.sync.get_customer("ann").blocked is True  # type: ignore[union-attr]
+    page.click("button[aria-label='Sign out']")
+    page.wait_for_selector("#password")
+    assert [request.url.rsplit("/", 1)[1].split("?")[0] for request in sent] == ["signin", "user-block", "signout"]
+    assert not any("sec-fetch-site" in request.all_headers() for request in sent)
+    context.close()
+
+
 def test_a_page_of_another_site_changes_nothing(chromium: Any, served: Served) -> None:
     """A form on another origin, sent by a browser that is signed in, is refused."""
     context = chromium.new_context()

@@ -97,6 +97,22 @@ def test_a_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     assert "can't be written" in run("--output", str(tmp_path / "no" / "x"), code=1).output
 
 
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_a_file_is_emptied_only_once_storage_answers(tmp_path: Path, form: str) -> None:
+    """What was exported before is there still when a later export could not begin, and replaced when it could."""
+    path = tmp_path / "usage"
+    run("--format", form, "--output", str(path))
+    before = path.read_text()
+    broken = tmp_path / "broken.db"
+    broken.write_bytes(b"this is no database" * 100)
+    run("--format", form, "--output", str(path), "--storage", f"sqlite:///{broken}", code=1)
+    assert path.read_text() == before
+    run("--format", form, "--output", str(path), "--customer", "nobody")
+    assert path.read_text().count("\n") == (form == "csv")
+    run("--format", form, "--output", str(path))
+    assert path.read_text() == before
+
+
 def test_it_follows_what_is_booked(store: str) -> None:
     """With --follow it goes on until it is interrupted."""
     process = subprocess.Popen(

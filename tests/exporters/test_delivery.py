@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,32 @@ async def test_retry_after_is_honoured(make_guard: MakeGuard, clock: FakeClock) 
         assert 100 <= clock.monotonic() < 110
 
 
+@pytest.mark.parametrize("storage", ["memory://"])
+@pytest.mark.parametrize("every", [1, 2, 3, 7])
+async def test_no_more_batches_a_minute_than_the_interval_says(
+    make_guard: MakeGuard, clock: FakeClock, every: int
+) -> None:
+    """Those that fail count, however soon they would be tried again."""
+    sent: list[float] = []
+    keeper = Keeper(batch_size=1)
+
+    def fault(batch: Sequence[UsageRecord]) -> ExportResult | None:
+        sent.append(clock.monotonic())
+        if len(sent) % every:
+            return None
+        raise ExportFailed("HTTP 503") if len(sent) % 2 else BatchRefused("HTTP 400")
+
+    keeper.fault = fault
+    keeper.interval = 2.0  # type: ignore[attr-defined]  # optional, of exporters
+    async with make_guard() as guard:
+        await book(guard, 120)
+        way = delivery(guard, keeper)
+        while clock.monotonic() < 300:
+            clock.advance(max(await way.step(), 0.001))
+    assert len(sent) > 5
+    assert min(later - sooner for sooner, later in pairwise(sent)) > 1.998
+
+
 @pytest.mark.parametrize("poisoned", [{0}, {9}, {3, 4}, set(range(10)), {7, 23, 24}], ids=str)
 async def test_a_row_that_no_one_takes_becomes_a_dead_letter(make_guard: MakeGuard, poisoned: set[int]) -> None:
     """A batch that is refused is halved until the rows that are the reason stand alone; the others are delivered."""
@@ -153,6 +180,31 @@ async def test_rows_that_were_rejected_become_dead_letters(make_guard: MakeGuard
         assert await dead(guard, "keeper") == {"own:r1": "no model", "own:r3": "of customer ...: bad"}
         assert len(keeper.kept) == 3
         await check_nothing_is_lost(guard, "keeper", keeper.ids)
+
+
+@pytest.mark.parametrize("storage", ["memory://"])
+async def test_a_reason_says_nothing_of_the_customer(make_guard: MakeGuard, caplog: pytest.LogCaptureFixture) -> None:
+    """An answer that quotes the row, cut off or not, is noted and logged without what the row says of anybody."""
+    noted = {"mail": "Zoë@example.com", "of": [{"phone": 4930123456}], "text": "I am Zoe\nand 'ill'", "code": 400}
+    noted["ok"] = "ab"
+    reasons = {
+        0: "row for zoe-1 (Zoe-1) is bad",
+        1: f"ab: {noted!r}",
+        2: 'bad: {"mail": "Zo\\u00eb@example.com", "phone": 4930123456, "text": "I am Zoe\\nand \'ill\'"}',
+        3: "HTTP 400: bad value Zoë@exam",
+    }
+    keeper = Keeper(batch_size=4)
+    keeper.fault = lambda batch: ExportResult(reasons)
+    async with make_guard() as guard:
+        await book(guard, 4, customer="zoe-1", metadata=noted)
+        await delivery(guard, keeper).step()
+        found = await dead(guard, "keeper")
+        assert found["own:r0"] == "row for ... (...) is bad"
+        assert found["own:r1"].startswith("ab: {'mail'")
+        assert found["own:r3"] == "HTTP 400: bad value ..."
+        for text in (*found.values(), caplog.text):
+            lowered = text.lower()
+            assert not [hint for hint in ("zo", "example", "4930", "ill") if hint in lowered], text
 
 
 async def test_an_exporter_that_rejects_rows_it_was_not_given_is_not_believed(make_guard: MakeGuard) -> None:

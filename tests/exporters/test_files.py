@@ -62,6 +62,28 @@ async def test_files_are_rotated(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "usage.12.jsonl").read_text())["id"] == "r11"
 
 
+@pytest.mark.parametrize(
+    ("name", "aside"),
+    [
+        ("usage", "usage.{}"),
+        (".usage", ".usage.{}"),
+        ("usage[eu].jsonl", "usage[eu].{}.jsonl"),
+        ("us*ge?.jsonl", "us*ge?.{}.jsonl"),
+        ("a.b.jsonl", "a.b.{}.jsonl"),
+        ("usage.1", "usage.{}.1"),
+    ],
+)
+async def test_whatever_a_file_is_called_none_put_aside_is_written_over(tmp_path: Path, name: str, aside: str) -> None:
+    """Without a suffix, with characters of patterns, with a number of its own: each file has its place."""
+    for other in ("usage.x.jsonl", "usage.7.csv", "usagee.9", "a.b.c.jsonl"):
+        (tmp_path / other).write_text("somebody else's\n")
+    exporter = JSONLExporter(tmp_path / name, max_bytes=1)
+    for number in range(4):
+        await exporter.export([record(number)])
+    found = [tmp_path / name, *(tmp_path / aside.format(number) for number in (3, 2, 1))]
+    assert [json.loads(path.read_text())["id"] for path in found] == ["r3", "r2", "r1", "r0"]
+
+
 async def test_every_csv_file_has_a_header(tmp_path: Path) -> None:
     """The first line of each names the columns."""
     exporter = CSVExporter(tmp_path / "usage.csv", max_bytes=1)

@@ -14,14 +14,15 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook
 
-from respan_guard import Customer, Guard, Usage
+from respan_guard import Customer, Guard, Usage, notifications
 from respan_guard.clock import SystemClock
 from respan_guard.errors import ConfigurationError
-from respan_guard.notifications import SPACE, BudgetEvent, BudgetNotifier, BudgetWebhook
+from respan_guard.exporters import BatchRefused
+from respan_guard.notifications import OWED, SPACE, BudgetEvent, BudgetNotifier, BudgetWebhook
 from respan_guard.testing import FakeClock
 
 from .conftest import MakeGuard
-from .sink import Sink, delivery
+from .sink import Sink, dead, delivery
 from .test_webhook import SECRET, VALID
 
 LIMITS: dict[str, Any] = {"default_limits": {"budget_duration": "monthly", "period_budget": 10}}
@@ -126,6 +127,173 @@ async def test_who_fails_is_told_again(make_guard: MakeGuard, clock: FakeClock) 
             clock.advance(await way.step())
         assert len(seen) == 3
         assert len(set(seen)) == 1
+
+
+async def test_what_was_reached_before_midnight_is_told_after_it(make_guard: MakeGuard, clock: FakeClock) -> None:
+    """The period of the call counts, not that of the look, however long nobody looked; long after it is no news."""
+    told: list[BudgetEvent] = []
+    daily: dict[str, Any] = {"default_limits": {"budget_duration": "daily", "period_budget": 1}}
+    async with make_guard(**daily) as guard:
+        way = delivery(guard, notifier(guard, told))
+        await way.step()
+        clock.advance(timedelta(hours=11, minutes=59, seconds=59.5))
+        await spend(guard, "0.9")
+        await spend(guard, "2", "c2")
+        clock.advance(1)
+        await spend(guard, "0.1")
+        await way.step()
+        said = [(event.customer_identifier, int(event.threshold), event.period_start) for event in told]
+        assert said == [("c1", 80, "2026-01-15"), ("c2", 80, "2026-01-15"), ("c2", 100, "2026-01-15")]
+        assert (told[0].used, str(told[0].resets_at)) == (Decimal("0.9"), "2026-01-16 00:00:00+00:00")
+        clock.advance(timedelta(days=3))
+        for day in (0, 1, 1, 2, 45):
+            await guard.record(Usage(model="m", cost="0.5", time=clock.now - timedelta(days=day)), "c3")
+        await guard.flush()
+        await way.step()
+        assert [(event.customer_identifier, event.period_start) for event in told[3:]] == [("c3", "2026-01-18")] * 2
+
+
+async def test_one_that_cannot_be_told_holds_up_nobody(make_guard: MakeGuard, clock: FakeClock) -> None:
+    """Others are told at once; the one is told again, less and less often, and by whoever leads next."""
+    told: list[str] = []
+    tried: list[str] = []
+
+    def target(event: BudgetEvent) -> None:
+        if event.customer_identifier == "bad@example.com" and down:
+            tried.append(event.id)
+            raise RuntimeError("no bad@example.com here")
+        told.append(event.customer_identifier)
+
+    down = True
+    async with make_guard(**LIMITS) as guard:
+        way = delivery(guard, BudgetNotifier(guard, target, (80,), "budgets"))
+        await way.step()
+        for number in range(60):
+            await spend(guard, "9", "bad@example.com" if number % 2 else "a1")
+            await spend(guard, "9", f"good{number}")
+            await way.step()
+            assert told[-1] == f"good{number}"
+            clock.advance(1)
+        assert 8 <= len(tried) <= 16, "two events, with waits of 1, 2, 4, ... seconds in between"
+        assert way.error == "RuntimeError: no ... here"
+        kept = await guard.lane().call(lambda backend: backend.facts(OWED))
+        assert len(kept) == 2
+        assert "bad@" not in repr(kept)
+        await way.close()
+        down = False
+        again = delivery(guard, BudgetNotifier(guard, target, (80,), "budgets"), "two")
+        clock.advance(300)
+        await again.step()
+        assert told[-2:] == ["bad@example.com"] * 2
+        assert await guard.lane().call(lambda backend: backend.facts(OWED)) == []
+        count = len(told)
+        for _ in range(5):
+            clock.advance(await again.step() + 300)
+        assert (len(told), again.error) == (count, "")
+
+
+async def test_one_that_hangs_holds_up_nobody_for_long(
+    make_guard: MakeGuard, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A target that does not come back for one customer is cut off, and the next is told."""
+    told: list[str] = []
+
+    async def target(event: BudgetEvent) -> None:
+        if event.customer_identifier == "slow":
+            await asyncio.sleep(600)
+        told.append(event.customer_identifier)
+
+    monkeypatch.setattr(notifications, "_TELLING", 0.05)
+    async with make_guard(**LIMITS) as guard:
+        way = delivery(guard, BudgetNotifier(guard, target, (80,), "budgets"))
+        await way.step()
+        await spend(guard, "9", "slow")
+        await spend(guard, "9", "next")
+        await way.step()
+        assert told == ["next"]
+        assert "TimeoutError" in str(await guard.lane().call(lambda backend: backend.facts(OWED)))
+
+
+async def test_a_refusal_is_told_again_for_a_day(make_guard: MakeGuard, clock: FakeClock) -> None:
+    """What a webhook answers 400 to may be taken later; after a day it is a dead letter, that can be replayed."""
+    seen: list[str] = []
+    refusing = True
+
+    def target(event: BudgetEvent) -> None:
+        seen.append(event.id)
+        if refusing or len(seen) == 1:
+            raise BatchRefused("HTTP 400")
+
+    async with make_guard(**LIMITS) as guard:
+        way = delivery(guard, BudgetNotifier(guard, target, (80,), "budgets"))
+        await way.step()
+        refusing = False
+        await spend(guard, "9", "once")
+        for _ in range(6):
+            clock.advance(await way.step())
+        assert len(seen) == 2
+        assert await dead(guard, "budgets") == {}
+        seen.clear()
+        refusing = True
+        await spend(guard, "9", "always", "a")
+        start = clock.monotonic()
+        while not await dead(guard, "budgets"):
+            await way.step()
+            clock.advance(100)
+            assert clock.monotonic() < start + 90_000
+        assert clock.monotonic() > start + 86_400
+        assert 150 < len(seen) < 900
+        assert await dead(guard, "budgets") == {"own:a": "BatchRefused: HTTP 400"}
+        refusing = False
+        await guard.lane().call(way.letters.replay)
+        seen.clear()
+        seen.append("?")
+        for _ in range(5):
+            clock.advance(await way.step())
+        assert len(seen) == 2
+        assert await dead(guard, "budgets") == {}
+
+
+async def test_who_has_the_name_of_a_deleted_customer_is_told_of(make_guard: MakeGuard, clock: FakeClock) -> None:
+    """The id is another customer's after a deletion, in the same period too."""
+    told: list[BudgetEvent] = []
+    async with make_guard(**LIMITS) as guard:
+        way = delivery(guard, notifier(guard, told))
+        await way.step()
+        await spend(guard, "10")
+        await way.step()
+        clock.advance(1)
+        await guard.delete_customer("c1")
+        clock.advance(1)
+        await spend(guard, "10")
+        await way.step()
+        assert [(event.customer_identifier, int(event.threshold)) for event in told] == [("c1", 80), ("c1", 100)] * 2
+        assert len({event.id for event in told}) == 4
+
+
+async def test_a_total_budget_that_was_raised_is_a_new_one(make_guard: MakeGuard) -> None:
+    """Credit that is bought and used up again is told of again; a period's budget once a period."""
+    told: list[BudgetEvent] = []
+    async with make_guard() as guard:
+        both: dict[str, Any] = {"budget_duration": "monthly", "period_budget": 1}
+        await guard.put_customer(Customer(customer_identifier="c1", total_budget=1, **both))
+        way = delivery(guard, notifier(guard, told))
+        await way.step()
+        await spend(guard, "1")
+        await way.step()
+        assert len(told) == 4
+        await guard.update_customer("c1", total_budget=2, period_budget=2)
+        await spend(guard, "0.1")
+        await way.step()
+        assert len(told) == 4
+        await spend(guard, "0.9")
+        await way.step()
+        await way.step()
+        assert [(event.limit, int(event.threshold)) for event in told[4:]] == [
+            ("total_budget", 80),
+            ("total_budget", 100),
+        ]
+        assert told[-1].budget == 2
 
 
 async def test_what_was_used_before_is_no_news(make_guard: MakeGuard) -> None:

@@ -143,6 +143,81 @@ async def test_rows_that_are_all_rejected_are_told_one_by_one(make_guard: MakeGu
         assert len(sink.posted) == 1
 
 
+AGAIN = "storage is unavailable; send this row again"
+
+
+async def test_rows_that_it_asks_for_again_come_again_alone(
+    make_guard: MakeGuard, clock: FakeClock, sink: Sink
+) -> None:
+    """A partial answer may say so in words or by `retryable`: nothing is given up, and nothing is there twice."""
+    exporter = respan(sink)
+    asked = iter([{1: AGAIN, 2: "bad"}, {0: "upstream timed out"}, {}])
+    sink.answer = lambda posted: bulk(posted, next(asked))
+    async with make_guard() as guard:
+        await book(guard, 4)
+        way = delivery(guard, exporter)
+        await way.step()
+        assert way.error == AGAIN
+        assert await dead(guard, "respan") == {"own:r2": "bad"}
+        await book(guard, 1, start=4)
+        while await pending(guard, "respan"):
+            clock.advance(await way.step() + 0.01)
+        sent = [[log["custom_identifier"] for log in posted.json["logs"]] for posted in sink.posted]
+        assert sent == [[f"own:r{n}" for n in range(4)], ["own:r1", "own:r4"], ["own:r1"]]
+        assert await dead(guard, "respan") == {"own:r2": "bad"}
+
+
+@pytest.mark.parametrize("status", [400, 503])
+async def test_an_outage_that_is_told_row_by_row_is_no_fault_of_the_rows(
+    make_guard: MakeGuard, clock: FakeClock, sink: Sink, status: int
+) -> None:
+    """An answer that asks for all of them again is waited out, however long it takes."""
+    exporter = respan(sink)
+    down = True
+
+    def answer(posted: Posted) -> Answered:
+        count = len(posted.json["logs"])
+        return (status, {}, bulk(posted, dict.fromkeys(range(count), AGAIN))[2]) if down else bulk(posted)
+
+    sink.answer = answer
+    async with make_guard() as guard:
+        ids = await book(guard, 3)
+        way = delivery(guard, exporter)
+        for _ in range(300):
+            clock.advance(await way.step())
+        assert len(sink.posted) > 10
+        assert (await dead(guard, "respan"), await pending(guard, "respan")) == ({}, set(ids))
+        down = False
+        clock.advance(300)
+        await way.step()
+        assert (await dead(guard, "respan"), await pending(guard, "respan")) == ({}, set())
+
+
+async def test_a_row_that_is_asked_for_again_for_ever_is_a_dead_letter(
+    make_guard: MakeGuard, clock: FakeClock, sink: Sink
+) -> None:
+    """Where others are taken it is the row, whatever the answer says: it must not hold them up."""
+    exporter = respan(sink)
+
+    def answer(posted: Posted) -> Answered:
+        names = [log["custom_identifier"] for log in posted.json["logs"]]
+        told = json.loads(bulk(posted, {names.index("own:r0"): "?"} if "own:r0" in names else {})[2])
+        for error in told["errors"]:
+            error["retryable"] = True
+        return (201, {}, json.dumps(told).encode())
+
+    sink.answer = answer
+    async with make_guard() as guard:
+        way = delivery(guard, exporter)
+        for number in range(12):
+            await book(guard, 1, start=number)
+            await way.step()
+            clock.advance(400)
+        assert await dead(guard, "respan") == {"own:r0": "?"}
+        assert await pending(guard, "respan") == set()
+        assert sum(len(posted.json["logs"]) for posted in sink.posted) == 11 + 11
+
+
 @pytest.mark.parametrize(
     "body",
     [b"", b"[]", b"null", b"<html>", b'{"success_count": 1}', b'{"success_count": 2, "errors": [{"index": 9}]}',

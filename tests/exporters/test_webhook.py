@@ -192,7 +192,8 @@ async def one_record() -> Sequence[UsageRecord]:
 
 PRIVATE = ["127.0.0.1", "10.1.2.3", "192.168.0.1", "172.16.0.1", "169.254.169.254", "0.0.0.0", "100.64.0.1",
            "[::1]", "[fe80::1]", "[fc00::1]", "[::ffff:127.0.0.1]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]",
-           "224.0.0.1"]  # fmt: skip
+           "224.0.0.1", "[fec0::1]", "[::127.0.0.1]", "[64:ff9b:1::7f00:1]", "[::ffff:0:127.0.0.1]", "[5f00::1]",
+           "[3fff::1]", "[2001:db8::1]", "[4000::1]", "[ff0e::1]"]  # fmt: skip
 
 
 @pytest.mark.parametrize("host", PRIVATE)
@@ -207,6 +208,9 @@ def test_public_addresses_are_public() -> None:
     """Of either family."""
     assert is_public("93.184.215.14")
     assert is_public("2606:2800:21f:cb07:6820:80da:af6b:8b2c")
+    assert is_public("3fff:1000::1")
+    assert is_public("64:ff9b::93.184.215.14")
+    assert is_public("2002:5db8:d70e::1")
 
 
 async def test_a_name_that_leads_to_a_private_address_is_refused(sink: Sink) -> None:

@@ -8,7 +8,7 @@ from decimal import Decimal
 
 import pytest
 
-from respan_guard import BudgetExceeded, Customer, Guard, Usage
+from respan_guard import BudgetExceeded, Customer, Guard, RateLimitExceeded, Usage
 from respan_guard.context import Slot
 from respan_guard.errors import InvalidInput
 from respan_guard.testing import FakeClock
@@ -199,3 +199,52 @@ async def test_customers_are_listed_page_by_page_with_what_they_used(make_guard:
         assert (zed.cost, zed.cost_with_markup) == (Decimal(1), Decimal("1.5"))
         with pytest.raises(InvalidInput, match="sort"):
             await guard.list_customers(sort="colour")
+
+
+async def test_a_deletion_takes_along_what_is_not_written_yet(make_guard: MakeGuard) -> None:
+    """Refusals are written a second after they are counted: by then the label stands for the customer."""
+    async with make_guard(default_limits={"rate_limit": 0}) as guard:
+        await guard.record(Usage(cost=1), "joe@example.com")
+        for _ in range(3):
+            with pytest.raises(RateLimitExceeded):
+                await guard.admit("joe@example.com")
+        await guard.delete_customer("joe@example.com")
+        await guard.flush()
+        rows = await guard.lane().call(lambda backend: backend.refusals())
+        assert [(row.customer[:8], row.count) for row in rows] == [("deleted-", 3)]
+
+
+async def test_what_was_so_before_the_deletion_makes_nobody_anew(make_guard: MakeGuard, clock: FakeClock) -> None:
+    """Params that are older than the deletion are dropped, trusted or not, also where the id is in use again."""
+    given = {"name": "Joe", "email": "joe@example.com", "rate_limit": 5}
+    async with make_guard() as guard:
+        await guard.put_customer(Customer(customer_identifier="c1", name="Joe"))
+        before = guard.now_ms()
+        clock.advance(60)
+        await guard.delete_customer("c1")
+        clock.advance(60)
+        for trusted in (True, False):
+            await guard.customers.merge("c1", given, trusted=trusted, at_ms=before)
+            assert await guard.get_customer("c1") is None
+            assert await changes(guard, "c1") == 0
+        await guard.put_customer(Customer(customer_identifier="c1", rate_limit=7))
+        await guard.customers.merge("c1", given, trusted=True, at_ms=before)
+        found = await guard.get_customer("c1")
+        assert found is not None
+        assert (found.name, found.rate_limit) == (None, 7)
+        await guard.customers.merge("c1", given, trusted=False, at_ms=guard.now_ms())
+        found = await guard.get_customer("c1")
+        assert found is not None
+        assert found.name == "Joe"
+
+
+async def test_a_deletion_reaches_the_dead_letters_on_disk(make_guard: MakeGuard) -> None:
+    """What storage would not take lies in a file, and names nobody once its customer is deleted."""
+    async with make_guard() as guard:
+        await guard.record(Usage(cost=1), "joe@example.com")
+        noted = Usage(cost=1, metadata={"mail": "joe@example.com"})
+        guard.journal.bury(guard.make_entry(noted, "joe@example.com", source="manual"), "its day is pruned")
+        assert "joe" in guard.journal.dead_letters.read_text()
+        await guard.delete_customer("joe@example.com")
+        assert "joe" not in guard.journal.dead_letters.read_text()
+        assert guard.journal.waiting().dead == 1

@@ -18,6 +18,7 @@ from respan_guard.testing import FakeClock
 from .faulty import FaultyBackend
 
 LIMITS = {"default_limits": {"total_budget": 1}}
+DIME = Decimal("0.1")
 
 
 @pytest.fixture(autouse=True)
@@ -169,6 +170,37 @@ async def test_records_of_an_outage_are_journalled_at_close_and_stored_by_the_ne
         await guard.flush()
         assert (await guard.status("c1")).total_spend == 1
     assert list(tmp_path.glob("*.journal")) == []
+
+
+async def test_records_nobody_waits_for_are_on_disk_while_storage_is_down(
+    store: FaultyBackend, guard: Guard, tmp_path: Path
+) -> None:
+    """A process that is killed in an outage loses none of what was posted; one that lives on stores each once."""
+    async with guard.admit("c1", estimate=Decimal(1)) as admission:
+        store.error = StorageUnavailable("down")
+        for number in range(5):
+            admission.record_soon(Usage(cost=DIME, response_id=f"resp_{number:0>24}", provider="p", model="m"))
+        guard.record_soon(Usage(cost=DIME), "c1")
+    home = guard.lane().home
+    assert home is not None
+    async with asyncio.timeout(20):
+        while guard.journal.pending < 6:
+            await asyncio.sleep(0.01)
+    (file,) = tmp_path.glob("*.journal")
+    assert len(file.read_bytes().splitlines()) == 6
+    guard.record_soon(Usage(cost=DIME), "c1")
+    async with asyncio.timeout(20):
+        while guard.journal.pending < 7:
+            await asyncio.sleep(0.01)
+    assert len(file.read_bytes().splitlines()) == 7  # each once
+    store.error = None
+    async with asyncio.timeout(20):
+        while home.waiting or guard.journal.pending or file.exists():
+            await asyncio.sleep(0.01)
+    status = await guard.status("c1")
+    assert (status.total_spend, status.limits[-1].held) == (7 * DIME, 0)
+    assert not any([record.late async for record in guard.records()])
+    assert await guard.verify() == []
 
 
 async def test_concurrent_operations_travel_together(store: FaultyBackend, guard: Guard) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -106,6 +108,29 @@ def test_a_torn_last_line_is_left_out_and_the_rest_is_read(tmp_path: Path, caplo
         assert [e.id for e in file.entries()] == ["e1"]
     assert "torn" in caplog.text
     file.close()
+
+
+def test_who_is_erased_is_erased_from_dead_letters(tmp_path: Path) -> None:
+    """Name and metadata go, amounts stay, as do the letters of others; what is appended meanwhile stays, too."""
+    journal = Journal(tmp_path, "store")
+    assert journal.erase("zoë") == 0
+    letters = []
+    for number, customer in enumerate(["zoë", "bob", "zoë", ""]):
+        letter = replace(entry(number), customer=customer)
+        letters.append(replace(letter, usage=Usage(model="m", metadata={"mail": f"{customer}@example.com"})))
+        journal.bury(letters[-1], f"what customer {customer!r} used is too much")
+    before = journal.dead_letters.read_bytes()
+    assert journal.erase("zoë") == 2
+    text = journal.dead_letters.read_text()
+    assert len(journal.dead_letters.read_bytes()) == len(before)
+    found = [json.loads(line) for line in text.splitlines()]
+    assert [letter["entry"]["customer"] for letter in found] == ["", "bob", "", ""]
+    assert [letter["entry"]["id"] for letter in found] == [letter.id for letter in letters]
+    assert "zo" not in text
+    assert [letter["entry"]["usage"].get("metadata") for letter in found] == [
+        None, {"mail": "bob@example.com"}, None, {"mail": "@example.com"}
+    ]  # fmt: skip
+    assert journal.waiting().dead == 4
 
 
 def test_a_record_the_store_never_takes_is_kept_as_a_dead_letter(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -53,6 +54,31 @@ async def test_an_own_entry_id_makes_a_record_idempotent_and_the_first_wins(make
         await guard.record(Usage(cost=1), "c1", entry_id="invoice-7")
         await guard.record(Usage(cost=2), "c1", entry_id="invoice-7")
         assert [cost for _, _, cost in await everything(guard)] == [Decimal(1)]
+
+
+async def test_texts_that_no_store_can_keep_are_mended(make_guard: MakeGuard) -> None:
+    """Half of a surrogate pair or U+0000, in any text of a usage: the call counts, and reads back with a mark there."""
+    bad = "a\ud800b\0c" + "x" * 16
+    texts = ("model", "provider", "response_id", "response_model", "operation", "service_tier", "status", "trace_id",
+             "span_id")  # fmt: skip
+    async with make_guard(default_limits={"total_budget": 100}) as guard:
+        for name in texts:
+            await guard.record(Usage(**{"cost": 1, name: bad}), "c1")  # type: ignore[arg-type]
+        await guard.record(Usage(cost=1, metadata={bad: [bad, {"é\\u0000": (bad, 1)}], "ok": "é😀"}), "c1")
+        await guard.record(Usage(cost=1), "c1", entry_id=bad)
+        await guard.flush()
+        records = [record async for record in guard.records()]
+        assert (await guard.status("c1")).total_spend == len(records) == len(texts) + 2
+        mended = {record.id for record in records} | {
+            getattr(record.usage, name) for record in records for name in texts
+        }
+        json.dumps([record.usage.to_dict() for record in records], ensure_ascii=False).encode()
+        assert not any("\0" in str(text) or "\ud800" in str(text) for text in mended)
+        good = "a?b\ufffdc" + "x" * 16
+        assert [getattr(record.usage, name) for record, name in zip(records, texts, strict=False)] == [good] * len(
+            texts
+        )
+        assert records[-2].usage.metadata == {good: [good, {"é\\u0000": [good, 1]}], "ok": "é😀"}
 
 
 async def test_inside_an_admission_a_record_is_charged_to_it(make_guard: MakeGuard) -> None:

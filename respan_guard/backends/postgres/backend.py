@@ -259,6 +259,11 @@ class PostgresBackend(Backend):
         """See `Backend.entry`."""
         return await self._look(lambda db: self._reads.entry(db, customer, entry_id))
 
+    async def booked_on(self, customer: str, at_ms: int) -> str:
+        """See `Backend.booked_on`."""
+        epoch = self._epoch or ""
+        return await self._look(lambda db: self._reads.booked_on(db, epoch, customer, at_ms))
+
     async def holds(
         self, customer: str | None = None, *, state: str = "live", now: int | None = None, limit: int = 1000
     ) -> list[HoldRow]:
@@ -267,7 +272,8 @@ class PostgresBackend(Backend):
 
     async def add_refusals(self, rows: Sequence[RefusalRow]) -> None:
         """See `Backend.add_refusals`."""
-        await self._change(lambda db: self._changes.add_refusals(db, rows))
+        epoch = self._epoch or ""
+        await self._change(lambda db: self._changes.add_refusals(db, epoch, rows))
 
     async def refusals(
         self, *, customer: str | None = None, since_minute: int = 0, until_minute: int = 1 << 40, limit: int = 10_000

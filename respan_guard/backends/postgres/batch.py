@@ -25,6 +25,7 @@ from respan_guard.backends.base import (
     TooLate,
     Window,
 )
+from respan_guard.backends.cells import nameless
 from respan_guard.backends.evaluation import reason
 from respan_guard.backends.postgres.rows import (
     EVER,
@@ -96,7 +97,7 @@ class Batch:
             hold = _number(self._holds, (who, entry.admission))
             if entry.id != (made_up := f"presumed:{entry.admission}"):
                 presumed = _number(self._entries, (booked, made_up))
-        usage = entry.usage
+        usage = (entry if booked == who else nameless(entry)).usage
         return (
             2, who, booked, hold, own, presumed, entry.day, entry.model, entry.cost, entry.input_tokens,
             entry.output_tokens, *_NO_ADMIT, 0, *_NO_LIMITS, entry.at_ms, usage.cache_read_tokens, usage.latency_ms,

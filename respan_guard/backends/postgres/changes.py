@@ -26,7 +26,13 @@ _PUT = """WITH changed AS (
 INSERT INTO {schema}.audit (at_ms, customer, action, actor, before, after)
 SELECT %(now)s::bigint, %(customer)s, 'put', %(actor)s, %(was)s, %(params)s FROM changed RETURNING seq"""
 _ADD_REFUSALS = """WITH counts AS MATERIALIZED (
-    SELECT * FROM unnest(%s::integer[], %s::text[], %s::text[], %s::bigint[]) AS n (minute, customer, reason, count)
+    SELECT n.minute, coalesce(
+            (SELECT k.customer FROM {schema}.tombs t JOIN {schema}.customers k USING (c)
+                WHERE t.hash = encode(sha256(convert_to(%s || n.customer, 'UTF8')), 'hex')
+                    AND t.deleted_ms >= n.minute::bigint * 60000
+                ORDER BY t.deleted_ms, t.c LIMIT 1),
+            n.customer) AS customer, n.reason, n.count
+    FROM unnest(%s::integer[], %s::text[], %s::text[], %s::bigint[]) AS n (minute, customer, reason, count)
 ), minutes AS (
     INSERT INTO {schema}.refusals AS r (minute, customer, reason, count)
         SELECT minute, customer, reason, sum(count) FROM counts GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
@@ -100,12 +106,13 @@ class Changes:
         (found,) = await self._run(db, sql, (epoch, customer, label, actor, now, floor))
         return bool(found)
 
-    async def add_refusals(self, db: Connection, rows: Sequence[RefusalRow]) -> None:
-        """Add counts; the same customer, reason and minute are summed."""
+    async def add_refusals(self, db: Connection, epoch: str, rows: Sequence[RefusalRow]) -> None:
+        """Add counts; the same customer, reason and minute are summed. Of who was deleted since: to the label."""
         await self._run(
             db,
             _ADD_REFUSALS,
             (
+                epoch,
                 [row.minute for row in rows],
                 [row.customer for row in rows],
                 [row.reason for row in rows],

@@ -139,6 +139,17 @@ class Reads:
         )
         return None if row is None else entry_from(row)
 
+    async def booked_on(self, db: Connection, epoch: str, customer: str, at_ms: int) -> str:
+        """The customer, or the label that took its place then or later."""
+        row = await self._row(
+            db,
+            "SELECT k.customer FROM {schema}.tombs t JOIN {schema}.customers k USING (c) "
+            "WHERE t.hash = encode(sha256(convert_to(%s || %s, 'UTF8')), 'hex') AND t.deleted_ms >= %s "
+            "ORDER BY t.deleted_ms, t.c LIMIT 1",
+            (epoch, customer, at_ms),
+        )
+        return customer if row is None else str(row[0])
+
     async def _first_since(self, db: Connection, since_ms: int) -> int:
         """The first place of the log from which on an entry may have ended at `since_ms` or later.
 

@@ -271,6 +271,10 @@ class RedisBackend(Backend):
         """See `Backend.entry`."""
         return await reads.entry(self._opened(), customer, entry_id)
 
+    async def booked_on(self, customer: str, at_ms: int) -> str:
+        """See `Backend.booked_on`."""
+        return await reads.booked_on(self._opened(), customer, at_ms)
+
     async def holds(
         self, customer: str | None = None, *, state: str = "live", now: int | None = None, limit: int = 1000
     ) -> list[HoldRow]:

@@ -22,7 +22,7 @@ from respan_guard.backends.redis.rows import amounts_from, customer_from, entry_
 from respan_guard.backends.redis.shelf import Shelf
 from respan_guard.errors import InvalidInput
 
-__all__ = ["count_customers", "customers", "entries", "entry", "get", "holds", "usage"]
+__all__ = ["booked_on", "count_customers", "customers", "entries", "entry", "get", "holds", "usage"]
 
 _SORTS = ("customer", "name", "first_seen", "last_seen", "requests", "calls", "cost", "tokens")
 _MANY = 200  # customers that one script looks at
@@ -279,6 +279,11 @@ async def entry(shelf: Shelf, customer: str, entry_id: str) -> StoredEntry | Non
     part = shelf.parts.of(customer)
     row = await shelf.run("entry", part, customer, entry_id)
     return None if row is None else entry_from(row, shelf.parts.outer(row[0], part))
+
+
+async def booked_on(shelf: Shelf, customer: str, at_ms: int) -> str:
+    """The customer, or the label that took its place then or later."""
+    return str(await shelf.run("booked", shelf.parts.of(customer), customer, at_ms))
 
 
 def _wanted(stored: StoredEntry, query: RecordQuery) -> bool:

@@ -9,14 +9,15 @@ from importlib.resources import files
 __all__ = ["AGAIN", "Script", "script"]
 
 AGAIN = frozenset(
-    ("ask", "check", "count", "customers", "days", "entries", "entry", "facts", "holds", "refusals", "refused", "rows",
-     "sums")
+    ("ask", "booked", "check", "count", "customers", "days", "entries", "entry", "facts", "holds", "refusals",
+     "refused", "rows", "sums")
 )  # fmt: skip
 """Scripts that may run twice for one call: nobody could tell. ("ask" only ever writes how far a reader has read.)"""
 _FIRST = {  # parts that stand before a script's own
     "apply": ("prelude", "batch", "used", "admit", "record"),
     "ask": ("prelude",),
     "audit": ("prelude", "note"),
+    "booked": ("prelude",),
     "check": ("prelude",),
     "create": (),
     "count": ("prelude",),

@@ -261,6 +261,10 @@ class SQLiteBackend(Backend):
         """See `Backend.entry`."""
         return await self._look(lambda db: reads.entry(db, customer, entry_id))
 
+    async def booked_on(self, customer: str, at_ms: int) -> str:
+        """See `Backend.booked_on`."""
+        return await self._look(lambda db: changes.booked_on(db, self._reader.epoch, customer, at_ms))
+
     async def holds(
         self, customer: str | None = None, *, state: str = "live", now: int | None = None, limit: int = 1000
     ) -> list[HoldRow]:
@@ -269,7 +273,7 @@ class SQLiteBackend(Backend):
 
     async def add_refusals(self, rows: Sequence[RefusalRow]) -> None:
         """See `Backend.add_refusals`."""
-        await self._change(lambda writer: changes.add_refusals(writer.db, rows), then=_nothing)
+        await self._change(lambda writer: changes.add_refusals(writer.db, writer.epoch, rows), then=_nothing)
 
     async def refusals(
         self, *, customer: str | None = None, since_minute: int = 0, until_minute: int = 1 << 40, limit: int = 10_000

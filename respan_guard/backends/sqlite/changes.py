@@ -14,7 +14,7 @@ from respan_guard.backends.sqlite.rows import (
 )
 from respan_guard.backends.texts import params_from, params_text, search_text
 
-__all__ = ["add_audit", "add_refusals", "delete", "prune", "put", "set_cursor", "set_fact"]
+__all__ = ["add_audit", "add_refusals", "booked_on", "delete", "prune", "put", "set_cursor", "set_fact"]
 
 _EPOCH_DAY = 719_163  # ordinal of 1970-01-01
 _MAX_SEQ = (1 << 63) - 1
@@ -23,6 +23,11 @@ _KEEP_SUMS = f"""INSERT INTO pruned (c, day, model, {", ".join(FROM_ENTRIES)})
     FROM entries WHERE seq IN (SELECT seq FROM going) GROUP BY c, day, model
     ON CONFLICT (c, day, model) DO UPDATE
     SET {", ".join(f"{name} = {name} + excluded.{name}" for name in FROM_ENTRIES)}"""  # noqa: S608  # a constant
+
+_LABEL = (
+    "SELECT customers.customer FROM tombs JOIN customers USING (c) WHERE hash = ? AND deleted_ms >= ? "
+    "ORDER BY deleted_ms, c LIMIT 1"
+)
 
 
 def put(
@@ -82,11 +87,17 @@ def delete(db: sqlite3.Connection, epoch: str, customer: str, actor: str, now: i
     return True
 
 
-def add_refusals(db: sqlite3.Connection, rows: Sequence[RefusalRow]) -> None:
-    """Add counts; the same customer, reason and minute are summed."""
+def booked_on(db: sqlite3.Connection, epoch: str, customer: str, at_ms: int) -> str:
+    """The customer, or the label that took its place then or later."""
+    label = db.execute(_LABEL, (hash_of(epoch, customer), at_ms)).fetchone()
+    return customer if label is None else str(label[0])
+
+
+def add_refusals(db: sqlite3.Connection, epoch: str, rows: Sequence[RefusalRow]) -> None:
+    """Add counts; the same customer, reason and minute are summed. Those of who was deleted since go to the label."""
     db.executemany(
         adding("refusals", "minute, customer, reason", "count"),
-        [(row.minute, row.customer, row.reason, row.count) for row in rows],
+        [(row.minute, booked_on(db, epoch, row.customer, row.minute * 60_000), row.reason, row.count) for row in rows],
     )
     db.executemany(
         adding("refusal_hours", "hour, reason", "count"), [(row.minute // 60, row.reason, row.count) for row in rows]

@@ -57,7 +57,7 @@ local function record(op)
     labels = labels and unpacked(labels) or {}
     for i = 1, #labels, 2 do
       if op[5] <= labels[i + 1] then
-        customer = labels[i]
+        customer, op[11] = labels[i], 0 -- what an app noted on it may say who that was
         break
       end
     end
