@@ -15,6 +15,7 @@ from respan_guard.decision import Decision
 from respan_guard.errors import (
     BackendError,
     BudgetExceeded,
+    ConfigurationError,
     CustomerBlocked,
     CustomerUnknown,
     GuardError,
@@ -24,7 +25,6 @@ from respan_guard.errors import (
     UnpricedModel,
 )
 from respan_guard.estimates import Ask
-from respan_guard.failover import unavailable
 from respan_guard.observing import observed
 from respan_guard.rated import RatedAsk
 from respan_guard.telemetry import telemetry
@@ -81,7 +81,11 @@ class Admissions:
         op_id = guard.ids()
         now = guard.now_ms()
         rated = RatedAsk(guard, lane, customer, requests) if self._rated else None
+        remember = self._remember
+        stored = 0
         for _ in range(_TRIES):
+            if remember is not None:
+                stored = guard.failover.stored(customer)
             terms = known.policy.at(now)
             if ask.unpriced is not None and terms.money and not switch.shadow:
                 raise UnpricedModel(ask.unpriced)
@@ -117,8 +121,8 @@ class Admissions:
                 continue
             assert isinstance(outcome, (Allowed, Refused))
             decision = Decision(customer, limits, resets, outcome, requests)
-            if self._remember is not None:
-                self._remember(decision, ask.cost)
+            if remember is not None:
+                remember(decision, ask.cost, stored)
             if outcome.__class__ is Allowed:
                 return Admission(guard, lane, op_id, decision, day=terms.day, held=ask.cost)
             guard.refusals.add(decision)
@@ -154,8 +158,8 @@ class Admissions:
     async def _known(self, lane: Lane, customer: str) -> KnownPolicy:
         try:
             row = await lane.call(lambda backend: backend.get(customer), self._guard.storage_timeout)
-        except BackendError as error:
-            raise unavailable(error) from error
+        except (BackendError, ConfigurationError) as error:
+            raise self._guard.failover.unusable(error) from error
         if row is None or row.params is None:
             raise _unknown(customer)
         return self._guard.policies.learn(customer, row.revision, row.params)
@@ -191,9 +195,10 @@ class Admissions:
             await self._look_up(guard.lane(), identifier)
         try:
             await guard.customers.merge(identifier, params, trusted=trusted)
-        except BackendError as error:
+        except (BackendError, ConfigurationError) as error:
+            told = guard.failover.unusable(error)
             if trusted and guard.failover.closed:
-                raise unavailable(error) from error
+                raise told from error
             logger.info("what came with a request was not stored: %s", error)
 
     def end(self, slot: Slot, usage: Usage | None = None, call: Call | None = None, *, sent: bool = False) -> None:

@@ -8,8 +8,10 @@ let in at most R shares. What is spent meanwhile is recorded as ever, and booked
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,7 +19,13 @@ from respan_guard.admission import Admission
 from respan_guard.backends.base import Admit, Allowed, Record, Refused, Release
 from respan_guard.backends.memory import MemoryBackend
 from respan_guard.decision import BLOCKED, Decision
-from respan_guard.errors import BackendError, CustomerBlocked, RateLimitExceeded, StorageUnavailable
+from respan_guard.errors import (
+    BackendError,
+    ConfigurationError,
+    CustomerBlocked,
+    RateLimitExceeded,
+    StorageUnavailable,
+)
 
 if TYPE_CHECKING:
     from respan_guard.backends.base import Backend, Entry, Limit, Op, Outcome, Recorded, TooLate
@@ -25,6 +33,7 @@ if TYPE_CHECKING:
     from respan_guard.estimates import Ask
     from respan_guard.guard import Guard
     from respan_guard.home import Home
+    from respan_guard.homes import Homes
     from respan_guard.lanes import Lane
     from respan_guard.policies import KnownPolicy
     from respan_guard.policy import Terms
@@ -32,7 +41,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Failover", "LocalLane", "unavailable"]
 
+logger = logging.getLogger("respan_guard")
 T = TypeVar("T")
+_LOG_EVERY = 10.0
 _PARTS = 1_000_000
 _NOBODY = Allowed(now=0)
 
@@ -50,13 +61,15 @@ class Failover:
     """Decides without storage.
 
     Attributes:
-        remember: Takes each decision that storage made and what it holds, nano-USD; None where nobody asks for them.
+        remember: Takes each decision that storage made, what it holds, nano-USD, and what `stored` said before it was
+            asked; None where nobody asks for them.
         closed: Whether any kind of limit is closed.
     """
 
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, guard: Guard, homes: Homes) -> None:
         settings = guard.settings
         self._guard = guard
+        self._homes = homes
         self._budgets = settings.budget_failure
         self._rates = settings.rate_limit_failure
         self._parts = round(settings.local_share * _PARTS)
@@ -65,15 +78,28 @@ class Failover:
         self._lock = threading.Lock()
         self._accounts: dict[str, _Account] = {}
         self._windows = MemoryBackend(max_customers=self._size)
+        self._settling = False
+        self._logged_at = float("-inf")
         self.closed = "closed" in (self._budgets, self._rates)
-        self.remember: Callable[[Decision, int], None] | None = None
+        self.remember: Callable[[Decision, int, int], None] | None = None
         if self._budgets == "local":
             self.remember = self._remember
 
     def forget(self) -> None:
         """After a fork: another thread's lock would be held for ever in the child."""
         self._lock = threading.Lock()
+        self._settling = False
         self._windows.abandon()
+
+    def unusable(self, error: BackendError | ConfigurationError) -> StorageUnavailable:
+        """What a request is told; what is wrong for good is said in the log, for whoever runs it."""
+        if not isinstance(error, ConfigurationError):
+            return unavailable(error)
+        now = self._guard.clock.monotonic()
+        if now - self._logged_at >= _LOG_EVERY:
+            self._logged_at = now
+            logger.error("storage can't be used: %s", error)
+        return StorageUnavailable("storage can't be used as it is configured")
 
     def admit(
         self,
@@ -98,9 +124,10 @@ class Failover:
         guard = self._guard
         decision = Decision(customer, (), (), _NOBODY, requests)
         if not guard.switch.shadow:
-            # A customer that this process hasn't met may have limits of its own, where any have.
-            stranger = not known.revision and guard.policies.any_own and customer not in self._accounts
-            if stranger and self._budgets != "open":
+            guard.policies.missed(guard.clock.monotonic())
+            # A customer that this process hasn't met may have limits of its own, unless it is known that none has.
+            stranger = not known.revision and customer not in self._accounts and not guard.policies.none_own
+            if stranger and (self._budgets != "open" or self._rates == "closed"):
                 raise unavailable(error) from error
             rates: list[Limit] = []
             budgets: list[Limit] = []
@@ -168,7 +195,35 @@ class Failover:
             account.held += ask.cost
             return account
 
-    def _remember(self, decision: Decision, hold: int) -> None:
+    def stored(self, customer: str) -> int:
+        """What is known to be in the store of all that was recorded without it for a customer, nano-USD.
+
+        Records wait in the inboxes of two homes and in the journal: the store may answer before it has them.
+        """
+        account = self._accounts.get(customer)
+        if account is None or account.total == account.known:
+            return 0
+        guard = self._guard
+        if not account.sending and self._homes.settled:
+            account.stored = account.total
+        elif not self._settling:
+            self._settling = True
+            guard.lane().post_call(lambda _: self._settle())
+        return account.stored
+
+    async def _settle(self) -> None:
+        """Wait until all that was recorded so far has left the inboxes, however busy they are."""
+        try:
+            with self._lock:
+                recorded = [(account, account.total) for account in self._accounts.values() if not account.sending]
+            await self._homes.flush()
+            if not self._homes.journalled:
+                for account, total in recorded:
+                    account.stored = max(account.stored, total)
+        finally:
+            self._settling = False
+
+    def _remember(self, decision: Decision, hold: int, stored: int) -> None:
         customer = decision.customer_identifier
         account = self._accounts.get(customer)
         if account is None:
@@ -176,7 +231,9 @@ class Failover:
                 if len(self._accounts) >= self._size:
                     self._accounts.pop(next(iter(self._accounts)), None)
                 account = self._accounts.setdefault(customer, _Account())
-        account.decision, account.hold, account.spent = decision, hold, 0
+        account.decision, account.hold = decision, hold
+        if stored > account.known:
+            account.known = stored
 
 
 class _Account:
@@ -185,15 +242,23 @@ class _Account:
     Attributes:
         decision: The last one of the store.
         hold: What it held itself, nano-USD.
-        spent: Recorded under local admissions since then, nano-USD.
+        total: Recorded under local admissions, ever, nano-USD.
+        stored: How much of it has come to the store.
+        known: How much of it the store knew of when it said so.
+        sending: How many records are on their way into an inbox.
         held: What local admissions in force hold, nano-USD.
     """
 
-    __slots__ = ("decision", "held", "hold", "spent")
+    __slots__ = ("decision", "held", "hold", "known", "sending", "stored", "total")
 
     def __init__(self) -> None:
         self.decision: Decision | None = None
-        self.hold = self.spent = self.held = 0
+        self.hold = self.held = self.total = self.stored = self.known = self.sending = 0
+
+    @property
+    def spent(self) -> int:
+        """What was recorded under local admissions and is not in what the store said."""
+        return self.total - self.known
 
     def left(self, budget: Limit) -> int:
         """What was left of a budget; nothing if it was of another period."""
@@ -231,28 +296,37 @@ class LocalLane:
 
     async def record(self, entry: Entry) -> Recorded | TooLate | None:
         """Book `entry`, by the lane of whoever waits."""
-        self._note(Record(entry))
-        return await self._usual().record(entry)
+        with self._sending(Record(entry)):
+            return await self._usual().record(entry)
 
     async def book(self, entry: Entry) -> Recorded | TooLate | Waits | None:
         """As `record`, for somebody who reports it again if this raises."""
-        self._note(Record(entry))
-        return await self._usual().book(entry)
+        with self._sending(Record(entry)):
+            return await self._usual().book(entry)
 
     def post(self, *ops: Op) -> None:
         """Apply `ops` some time soon. Storage knows nothing of the admission; only its records go there."""
-        for op in ops:
-            self._note(op)
-        records = [op for op in ops if isinstance(op, Record)]
-        if records:
-            self._lane.post(*records)
+        with self._sending(*ops):
+            records = [op for op in ops if isinstance(op, Record)]
+            if records:
+                self._lane.post(*records)
+
+    @contextmanager
+    def _sending(self, *ops: Op) -> Generator[None]:
+        self._account.sending += 1
+        try:
+            for op in ops:
+                self._note(op)
+            yield
+        finally:
+            self._account.sending -= 1
 
     def _note(self, op: Op) -> None:
         account = self._account
         if isinstance(op, Record):
             cost = op.entry.cost or 0
             drawn = min(self._left, cost)
-            account.spent += cost
+            account.total += cost
         elif isinstance(op, Release):
             drawn = self._left
         else:

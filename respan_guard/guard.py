@@ -71,7 +71,7 @@ class Guard(Exporting):
         self.journal = self._homes.journal
         self.storage_timeout = settings.storage_timeout or self._homes.backend_class.default_timeout
         self.fork_mark = ""  # tells what this process numbers from what its parent does, if it was forked
-        self.refusals, self.failover = RefusalLog(self.clock, self._homes.lane), Failover(self)
+        self.refusals, self.failover = RefusalLog(self.clock, self._homes.lane), Failover(self, self._homes)
         self.admissions = Admissions(self)
         self.customers, self.bookings = Customers(self), Bookings(self)
         self._gauges, self._reports = Gauges(self._homes, self.renewer), Reports(self)
@@ -210,7 +210,7 @@ class Guard(Exporting):
         Raises:
             StorageUnavailable: Neither storage nor the journal took it at once; it is still tried.
         """
-        if self.switch.off:
+        if await self.switch.is_off():
             return
         entry, _ = self._entry_here(usage, customer_identifier, entry_id)
         await self._homes.lane().record(entry)

@@ -124,6 +124,12 @@ class Homes:
                     await home.close()
                     raise
                 logger.warning("storage is down, the guard starts without it: %s", error)
+            if home.rates is not None:
+                try:
+                    await home.rates.verify()
+                except ConfigurationError:
+                    await home.close()
+                    raise
             self._app = home
             self._on_open(home)
         if self._app.loop is loop:
@@ -152,6 +158,13 @@ class Homes:
     def journalled(self) -> int:
         """Records of this process that lie in the journal."""
         return self._journal.pending
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing that was recorded is still on its way to the store."""
+        return not self._journal.pending and not any(
+            home._draining or home.waiting or home.breaker.failures for home in self.open_homes()
+        )
 
     def check_waiting(self, instead: str) -> None:
         """Refuse to block the very loop that has to do the work that is waited for.

@@ -15,7 +15,7 @@ import os
 import stat
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from hashlib import sha256
 from pathlib import Path
@@ -59,9 +59,10 @@ class Waiting(NamedTuple):
 class JournalFile:
     """Records that lie on disk and wait to be stored. `done` deletes them, `close` leaves them to others."""
 
-    def __init__(self, path: Path, descriptor: int) -> None:
+    def __init__(self, path: Path, descriptor: int, ended: Callable[[], None] | None = None) -> None:
         self.path = path
         self._descriptor = descriptor
+        self._ended = ended
 
     def entries(self) -> Iterator[Entry]:
         """What was written, oldest first."""
@@ -82,6 +83,9 @@ class JournalFile:
 
     def close(self) -> None:
         """Give the lock back."""
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended()
         with contextlib.suppress(OSError):
             os.close(self._descriptor)
 
@@ -103,8 +107,13 @@ class Journal:
         self._lock = threading.Lock()
         self._file: JournalFile | None = None
         self._torn = False
-        self.pending = 0
-        """How many records were written since the last `rotate`."""
+        self._written = 0
+        self._replayed = 0
+
+    @property
+    def pending(self) -> int:
+        """How many records were written and not stored yet, also those that are being replayed."""
+        return self._written + self._replayed
 
     def write(self, entries: Sequence[Entry]) -> None:
         """Append records and sync them to disk.
@@ -125,13 +134,21 @@ class Journal:
                 self._torn = True
                 raise
             self._torn = False
-            self.pending += len(entries)
+            self._written += len(entries)
 
     def rotate(self) -> JournalFile | None:
         """Take what was written so far, to be stored; None if there is nothing."""
         with self._lock:
-            file, self._file, self.pending, self._torn = self._file, None, 0, False
+            file, count = self._file, self._written
+            self._file, self._written, self._torn = None, 0, False
+            if file is not None:
+                self._replayed += count
+                file._ended = lambda: self._end(count)
             return file
+
+    def _end(self, count: int) -> None:
+        with self._lock:
+            self._replayed = max(0, self._replayed - count)
 
     def orphans(self) -> list[JournalFile]:
         """Files of this store and user that no live process holds; they are now held by this one."""
@@ -209,7 +226,7 @@ class Journal:
         with self._lock:
             if self._file is not None:
                 self._file.close()
-                self._file, self.pending = None, 0
+                self._file, self._written = None, 0
 
     def forget(self) -> None:
         """After a fork, in the child: the parent goes on with the file, and holds its lock.
@@ -220,7 +237,7 @@ class Journal:
         self._lock = threading.Lock()
         if self._file is not None:
             self._file.close()
-        self._file, self.pending, self._torn = None, 0, False
+        self._file, self._written, self._replayed, self._torn = None, 0, 0, False
 
     def _make_directory(self) -> None:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -231,16 +248,29 @@ class Journal:
 
     def _create(self) -> JournalFile:
         self._make_directory()
-        path = self.directory / f"{self._stem}-{os.getpid()}-{os.urandom(4).hex()}.journal"
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-        if "fcntl" in globals():
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            directory = os.open(self.directory, os.O_RDONLY)
-            try:
-                os.fsync(directory)  # a file whose name is lost with the power is lost, too
-            finally:
-                os.close(directory)
+        while True:
+            path = self.directory / f"{self._stem}-{os.getpid()}-{os.urandom(4).hex()}.journal"
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+            if "fcntl" not in globals():
+                return JournalFile(path, descriptor)
+            if self._claimed(path, descriptor):
+                break
+            os.close(descriptor)  # another process took it for an orphan before it was locked, and deletes it
+        directory = os.open(self.directory, os.O_RDONLY)
+        try:
+            os.fsync(directory)  # a file whose name is lost with the power is lost, too
+        finally:
+            os.close(directory)
         return JournalFile(path, descriptor)
+
+    @staticmethod
+    def _claimed(path: Path, descriptor: int) -> bool:
+        """Lock a file that was just made; whether it is still there, and ours."""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return os.path.samestat(os.fstat(descriptor), path.stat())
+        except (BlockingIOError, FileNotFoundError):
+            return False
 
 
 def _append(descriptor: int, lines: bytes) -> None:

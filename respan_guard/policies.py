@@ -44,10 +44,30 @@ class Policies:
         self._lock = threading.Lock()
         self.any_own = False
         """Whether any customer with limits of its own was seen: one that isn't known here may then have some, too."""
+        self._heard_at: float | None = None
+        self._missed_at: float | None = None
 
     def forget(self) -> None:
         """After a fork: another thread's lock would be held for ever in the child."""
         self._lock = threading.Lock()
+
+    def heard(self, now: float) -> None:
+        """The store said whether any customer has limits of its own."""
+        self._heard_at, self._missed_at = now, None
+
+    def missed(self, now: float) -> None:
+        """The store gave no answer."""
+        if self._missed_at is None:
+            self._missed_at = now
+
+    @property
+    def none_own(self) -> bool:
+        """Whether no customer had limits of its own just before the store was first missed.
+
+        What was heard longer ago says nothing: another process may have put the first one since.
+        """
+        heard, missed = self._heard_at, self._missed_at
+        return not self.any_own and heard is not None and (missed is None or missed - heard <= _FRESH)
 
     def get(self, customer: str) -> KnownPolicy:
         """What is known of a customer, else the default."""
@@ -97,5 +117,6 @@ def has_limits(params: Mapping[str, Any]) -> bool:
     return any(params.get(name) not in (None, False) for name in _LIMITS)
 
 
+_FRESH = 3.0  # seconds; homes in use look twice a second
 _LIMITS = ("rate_limit", "period_budget", "total_budget", "blocked")
 _PERIOD = ("period_budget", "budget_duration", "period_start", "period_end")

@@ -46,6 +46,9 @@ _WINDOW_SUPPORT: Final = {
     "sliding-window-counter": (SlidingWindowCounterSupport, BlockingSlidingWindowCounterSupport),
     "moving-window": (MovingWindowSupport, BlockingMovingWindowSupport),
 }
+_FOR_GOOD: Final = {"AuthenticationError", "AuthorizationError", "NoPermissionError"}  # of redis
+_AT_ONCE = 20
+"""The most that ask at the same time: `limits` opens a connection for each, and a pool that is full is an error."""
 _clock = SystemClock()  # the time of `limits`, which knows no other
 
 
@@ -164,6 +167,7 @@ class HomeRates:
         kinds: Mapping[str, Any] = STRATEGIES if config.memory is None else BLOCKING_STRATEGIES
         self._limiter = kinds[config.strategy](self._storage)
         self._tasks: set[asyncio.Future[Any]] = set()
+        self._turns = asyncio.Semaphore(_AT_ONCE)
         self._probe_at = 0.0
         self.breaker = Breaker()
 
@@ -194,6 +198,22 @@ class HomeRates:
             StorageUnavailable: It does not.
         """
         await self._ask(self._check())
+
+    async def verify(self) -> None:
+        """Ask once, at start. An outage is only logged: what it means is decided for each request.
+
+        Raises:
+            ConfigurationError: The storage answers, and that it won't serve us: a wrong password or database.
+        """
+        try:
+            async with asyncio.timeout(self._timeout):
+                await _settled(self._storage.get("respan-guard/start"))
+        except Exception as error:
+            said = str(error) or "no answer in time"
+            kinds = {kind.__name__ for kind in type(error).__mro__}
+            if kinds & _FOR_GOOD or "DB index" in said:
+                raise ConfigurationError(f"rate_limit_storage {self._config.shown} refuses to serve: {said}") from error
+            logger.warning("the storage of rates is unavailable, the guard starts without it: %s", said)
 
     async def _check(self) -> None:
         if not await _settled(self._storage.check()):
@@ -236,12 +256,21 @@ class HomeRates:
         return Counted(allowed, rate.amount - max(0, stats.remaining), left, left)
 
     async def _ask(self, work: Coroutine[Any, Any, T]) -> T:
-        if self.breaker.is_open:
+        try:
+            # To wait for one's turn is no fault of the storage's: its time begins afterwards.
+            self._check_breaker()
+            await self._turns.acquire()
+            try:
+                self._check_breaker()
+            except StorageUnavailable:
+                self._turns.release()
+                raise
+        except BaseException:
             work.close()
-            self._probe_soon()
-            raise StorageUnavailable(f"the storage of rates is down: {self.breaker.cause}")
+            raise
         # Shielded: cancelling a client in the middle of a reply is left to its own timeout.
         task = self._keep(work)
+        task.add_done_callback(lambda _: self._turns.release())
         try:
             async with asyncio.timeout(self._timeout):
                 found = await asyncio.shield(task)
@@ -252,10 +281,16 @@ class HomeRates:
             self._failed("no answer in time")
             raise StorageUnavailable(f"the storage of rates gave no answer within {self._timeout:g} s") from None
         except Exception as error:
-            self._failed(str(error))
-            raise StorageUnavailable(f"the storage of rates failed: {error!r}") from error
+            said = f"{type(error).__name__}: {error}"
+            self._failed(said)
+            raise StorageUnavailable(f"the storage of rates failed: {said}") from error
         self.breaker.worked()
         return found
+
+    def _check_breaker(self) -> None:
+        if self.breaker.is_open:
+            self._probe_soon()
+            raise StorageUnavailable(f"the storage of rates is down: {self.breaker.cause}")
 
     def _failed(self, cause: str) -> None:
         if not self.breaker.failures:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from respan_guard.backends.base import Admit, Allowed, Refused, Stale
 from respan_guard.decision import BLOCKED
-from respan_guard.errors import BackendError, StorageUnavailable
+from respan_guard.errors import BackendError, ConfigurationError, StorageUnavailable
 
 if TYPE_CHECKING:
     from respan_guard.backends.base import Limit, Outcome, Window
@@ -101,7 +101,7 @@ class RatedAsk:
         guard = self._guard
         try:
             row = await self._lane.call(lambda backend: backend.get(self._customer), guard.storage_timeout)
-        except BackendError:
+        except (BackendError, ConfigurationError):
             row = None
         else:
             revision, params = (row.revision, row.params) if row is not None else ("", None)

@@ -1,8 +1,9 @@
 """The kill switch: a mode for all processes of a store, whatever each was configured with.
 
 It lies in the store, so it survives restarts. Each home that is in use looks at it twice a second, beside the
-requests; one that was idle looks before its first decision. A process whose own setting is `mode="off"` has no store
-to look into and stays off; while storage is down, what was last seen goes on.
+requests; one that was idle looks before its first decision, or before a record that is awaited. What is only posted
+is not held up: the look begins with it. A process whose own setting is `mode="off"` has no store to look into and
+stays off; while storage is down, what was last seen goes on.
 """
 
 from __future__ import annotations
@@ -112,15 +113,27 @@ class Switch:
         look.add_done_callback(self._looking.discard)
         await asyncio.wait({look}, timeout=_PATIENCE)
 
+    async def is_off(self) -> bool:
+        """Whether nothing is recorded, for whoever asks before it was ever looked, or after nobody did for a while."""
+        if not self.off:
+            lane = self._guard.lane()
+            if lane.asleep:
+                await self.wake(lane)
+        return self.off
+
     async def look(self, lane: Lane) -> Switched | None:
         """Read the store's word, if it can be had, and go by it."""
         telemetry.look()
+        policies, clock = self._guard.policies, self._guard.clock
+        began = clock.monotonic()
         try:
             facts = dict(await lane.call(lambda backend: backend.facts(SPACE), self._guard.storage_timeout))
         except GuardError:
+            policies.missed(clock.monotonic())
             return self.stands
+        policies.heard(began)
         if _OWN_LIMITS in facts:
-            self._announced = self._guard.policies.any_own = True
+            self._announced = policies.any_own = True
         self._obey(_read(facts.get(_MODE)))
         return self.stands
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -123,6 +124,11 @@ class CustomerQuery:
     blocked: bool | None = None
     seen_since_ms: int | None = None
 
+    @property
+    def is_vain(self) -> bool:
+        """Whether no customer can match: none has such a text, or a line break in a field."""
+        return "\n" in self.search or _odd(self.search)
+
 
 @dataclass(frozen=True, slots=True)
 class UsageQuery:
@@ -211,6 +217,19 @@ class RecordQuery:
     descending: bool = False
     limit: int = 100
 
+    @property
+    def is_vain(self) -> bool:
+        """Whether no entry can match: none has such a text."""
+        return _odd(self.customer, self.model, self.provider, self.kind, self.source, self.status, self.trace_id)
+
+
+def _odd(*texts: str | None) -> bool:
+    """Whether a text has what no store keeps: U+0000, or half of a surrogate pair."""
+    return any(text is not None and _ODD.search(text) is not None for text in texts)
+
+
+_ODD = re.compile("[\x00\ud800-\udfff]")
+
 
 @dataclass(frozen=True, slots=True)
 class HoldRow:
@@ -228,12 +247,20 @@ class HoldRow:
 
 @dataclass(frozen=True, slots=True)
 class RefusalRow:
-    """How often a customer was refused for a reason within a minute."""
+    """How often a customer was refused for a reason within a minute.
+
+    Raises:
+        InvalidInput: The count is below 1.
+    """
 
     customer: str
     reason: str
     minute: int
     count: int
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise InvalidInput(f"count must be at least 1, got {self.count!r}", field="count")
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,6 +109,22 @@ class ReadRules(BackendFixture):
         with pytest.raises(InvalidInput, match="state"):
             await backend.holds(state="dead")
 
+    async def test_what_no_store_keeps_is_not_found(self, backend: Backend) -> None:
+        """A line break, U+0000 or half of a surrogate pair in a question finds nothing, and is no error."""
+        await recorded(backend, record("e1", customer="c1"))
+        await backend.put("c1", {"name": "Ann", "email": "ann@example.com"}, now=NOW)
+        for text in ("\n", "c1\nann", "\n\n", "c1\x00", "\ud800"):
+            assert await backend.customers(CustomerQuery(search=text)) == []
+        for text in ("m\x00", "m\ud800"):
+            for field in ("customer", "model", "provider", "kind", "source", "status", "trace_id"):
+                asked: dict[str, Any] = {field: text}
+                assert await backend.entries(RecordQuery(**asked)) == []
+
+    def test_a_refusal_counts_at_least_once(self) -> None:
+        """On no backend is there a minute with none."""
+        with pytest.raises(InvalidInput, match="at least 1"):
+            RefusalRow("c1", "rate", 1, 0)
+
     async def test_usage_is_grouped_and_filtered(self, backend: Backend) -> None:
         """By any of customer, model and day, in their order."""
         cost = 1

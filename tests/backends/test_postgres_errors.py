@@ -116,7 +116,7 @@ async def test_names_that_the_server_does_not_know(server: postgres_server.Postg
         await PostgresBackend(server.url.removesuffix("postgres") + "nowhere").open()
     with pytest.raises(ConfigurationError, match="no such user"):
         await PostgresBackend(server.url.replace("postgres@", "nobody-at-all@")).open()
-    with pytest.raises((BackendError, ConfigurationError), match=r"host|reached"):
+    with pytest.raises(StorageUnavailable, match="reached"):  # name servers fail, too: it may well come back
         await PostgresBackend(server.url.replace("127.0.0.1", "no.such.host.invalid")).open()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from decimal import Decimal
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -54,6 +55,11 @@ async def back(home: Home) -> None:
             await asyncio.sleep(0.01)
 
 
+async def refuse(batch: object) -> None:
+    """A connection that is down."""
+    raise DOWN
+
+
 # -- closed and open ---------------------------------------------------------------------------------
 
 
@@ -82,6 +88,74 @@ async def test_a_customer_that_was_never_met_fails_closed_where_any_has_limits_o
         store.error = DOWN
         with pytest.raises(StorageUnavailable):
             await guard.admit("stranger")
+
+
+@pytest.mark.parametrize("mode", ["closed", "local"])
+async def test_a_process_that_never_heard_of_the_store_lets_nobody_in(
+    mode: Literal["closed", "local"], store: FaultyBackend, tmp_path: Path
+) -> None:
+    """Started after storage went down it can't know that ann is blocked and eve has no money: 503 for whoever asks."""
+    async with faulty_guard(tmp_path) as guard:
+        await guard.put_customer(Customer(customer_identifier="ann", total_budget=1, blocked=True))
+        await guard.put_customer(Customer(customer_identifier="eve", total_budget=0))
+    store.error = store.other_error = DOWN
+    guard = faulty_guard(tmp_path, budget_failure=mode)
+    if mode == "local":
+        await guard.open()
+    for customer in ("ann", "eve", "nobody"):
+        with pytest.raises(StorageUnavailable):
+            await guard.admit(customer)
+        with pytest.raises(StorageUnavailable):
+            await asyncio.to_thread(guard.sync.admit, customer)
+    store.error = store.other_error = None
+    await guard.aclose()
+    await asyncio.to_thread(guard.sync.close)
+
+
+async def test_rates_that_fail_closed_refuse_a_stranger_too(store: FaultyBackend, tmp_path: Path) -> None:
+    """With open budgets as well: it may have a rate of its own. With both open it is let in."""
+    store.error = store.other_error = DOWN
+    async with faulty_guard(tmp_path, budget_failure="open", rate_limit_failure="closed") as guard:
+        with pytest.raises(StorageUnavailable):
+            await guard.admit("ann")
+    async with faulty_guard(tmp_path, budget_failure="open", rate_limit_failure="open") as guard:
+        assert await spend(guard, "ann")
+
+
+async def test_an_app_without_any_limits_goes_on(store: FaultyBackend, tmp_path: Path) -> None:
+    """The store said that nobody has limits of their own just before it went: nobody is refused, however long."""
+    clock = FakeClock()
+    async with faulty_guard(tmp_path, clock=clock) as guard:
+        store.error = store.other_error = DOWN
+        for _ in range(3):
+            assert await spend(guard)
+            clock.advance(3600)
+
+
+async def test_what_an_idle_process_heard_long_ago_is_not_believed(store: FaultyBackend, tmp_path: Path) -> None:
+    """Another process puts the first customer with limits while this one sleeps, then storage goes."""
+    clock = FakeClock()
+    async with faulty_guard(tmp_path, clock=clock) as guard:
+        assert await spend(guard, "zoe")
+        await guard.flush()
+        home = guard._homes._app
+        assert home is not None
+        home.repeat = lambda every, work: None  # type: ignore[method-assign]
+        home.asleep = True  # as after ten seconds without work
+        clock.advance(12)
+        async with faulty_guard(tmp_path) as other:
+            await other.put_customer(Customer(customer_identifier="ann", blocked=True, total_budget=0))
+        clock.advance(2)
+        guard.policies.any_own = False  # a look that came in between would have told
+        guard.policies._heard_at = clock.monotonic() - 14
+        store.error = store.other_error = DOWN
+        with pytest.raises(StorageUnavailable):
+            await guard.admit("ann")
+        store.error = store.other_error = None
+        await back(home)
+        with pytest.raises(CustomerBlocked):
+            await guard.admit("ann")
+        assert await spend(guard, "zoe")
 
 
 @pytest.mark.parametrize("limits", [{"rate_limit": 5}, {"total_budget": 5}, {"rate_limit": 5, "total_budget": 5}])
@@ -211,6 +285,64 @@ async def test_a_flapping_store_gives_no_second_share_before_it_was_heard(store:
         while await spend(guard):
             again += 1
         assert again == 8
+
+
+async def test_what_waits_in_another_home_is_not_forgotten(store: FaultyBackend, tmp_path: Path) -> None:
+    """Storage answers a thread before the loop's records have come: the thread's decision gives no second share."""
+    async with faulty_guard(tmp_path, **LOCAL) as guard:
+        async with guard.admit("c1"):
+            pass
+        await asyncio.to_thread(guard.sync.status, "c1")
+        await guard.flush()
+        home = guard._homes._app
+        assert home is not None
+        store.error = DOWN
+        for _ in range(3):
+            assert await spend(guard)
+        send = home._send
+        home._send = refuse  # type: ignore[method-assign]  # of the two homes, this one's connection stays down
+        store.error = None
+
+        def on_a_thread() -> None:
+            with guard.sync.admit("c1"):
+                pass
+
+        for _ in range(3):
+            await asyncio.to_thread(on_a_thread)
+        assert guard.failover._accounts["c1"].spent == 300_000_000
+        home._send = send  # type: ignore[method-assign]
+        await stored(guard)
+        assert await spend(guard)
+        assert guard.failover._accounts["c1"].spent == 0
+        await guard.flush()
+        assert (await guard.status("c1")).total_spend == Decimal("0.4")
+
+
+async def test_a_busy_home_learns_what_is_stored_all_the_same(store: FaultyBackend, tmp_path: Path) -> None:
+    """It never rests; what was recorded without storage is booked behind a marker, and then known."""
+    async with faulty_guard(tmp_path, **LOCAL) as guard:
+        async with guard.admit("c1"):
+            pass
+        home = guard._homes._app
+        assert home is not None
+        store.error = DOWN
+        assert await spend(guard)
+        store.error = None
+        busy = True
+
+        async def others() -> None:
+            while busy:
+                async with guard.admit("c2"):
+                    pass
+
+        work = [asyncio.create_task(others()) for _ in range(4)]
+        async with asyncio.timeout(5):
+            while not guard.failover._accounts["c1"].known:
+                async with guard.admit("c1"):
+                    await asyncio.sleep(0.02)
+        busy = False
+        await asyncio.gather(*work)
+        assert guard.failover._accounts["c1"].spent == 0
 
 
 async def test_several_limits_and_a_refused_rate_take_nothing_of_the_budget(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import stat
@@ -16,7 +17,7 @@ import pytest
 
 from respan_guard import Usage
 from respan_guard.backends.base import Entry
-from respan_guard.journal import Journal, entry_from_dict, entry_to_dict
+from respan_guard.journal import Journal, JournalFile, entry_from_dict, entry_to_dict
 
 
 def entry(number: int, customer: str = "c1") -> Entry:
@@ -40,7 +41,16 @@ def test_what_was_written_is_taken_once_in_order(tmp_path: Path) -> None:
     assert file is not None
     assert [e.id for e in file.entries()] == ["e1", "e2", "e3"]
     assert file.path.exists()
+    assert journal.pending == 3  # they are not stored yet
+    journal.write([entry(4)])
+    assert journal.pending == 4
     file.done()
+    assert journal.pending == 1
+    file = journal.rotate()
+    assert file is not None
+    file.close()  # left to the next process
+    assert journal.pending == 0
+    file.path.unlink()
     assert not list(tmp_path.iterdir())
     assert journal.rotate() is None
 
@@ -130,3 +140,48 @@ def test_a_record_the_store_never_takes_is_kept_as_a_dead_letter(tmp_path: Path)
     text = journal.dead_letters.read_text()
     assert "its day is pruned" in text
     assert '"e1"' in text
+
+
+def test_a_file_that_was_adopted_while_it_was_made_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process looks for orphans between open and lock: what is acknowledged lies in a file that is there."""
+    journal, other = Journal(tmp_path, "store"), Journal(tmp_path, "store")
+    real = fcntl.flock
+    adopted: list[JournalFile] = []
+
+    def late(descriptor: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", real)
+        adopted.extend(other.orphans())
+        if how & fcntl.LOCK_NB:
+            real(descriptor, how)  # held by the other one
+        for file in adopted:
+            file.done()
+        real(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    journal.write([entry(1)])
+    assert len(adopted) == 1
+    journal.close()
+    [found] = other.orphans()
+    assert [e.id for e in found.entries()] == ["e1"]
+
+
+def test_a_file_that_was_adopted_and_deleted_before_the_lock_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock can be had, but of a file without a name."""
+    journal = Journal(tmp_path, "store")
+    real = fcntl.flock
+
+    def late(descriptor: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", real)
+        for file in Journal(tmp_path, "store").orphans():
+            file.done()
+        real(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    journal.write([entry(1)])
+    journal.close()
+    [found] = Journal(tmp_path, "store").orphans()
+    assert [e.id for e in found.entries()] == ["e1"]

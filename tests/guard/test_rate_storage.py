@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -135,6 +135,25 @@ async def test_concurrent_requests_do_not_pass_the_limit(counting: dict[str, Any
             assert sum(map(bool, answers)) <= 5  # limits counts there first and takes back later: strict under load
         else:
             assert sum(map(bool, answers)) == 5
+
+
+@pytest.mark.parametrize("mode", ["closed", "open", "local"])
+@pytest.mark.parametrize("strategy", ["sliding-window-counter", "moving-window", "fixed-window"])
+async def test_a_crowd_is_no_outage(
+    mode: Literal["closed", "open", "local"],
+    strategy: Literal["sliding-window-counter", "moving-window", "fixed-window"],
+    redis_port: int,
+    tmp_path: Path,
+) -> None:
+    """300 at once, more than connections are opened for: 20 fit, the rest is a 429, and the breaker stays closed."""
+    options: dict[str, Any] = {"default_limits": {"rate_limit": "20/hour; 30/day"}, "rate_limit_strategy": strategy}
+    async with make(
+        tmp_path, f"redis://127.0.0.1:{redis_port}", "memory://", rate_limit_failure=mode, **options
+    ) as guard:
+        answers = await asyncio.gather(*(guard.try_admit("c1") for _ in range(300)))
+        assert sum(map(bool, answers)) == 20
+        status = await guard.status("c1")
+        assert [limit.used for limit in status.limits] == [20, 20]
 
 
 async def test_the_money_stays_in_the_store(rates: str, tmp_path: Path) -> None:
@@ -309,16 +328,33 @@ def test_a_missing_package_is_named(url: str, package: str, monkeypatch: pytest.
         RateStorage(url, "fixed-window", "default")
 
 
-async def test_a_wrong_password_is_an_outage_of_the_rates(tmp_path: Path) -> None:
-    """Not of the app: the failure mode decides, and the password is nowhere in what is said."""
+async def test_a_wrong_password_is_said_at_start(tmp_path: Path) -> None:
+    """Whatever the failure mode, and so is a database that isn't there; the password is nowhere in what is said."""
     with redis("--requirepass", "right") as port:
-        url = f"redis://:hunter2@127.0.0.1:{port}"
-        async with make(tmp_path, url, "memory://", rate_limit_failure="closed") as guard:
-            with pytest.raises(StorageUnavailable) as error:
-                await guard.admit("c1")
+        for url in (f"redis://:hunter2@127.0.0.1:{port}", f"redis://:right@127.0.0.1:{port}/99"):
+            with pytest.raises(ConfigurationError, match="refuses to serve") as error:
+                await make(tmp_path, url, "memory://", rate_limit_failure="open").open()
             assert "hunter2" not in str(error.value)
-        async with make(tmp_path, url.replace("hunter2", "right"), rate_limit_failure="closed") as guard:
+            assert ":right" not in str(error.value)
+        async with make(tmp_path, f"redis://:right@127.0.0.1:{port}", rate_limit_failure="closed") as guard:
             assert await admitted(guard) == 1
+
+
+async def test_a_password_that_is_wrong_while_serving_is_an_outage_of_the_rates(tmp_path: Path) -> None:
+    """Not of the app: the failure mode decides, and the error says what the storage said."""
+    with redis("--requirepass", "right") as port:
+        guard = make(tmp_path, f"redis://:hunter2@127.0.0.1:{port}", rate_limit_failure="closed")
+        with pytest.raises(StorageUnavailable, match="invalid username-password") as error:
+            await guard.admit("c1")
+        assert "hunter2" not in str(error.value)
+        await asyncio.to_thread(guard.sync.close)
+
+
+async def test_rates_that_are_down_stop_no_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The log says so; what it means is decided for each request."""
+    async with make(tmp_path, "redis://127.0.0.1:1", rate_limit_failure="open") as guard:
+        assert await admitted(guard) == 1
+    assert "the guard starts without it" in caplog.text
 
 
 # -- when it is down ---------------------------------------------------------------------------------

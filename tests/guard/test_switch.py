@@ -136,6 +136,25 @@ def test_it_reaches_a_running_process_from_the_command_line(tmp_path: Path) -> N
             process.kill()
 
 
+async def test_a_new_process_that_only_records_goes_by_it(tmp_path: Path) -> None:
+    """It looks before its first record, on the loop that opened the guard and from a script; and back."""
+    url = f"sqlite:///{tmp_path / 'guard.db'}"
+    async with Guard(url) as guard:
+        await guard.switch.set("off")
+        script = Guard(url)
+        await asyncio.to_thread(script.sync.record, Usage(cost=1), "c1")
+        await asyncio.to_thread(script.sync.close)
+        other = Guard(url)
+        await other.record(Usage(cost=1), "c1")
+        await guard.switch.set(None)
+        await asyncio.to_thread(other.sync.close)
+        assert [record async for record in guard.records()] == []
+        third = Guard(url)
+        await third.record(Usage(cost=1), "c1")
+        await asyncio.to_thread(third.sync.close)
+        assert len([record async for record in guard.records()]) == 1
+
+
 async def test_it_survives_a_restart(tmp_path: Path) -> None:
     """The very first request of a new process goes by it, opened or not."""
     url = f"sqlite:///{tmp_path / 'guard.db'}"

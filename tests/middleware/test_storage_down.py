@@ -13,6 +13,7 @@ import pytest
 from respan_guard import Guard, GuardMiddleware
 from respan_guard.backends import registry
 from respan_guard.errors import (
+    ConfigurationError,
     SchemaMismatch,
     StorageCorrupt,
     StorageFull,
@@ -32,6 +33,7 @@ ERRORS: list[Exception] = [
     StorageCorrupt(SECRET),
     SchemaMismatch(SECRET),
     StoreReset(SECRET),
+    ConfigurationError(SECRET),  # a wrong password, a database that isn't there
     ConnectionRefusedError(SECRET),
     TimeoutError(SECRET),
     RuntimeError(SECRET),
@@ -101,7 +103,22 @@ async def test_a_guard_that_never_opened_answers_too(error: Exception, store: Fa
         await asyncio.to_thread(guard.sync.close)
 
 
-@pytest.mark.parametrize("error", ERRORS[::3], ids=lambda error: type(error).__name__)
+async def test_what_is_wrong_for_good_is_said_in_the_log_once(
+    store: FaultyBackend, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A password that changed: each request to a guard that was never opened is a 503, and its text one line."""
+    guard = faulty_guard(tmp_path, unknown_customers="refuse", budget_failure="open", rate_limit_failure="open")
+    store.other_error = ConfigurationError("the password is wrong")
+    try:
+        for _ in range(3):
+            refused(await call(gateway(provider, guard), customer="c1"))
+    finally:
+        store.other_error = None
+        await asyncio.to_thread(guard.sync.close)
+    assert caplog.text.count("the password is wrong") == 1
+
+
+@pytest.mark.parametrize("error", ERRORS[::2], ids=lambda error: type(error).__name__)
 async def test_trusted_params_that_cannot_be_stored_refuse(
     error: Exception, store: FaultyBackend, tmp_path: Path
 ) -> None:

@@ -32,8 +32,6 @@ _AT_CONNECTING = (  # libpq tells no code of a connection that it doesn't get, o
     ("no pg_hba.conf entry", "the server at {where} does not let this user in from here: see its pg_hba.conf"),
     ('role "', "the server at {where} knows no such user"),
     ('database "', "there is no such database at {where}; make it: createdb NAME"),
-    ("could not translate host name", "there is no host of that name: {where}"),
-    ("Name or service not known", "there is no host of that name: {where}"),
     ("invalid sslmode value", "{where} can't be used"),
     ("server does not support SSL", "the server at {where} speaks no TLS; see sslmode"),
     ("certificate", "the server at {where} can't be trusted"),
