@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import ReadableSpan, Span
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+    from opentelemetry.trace import SpanContext
 
     from respan_guard.admission import Admission
     from respan_guard.backends.base import Entry
@@ -108,7 +109,7 @@ class GuardSpanProcessor(SpanProcessor):
         running.key = key = span.context.span_id
         around = span.parent
         parent = None
-        if around is not None and (parent := self._running.get(around.span_id)) is not None:
+        if around is not None and (parent := self._find(around)) is not None:
             running.parent = parent
         slot = current_slot.get()
         if slot is not None and slot.guard is not self.guard:
@@ -184,7 +185,7 @@ class GuardSpanProcessor(SpanProcessor):
     def called(self, model: str) -> None:
         """The client door sends a call, within the current span: that one is not to be recorded again."""
         span = get_current_span().get_span_context()
-        if span.is_valid and (running := self._running.get(span.span_id)) is not None:
+        if span.is_valid and (running := self._find(span)) is not None:
             running.metered = model_key(model)
 
     def saw(self, entry: Entry) -> None:
@@ -203,6 +204,14 @@ class GuardSpanProcessor(SpanProcessor):
             What to book besides, for calls that nobody told the usage of.
         """
         return self._inbox.do(lambda: self._meter.owed_by(admission), most=_HELP) or []
+
+    def _find(self, context: SpanContext) -> Running | None:
+        """A span of ours that runs. What came by a `traceparent` header is a client's word, whatever id it names."""
+        running = self._running.get(context.span_id)
+        if running is None or context.is_remote:
+            return None
+        span = running()
+        return running if span is not None and span.context.trace_id == context.trace_id else None
 
     def _begin(self) -> None:
         """Begin with nothing to do; in a forked child, what waits is the parent's."""

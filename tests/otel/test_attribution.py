@@ -204,6 +204,31 @@ def test_a_parent_that_was_over_names_nobody(metered: Metered) -> None:
     assert whose(metered) == ["org_1", "", ""]
 
 
+@pytest.mark.parametrize("how", ["another trace's", "remote", "remote, the trace's own"])
+def test_a_traceparent_header_names_nobody(how: str, metered: Metered) -> None:
+    """Whoever sends the id of another customer's running span is not that customer."""
+    with metered.guard.on_behalf_of("victim"):
+        other = metered.start({"user.id": "victim"}, "asgi", kind=SpanKind.SERVER)
+    running = other.get_span_context()
+    trace_id = running.trace_id if how == "remote, the trace's own" else 0x1234
+    sent = trace.SpanContext(trace_id, running.span_id, how != "another trace's", trace.TraceFlags(1))
+    server = metered.start({}, "asgi", kind=SpanKind.SERVER, context=set_span_in_context(trace.NonRecordingSpan(sent)))
+    metered.see(numbered(1), context=set_span_in_context(server))
+    metered.see(numbered(2), context=set_span_in_context(trace.NonRecordingSpan(sent)))
+    assert whose(metered) == ["", ""]
+
+
+def test_a_traceparent_header_takes_no_call_away(metered: Metered) -> None:
+    """A wrapped client's call within a context from outside does not pass for the call of the span that it names."""
+    span = metered.start(call(user__id="org_1"))
+    running = span.get_span_context()
+    sent = trace.NonRecordingSpan(trace.SpanContext(running.trace_id, running.span_id, is_remote=True))
+    with trace.use_span(sent):
+        metered.processor.called("gpt-4o")
+    span.end()
+    assert whose(metered) == ["org_1"]
+
+
 def test_an_admission_that_is_over_names_nobody(metered: Metered) -> None:
     """CONTRACT G11, for the code of an ended admission and for spans below a span of it."""
     with metered.guard.sync.admit("org_1"):
