@@ -96,7 +96,7 @@ class Seen:
         self.admission = self.slot = None
         running = self.running
         if running is not None:
-            running.admission = running.slot = running.context = running.noted = None
+            running.admission = running.slot = running.context = running.noted = running.given = None
 
 
 class Dedupe:

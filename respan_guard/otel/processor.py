@@ -15,8 +15,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from opentelemetry import baggage
 from opentelemetry.context import get_current
 from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.trace import get_current_span
 
 from respan_guard.clock import SystemClock
@@ -83,6 +85,7 @@ class GuardSpanProcessor(SpanProcessor):
         self._running: dict[int, Running] = {}
         self._scopes: dict[int, str | None] = {}
         self._met: list[InstrumentationScope | None] = []
+        self._peers: tuple[Any, bool] = ((), False)
         self._meter: Meter
         self._inbox: Inbox
         self._forget = self._gone
@@ -111,6 +114,13 @@ class GuardSpanProcessor(SpanProcessor):
         parent = None
         if around is not None and (parent := self._find(around)) is not None:
             running.parent = parent
+        try:
+            peers = span._span_processor._span_processors  # type: ignore[attr-defined]
+        except AttributeError:
+            peers = None
+        known_peers, copied = self._peers
+        if (peers is not known_peers and self._meet_peers(peers)) or copied:
+            running.given = baggage.get_all(parent_context) or None
         slot = current_slot.get()
         if slot is not None and slot.guard is not self.guard:
             slot = slot_of(self.guard)
@@ -235,6 +245,13 @@ class GuardSpanProcessor(SpanProcessor):
         found = self._scopes[id(scope)] = None if family_of(name) is UNKNOWN else name
         warn_of_sampling()
         return found
+
+    def _meet_peers(self, peers: Any) -> bool:
+        """Look at the processors beside this one: whether one of them may copy baggage on spans as they start."""
+        idle = {SpanProcessor.on_start, SimpleSpanProcessor.on_start, BatchSpanProcessor.on_start, type(self).on_start}
+        copied = peers is None or any(type(peer).on_start not in idle for peer in peers)
+        self._peers = (peers, copied)
+        return copied
 
     def _start_call(self, running: Running, span: Span, scope: str | None, parent_context: Context | None) -> None:
         """Note what a call may need to be known by; all reading is left to the thread that drains."""
