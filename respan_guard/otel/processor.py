@@ -86,6 +86,7 @@ class GuardSpanProcessor(SpanProcessor):
         self._scopes: dict[int, str | None] = {}
         self._met: list[InstrumentationScope | None] = []
         self._peers: tuple[Any, bool] = ((), False)
+        self._parents: frozenset[int] = frozenset()
         self._meter: Meter
         self._inbox: Inbox
         self._forget = self._gone
@@ -152,6 +153,8 @@ class GuardSpanProcessor(SpanProcessor):
                 running.ended = True
             if self._switch.off or MARKERS.isdisjoint(_attributes(span)):
                 return
+            if self._parents and span.context.span_id in self._parents:
+                return  # it began before a fork: a call that the parent began is the parent's to book
             if running is not None:
                 running.begun = None
             slot = slot_of(self.guard) if running is None else None
@@ -303,10 +306,13 @@ def _begin_all() -> None:
     for processor in list(_all):
         if processor.guard.recorder.witness is processor:
             processor._begin()
+            for running in list(processor._running.values()):  # they still say whose the work within them is
+                running.begun = None
     for processor in list(_all):
         first = processor.guard.recorder.witness
         if isinstance(first, GuardSpanProcessor):
             processor._meter, processor._inbox, processor._ended = first._meter, first._inbox, first._ended
+            processor._parents = processor._parents.union(first._running)
 
 
 atexit.register(_exit_all)  # behind that of `respan_guard.homes`, hence before it: what is posted is stored

@@ -393,6 +393,42 @@ def test_a_fork_after_the_start(tmp_path: Path) -> None:
     assert run(body, tmp_path) == ["1", "2", "3", "4"]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("child", ["del span; gc.collect()", "span.set_attributes(call()); span.end()", "see(2)"])
+def test_a_fork_while_a_call_is_under_way(child: str, tmp_path: Path) -> None:
+    """The parent's call is the parent's to record, whatever becomes of the child's copy of its span."""
+    body = f"""
+    import gc
+    span = tracer.start_span("chat", attributes={{"gen_ai.operation.name": "chat", "user.id": "c"}})
+    pid = os.fork()
+    if not pid:
+        {child}
+        provider.force_flush()
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    span.set_attributes(call(gen_ai__response__id="chatcmpl-" + "1".zfill(24)))
+    span.end()
+    """
+    assert run(body, tmp_path) == (["1", "2"] if child == "see(2)" else ["1"])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_goes_on_within_its_parents_span(tmp_path: Path) -> None:
+    """Whose the work is that a forked worker does is still known by the span that it was forked in."""
+    body = """
+    from opentelemetry.trace import set_span_in_context
+    around = provider.get_tracer("app").start_span("job", attributes={"user.id": "c"})
+    pid = os.fork()
+    if not pid:
+        tracer.start_span("chat", attributes=call(), context=set_span_in_context(around)).end()
+        provider.force_flush()
+        assert [record.customer_identifier for record in guard.sync.records()] == ["c"]
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    """
+    assert run(body, tmp_path) == [RESPONSE_ID.removeprefix("chatcmpl-").lstrip("0")]
+
+
 def test_the_kill_switch_is_obeyed(metered: Metered) -> None:
     """Switched off, calls that end are not metered; switched back, they are."""
     metered.guard.sync.switch("off")
