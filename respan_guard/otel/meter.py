@@ -153,6 +153,7 @@ class Meter:
             request_of(running.slot),
             running,
             at_ms=at_ms,
+            unended=True,
         )
         seen.recorded = running.metered == seen.key and bool(seen.key)
         self._take(seen)
@@ -170,6 +171,7 @@ class Meter:
             end,
             entry.customer or None,
             recorded=True,
+            door=entry.source,
         )
         found = self._dedupe.find(seen)
         if found is None:
