@@ -142,6 +142,7 @@ class GuardSpanProcessor(SpanProcessor):
         except KeyError:
             known = self._meet(scope)
         if known is not None or self._standing is not None:
+            self._inbox.make_way()
             self._start_call(running, span, known, parent_context)
         self._running[key] = running
 
