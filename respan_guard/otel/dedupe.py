@@ -70,6 +70,7 @@ class Seen:
         max_output: The cap on output that was asked for.
         at_ms: When it ended, by the guard's clock.
         due: When to wait no longer for a sighting that knows more, by the guard's monotonic clock.
+        until: When to wait no longer although a span around it still runs.
         merged: Scopes of the sightings that were taken for this call.
         awaits_log: Its stream goes on, and another span will tell of its end; see `Family.ends_in_log`.
         unended: Its span was dropped: when it was over is not known.
@@ -93,6 +94,7 @@ class Seen:
     max_output: int | None = None
     at_ms: int = 0
     due: float | None = None
+    until: float = 0.0
     merged: set[str] = field(default_factory=set)
     awaits_log: bool = False
     unended: bool = False

@@ -264,6 +264,62 @@ def test_usage_from_the_one_customer_from_the_other(metered: Metered) -> None:
     assert record.cost == Decimal("0.004")
 
 
+@pytest.mark.parametrize("lacks", ["usage", "customer"])
+def test_a_span_around_that_still_runs_is_waited_for(
+    lacks: str, metered: Metered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A framework goes on reading a stream long after the SDK's span ended, and knows at its end what that did not."""
+    monkeypatch.setattr("respan_guard.otel.meter._PATIENCE", 0.05)
+    outer = metered.start({"gen_ai.operation.name": "chat"}, "pydantic-ai")
+    inner = BARE | {"user.id": "org_1"} if lacks == "usage" else call()
+    metered.see(inner, context=set_span_in_context(outer))
+    time.sleep(0.3)
+    assert not list(metered.guard.sync.records())
+    outer.set_attributes(call(user__id="org_1"))
+    outer.end()
+    (record,) = metered.records()
+    assert (record.customer_identifier, record.kind, record.cost) == ("org_1", "usage", Decimal("0.004"))
+
+
+def test_an_agents_span_is_not_waited_for(metered: Metered, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent may run for hours, and knows no more of a call than the call."""
+    monkeypatch.setattr("respan_guard.otel.meter._PATIENCE", 0.05)
+    agent = metered.start({"gen_ai.operation.name": "invoke_agent"}, "pydantic-ai")
+    metered.see(BARE, context=set_span_in_context(agent))
+    end = time.monotonic() + 10
+    while not list(metered.guard.sync.records()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    agent.end()
+
+
+@pytest.mark.parametrize("storage", ["memory://", "sqlite"])
+@pytest.mark.parametrize("held", [True, False])
+def test_usage_that_comes_late_shrinks_what_was_presumed(
+    held: bool, storage: str, make_metered: MakeMetered, tmp_path: Any
+) -> None:
+    """CONTRACT G8: real and presumed together are no more than the larger of them."""
+    storage = f"sqlite:///{tmp_path / 'guard.db'}" if storage == "sqlite" else storage
+    metered = make_metered(storage, missing_usage="hold" if held else "estimate", default_limits={"period_budget": 10})
+    asked = BARE | {"gen_ai.request.max_tokens": 1000, "user.id": "org_1"}
+    if held:
+        with metered.guard.sync.admit("org_1", estimate=Decimal("0.05")):
+            outer = metered.start({"gen_ai.operation.name": "chat"}, "pydantic-ai")
+            metered.see(asked, context=set_span_in_context(outer))
+    else:
+        outer = metered.start({"gen_ai.operation.name": "chat"}, "pydantic-ai")
+        metered.see(asked, context=set_span_in_context(outer))
+    (presumed,) = metered.records()
+    assert presumed.cost is not None
+    assert presumed.cost > Decimal("0.004")
+    outer.set_attributes(call())
+    outer.end()
+    records = {record.kind: record for record in metered.records()}
+    assert records["usage"].cost == Decimal("0.004")
+    assert records["presumed"].cost == presumed.cost - Decimal("0.004")
+    assert {record.customer_identifier for record in records.values()} == {"org_1"}
+
+
 # -- spans and the other doors -------------------------------------------------------------------------
 
 
