@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry import baggage
+from opentelemetry import baggage, trace
 from opentelemetry.context import get_current
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
@@ -87,6 +87,7 @@ class GuardSpanProcessor(SpanProcessor):
         self._met: list[InstrumentationScope | None] = []
         self._peers: tuple[Any, bool] = ((), False)
         self._parents: frozenset[int] = frozenset()
+        self._looked = False
         self._meter: Meter
         self._inbox: Inbox
         self._forget = self._gone
@@ -98,6 +99,8 @@ class GuardSpanProcessor(SpanProcessor):
         else:
             guard.recorder.witness = self
         _all.add(self)
+        if (provider := getattr(trace, "_TRACER_PROVIDER", None)) is not None:  # to ask for it might make one
+            warn_of_sampling(provider)
 
     # -- what the SDK calls ------------------------------------------------------------------------
 
@@ -140,7 +143,7 @@ class GuardSpanProcessor(SpanProcessor):
         try:
             known = self._scopes[id(scope)]
         except KeyError:
-            known = self._meet(scope)
+            known = self._meet(scope, span)
         if known is not None or self._standing is not None:
             self._inbox.make_way()
             self._start_call(running, span, known, parent_context)
@@ -176,7 +179,8 @@ class GuardSpanProcessor(SpanProcessor):
         """
         if self._switch.off:
             return True
-        warn_of_sampling()
+        if not self._met:
+            warn_of_sampling()
         if not self._inbox.do(self._meter.settle_all, timeout=timeout_millis / 1000):
             return False
         clock = SystemClock()  # of the caller's patience, also where the guard's own stands still
@@ -204,6 +208,9 @@ class GuardSpanProcessor(SpanProcessor):
 
     def saw(self, entry: Entry) -> None:
         """Another door made an entry."""
+        if not self._looked and not self._met:  # where all spans are dropped none is ever met
+            self._looked = True
+            warn_of_sampling()
         if entry.source not in ("span", "api") and entry.kind != "adjustment":
             self._inbox.put((self._meter.door, entry))
 
@@ -240,14 +247,14 @@ class GuardSpanProcessor(SpanProcessor):
 
     # -- the start of a call -----------------------------------------------------------------------
 
-    def _meet(self, scope: InstrumentationScope | None) -> str | None:
+    def _meet(self, scope: InstrumentationScope | None, span: Span) -> str | None:
         """Look a scope up that was not seen before: its name, if it may tell of calls."""
         if len(self._scopes) > _MOST_SCOPES:
             self._scopes, self._met = {}, []
         self._met.append(scope)  # while it is here nobody else has its id
         name = "" if scope is None else str(scope.name)
         found = self._scopes[id(scope)] = None if family_of(name) is UNKNOWN else name
-        warn_of_sampling()
+        warn_of_sampling(sampler=getattr(span, "_sampler", None))  # its own provider's, which need not be the global one
         return found
 
     def _meet_peers(self, peers: Any) -> bool:
