@@ -136,7 +136,7 @@ class Attribution:
 
 
 class _Layers:
-    """Attributes as they were at the start, over those at the end; what was copied there from baggage is passed over."""
+    """Attributes as they were at the start, over those at the end, without what was copied there from baggage."""
 
     __slots__ = ("_copied", "_first", "_then")
 

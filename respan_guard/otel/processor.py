@@ -116,8 +116,10 @@ class GuardSpanProcessor(SpanProcessor):
         running.key = key = span.context.span_id
         around = span.parent
         parent = None
-        if around is not None and (parent := self._find(around)) is not None:
-            running.parent = parent
+        if around is not None and (parent := self._running.get(around.span_id)) is not None:
+            above = parent()
+            if (above is not None and above.context is around) or (parent := self._find(around)) is not None:
+                running.parent = parent
         try:
             peers = span._span_processor._span_processors  # type: ignore[attr-defined]
         except AttributeError:
@@ -254,7 +256,7 @@ class GuardSpanProcessor(SpanProcessor):
         self._met.append(scope)  # while it is here nobody else has its id
         name = "" if scope is None else str(scope.name)
         found = self._scopes[id(scope)] = None if family_of(name) is UNKNOWN else name
-        warn_of_sampling(sampler=getattr(span, "_sampler", None))  # its own provider's, which need not be the global one
+        warn_of_sampling(sampler=getattr(span, "_sampler", None))  # which need not be the global one
         return found
 
     def _meet_peers(self, peers: Any) -> bool:

@@ -56,7 +56,7 @@ def test_one_response_id_once(customers: tuple[str | None, str | None], metered:
 def test_one_response_id_of_two_customers(metered: Metered) -> None:
     """Ids are unique per customer: a server that gives one again has not answered the other customer for nothing."""
     for customer, tokens in (("org_1", 10), ("org_2", 5000), ("org_3", 5000)):
-        metered.see(call(gen_ai__usage__input_tokens=tokens, gen_ai__usage__cache_read__input_tokens=None, user__id=customer))
+        metered.see(call(gen_ai__usage__input_tokens=1000 + tokens, user__id=customer))
     assert [record.customer_identifier for record in metered.records()] == ["org_1", "org_2", "org_3"]
 
 
