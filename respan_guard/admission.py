@@ -54,6 +54,7 @@ class Admission:
         "_born",
         "_claimed",
         "_claims",
+        "_counted",
         "_guard",
         "_lane",
         "_local",
@@ -94,6 +95,7 @@ class Admission:
         self._stored = stored  # False: let in against storage's word, or without it; there is no hold
         self._born = _forks
         self._numbers = itertools.count()  # threads may record at the same time
+        self._counted: set[str] | None = None  # ids that may come again
         self._spent = 0
         self._claims = 0
         self._claimed = 0
@@ -190,13 +192,25 @@ class Admission:
             entry_id=entry_id,
             held_day=self.day if self.held else None,
         )
-        self._spent += entry.cost or 0
+        cost = entry.cost or 0 if self._is_new(entry.id) else 0  # of what comes again the store keeps the first
+        self._spent += cost
         if self.slot is not None:
             if source != "manual" or usage.total_tokens:
                 self.slot.recorded = True
             if self.slot.costs is not None:
-                self.slot.costs.append(entry.cost or 0)
+                self.slot.costs.append(cost)
         return entry
+
+    def _is_new(self, entry_id: str) -> bool:
+        if entry_id.startswith(self.id):  # numbered: most are
+            return True
+        if self._counted is None:
+            self._counted = {entry_id}
+        elif entry_id in self._counted:
+            return False
+        else:
+            self._counted.add(entry_id)
+        return True
 
     @property
     def _inherited(self) -> bool:

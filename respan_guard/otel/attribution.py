@@ -91,18 +91,18 @@ class Attribution:
             attributes: What its span says now.
             context: For whom the code worked that made the call.
         """
-        given = self._baggage(running)
-        own = _Layers(running.noted if running is not None else None, attributes, {} if self.trust_baggage else given)
+        own = self._layers(running, attributes)
         for source in self.sources:
             if source == "context":
                 found = context
             elif source == "parent":
-                found = self._of_parents(running, given)
+                found = self._of_parents(running)
             else:
                 found = _identifier(own.get(source))
             if found is not None:
                 return found
-        if self.trust_baggage:
+        if self.trust_baggage and running is not None and running.context is not None:
+            given = baggage.get_all(running.context)
             for source in self._attributes:
                 if (found := _identifier(given.get(source))) is not None:
                     return found
@@ -110,8 +110,7 @@ class Attribution:
 
     def profile(self, running: Running | None, attributes: Mapping[str, Any]) -> dict[str, str] | None:
         """Name and email that stand on the span."""
-        given = {} if self.trust_baggage else self._baggage(running)
-        own = _Layers(running.noted if running is not None else None, attributes, given)
+        own = self._layers(running, attributes)
         found = {
             field: value
             for field, names in _PROFILE.items()
@@ -119,17 +118,17 @@ class Attribution:
         }
         return found or None
 
-    def _baggage(self, running: Running | None) -> Mapping[str, object]:
-        """The baggage that a call was made with. What an attribute has from there is a client's word."""
-        return {} if running is None or running.context is None else baggage.get_all(running.context)
+    def _layers(self, running: Running | None, attributes: Mapping[str, Any]) -> _Layers:
+        if running is None:
+            return _Layers(None, attributes, None)
+        return _Layers(running.noted, attributes, None if self.trust_baggage else running.given)
 
-    def _of_parents(self, running: Running | None, given: Mapping[str, object]) -> str | None:
+    def _of_parents(self, running: Running | None) -> str | None:
         if running is None:
             return None
         for above in running.open_above():
             span = above()
-            attributes = span.attributes or {} if span is not None else {}
-            own = _Layers(above.noted, attributes, {} if self.trust_baggage else given)
+            own = self._layers(above, span.attributes or {} if span is not None else {})
             for source in self._attributes:
                 if (found := _identifier(own.get(source))) is not None:
                     return found
@@ -137,22 +136,22 @@ class Attribution:
 
 
 class _Layers:
-    """Attributes as they were at the start, over those at the end; those whose names came as baggage are hidden."""
+    """Attributes as they were at the start, over those at the end, without what was copied there from baggage."""
 
-    __slots__ = ("_first", "_hidden", "_then")
+    __slots__ = ("_copied", "_first", "_then")
 
     def __init__(
-        self, at_start: Mapping[str, Any] | None, at_end: Mapping[str, Any], hidden: Mapping[str, object]
+        self, at_start: Mapping[str, Any] | None, at_end: Mapping[str, Any], copied: Mapping[str, object] | None
     ) -> None:
         self._first: Mapping[str, Any] = at_start or {}
         self._then = at_end
-        self._hidden = hidden
+        self._copied = copied
 
     def get(self, source: str) -> Any:
         name, _, path = source.partition("#")
-        if name in self._hidden:
-            return None
-        value = self._first[name] if name in self._first else self._then.get(name)
+        value = self._own(name, self._first.get(name))
+        if value is None:
+            value = self._own(name, self._then.get(name))
         if not path or value is None:
             return value
         found = as_json(value)
@@ -161,6 +160,28 @@ class _Layers:
                 return None
             found = found.get(key)
         return found
+
+    def _own(self, name: str, value: Any) -> Any:
+        """An attribute's value, unless baggage says the same, which then is where it may be from."""
+        if self._copied is None or value is None:
+            return value
+        for key in (name, _in_baggage(name)):
+            if key in self._copied and _is_copy(value, self._copied[key]):
+                return None
+        return value
+
+
+def _in_baggage(name: str) -> str:
+    """The name under which Langfuse propagates what it puts on spans as `name`."""
+    if name in ("user.id", "langfuse.user.id", "langfuse.trace.user_id"):
+        return "langfuse_user_id"
+    return f"langfuse_metadata_{name.rpartition('.metadata.')[2]}" if name.startswith("langfuse.") else name
+
+
+def _is_copy(value: object, given: object) -> bool:
+    """Whether an attribute says what baggage said; limits of the span may have cut it."""
+    said, sent = str(value).strip(), str(given).strip()
+    return said == sent or (bool(said) and sent.startswith(said))
 
 
 def _identifier(value: object) -> str | None:

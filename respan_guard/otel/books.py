@@ -40,6 +40,7 @@ class Books:
             seen.slot.recorded = True
         entry = self._guard.admissions.presume(admission, self._call(seen))
         entry.usage.metadata = seen.usage.metadata
+        seen.presumed = entry
         seen.let_go()
         return entry
 
@@ -94,7 +95,25 @@ class Books:
             admission.book(entry)
         else:
             guard.lane().post(Record(entry))
+        seen.presumed = entry
         seen.let_go()
+
+    def revise(self, seen: Seen, told: Seen) -> None:
+        """Book the usage of a call that has been presumed: the store shrinks what was presumed by as much."""
+        entry, seen.presumed, seen.complete = seen.presumed, None, True
+        if entry is None:
+            return
+        usage = told.usage
+        usage.time = as_datetime(told.at_ms)
+        real = self._guard.make_entry(
+            usage,
+            entry.customer,
+            source="span",
+            admission=entry.id.removeprefix("presumed:"),
+            held_day=entry.day,
+        )
+        self._guard.lane().post(Record(real))
+        told.let_go()
 
     def _call(self, seen: Seen) -> Call:
         usage = seen.usage

@@ -32,6 +32,8 @@ class Family:
         reply_json: Its `output.value` is the provider's reply, which has the response id that no attribute has. What
             others have there is the answer's text, hence a user's word, that must not choose ids.
         invents_ids: Its response ids may be its own, not the provider's.
+        aside: Its spans are not current while the call is made, or are made behind it: those of other families that see
+            the same call stand beside them, not within.
         stops: What an exception at a span's start does: "yes", "no", or "late" if the call has been made by then.
     """
 
@@ -46,13 +48,14 @@ class Family:
     injects: bool = False
     reply_json: bool = False
     invents_ids: bool = False
+    aside: bool = False
     stops: Literal["yes", "no", "late"] = "no"
 
 
 _CACHE = ("cache_read_tokens", "cache_write_tokens", "reasoning_tokens")
 
 FAMILIES = (
-    Family("Anthropic's own spans", ("com.anthropic.sdk.python",), "native"),
+    Family("Anthropic's own spans", ("com.anthropic.sdk.python",), "native", aside=True),
     Family("OpenTelemetry: openai-v2", ("opentelemetry.instrumentation.openai_v2",), lacks=_CACHE, stops="yes"),
     Family("OpenTelemetry: LangChain", ("opentelemetry.instrumentation.genai.langchain",), "framework"),
     Family("OpenTelemetry: openai-agents", ("opentelemetry.instrumentation.genai.openai_agents",), "framework"),
@@ -67,11 +70,18 @@ FAMILIES = (
         ("opentelemetry.instrumentation.langchain",),
         "framework",
         lacks=("cache_write_tokens", "reasoning_tokens"),
+        aside=True,
     ),
     Family("Traceloop: openai-agents", ("opentelemetry.instrumentation.openai_agents",), "framework"),
     Family("Traceloop: LiteLLM", ("opentelemetry.instrumentation.litellm",), "framework", lacks=_CACHE),
     Family("Traceloop: OpenAI", ("opentelemetry.instrumentation.openai",), stops="yes"),
-    Family("Traceloop: Anthropic", ("opentelemetry.instrumentation.anthropic",), extra_output=1, stops="yes"),
+    Family(
+        "Traceloop: Anthropic",
+        ("opentelemetry.instrumentation.anthropic",),
+        extra_output=1,
+        aside=True,
+        stops="yes",
+    ),
     Family(
         "Traceloop: Google",
         ("opentelemetry.instrumentation.google_generativeai", "opentelemetry.instrumentation.vertexai"),
@@ -103,6 +113,7 @@ FAMILIES = (
             "openinference.instrumentation.smolagents",
         ),
         "framework",
+        aside=True,
     ),
     Family(
         "OpenInference: SDKs",
@@ -112,19 +123,21 @@ FAMILIES = (
     Family("OpenInference: others", ("openinference.instrumentation",)),
     Family("pydantic-ai", ("pydantic-ai",), "framework", stops="yes"),
     Family("Logfire", ("logfire.openai", "logfire.anthropic"), ends_in_log=True),
-    Family("LiteLLM's callback", ("litellm",), "callback", invents_ids=True, stops="late"),
-    Family("Langfuse", ("langfuse-sdk",)),
+    Family("LiteLLM's callback", ("litellm",), "callback", invents_ids=True, aside=True, stops="late"),
+    Family("Langfuse", ("langfuse-sdk",), aside=True),
     Family(
         "Respan: Anthropic",
         ("respan_instrumentation_anthropic", "respan-instrumentation-anthropic"),
         exclusive=True,
         lacks=("reasoning_tokens",),
+        aside=True,
     ),
     Family(
         "Respan: OpenAI",
         ("respan_instrumentation_openai", "respan-instrumentation-openai"),
         lacks=_CACHE,
         injects=True,
+        aside=True,
         stops="late",
     ),
 )

@@ -4,10 +4,13 @@ One call may be seen by an SDK's instrumentation, by a framework's around it, by
 other doors. The rules, each tried only where those before say nothing:
 
 1. the same span, ended twice
-2. the same response id, if it is long enough to be unique
+2. the same response id, if it is long enough to be unique, within minutes, of one customer and one provider or model
 3. one span is around the other, and nothing says that they are two calls
-4. two scopes that are known to see the same calls (`Family.layer`), same model, same tokens, overlapping in time, and
-   nothing says that they are two calls; at most one of each scope. This rule may err, so it is counted.
+4. two scopes that are known to see the same calls, same model, same tokens, overlapping in time, and nothing says that
+   they are two calls; at most one of each scope. Where one has no tokens, one of the families is known to stand beside
+   others (`Family.aside`), and one span lies within the time of the other. This rule may err, so it is counted.
+
+Where in doubt, two: a record too many is seen, and one too few is not.
 
 They were checked against the spans of real instrumentations (`tests/data/otel`), alone and two at a time.
 """
@@ -28,17 +31,20 @@ from respan_guard.usage import Usage
 
 if TYPE_CHECKING:
     from respan_guard.admission import Admission
+    from respan_guard.backends.base import Entry
     from respan_guard.context import Slot
     from respan_guard.otel.running import Running
 
 __all__ = ["Dedupe", "Seen"]
 
 _MOST_IDS = 16_384
+_MOST_OF_ONE_ID = 8
 _MOST_MODELS = 64
 _MOST_RECENT = 128  # calls of one model
 _MOST_INNER = 64
 _REMEMBERED_NS = 120 * 10**9
-_SLACK_NS = 20 * 10**6  # spans of one call begin and end some moments apart
+_SAME_ID_NS = 600 * 10**9  # a reply that comes again later was given again
+_SLACK_NS = 20 * 10**6  # where begin or end is not that of a span: what another door records has the time of its record
 _LOG_SLACK_NS = 2 * 10**9  # from a request's end until what it answered begins to be read
 DOOR = "respan_guard"
 """The scope under which calls stand here that another door of the guard recorded."""
@@ -64,8 +70,12 @@ class Seen:
         max_output: The cap on output that was asked for.
         at_ms: When it ended, by the guard's clock.
         due: When to wait no longer for a sighting that knows more, by the guard's monotonic clock.
+        until: When to wait no longer although a span around it still runs.
         merged: Scopes of the sightings that were taken for this call.
         awaits_log: Its stream goes on, and another span will tell of its end; see `Family.ends_in_log`.
+        unended: Its span was dropped: when it was over is not known.
+        door: What kind of record it is, if another door's.
+        presumed: The entry that was made of it for want of usage.
         key: What the names of its model have in common.
     """
 
@@ -84,8 +94,12 @@ class Seen:
     max_output: int | None = None
     at_ms: int = 0
     due: float | None = None
+    until: float = 0.0
     merged: set[str] = field(default_factory=set)
     awaits_log: bool = False
+    unended: bool = False
+    door: str = ""
+    presumed: Entry | None = None
     key: str = ""
 
     def __post_init__(self) -> None:
@@ -96,7 +110,7 @@ class Seen:
         self.admission = self.slot = None
         running = self.running
         if running is not None:
-            running.admission = running.slot = running.context = running.noted = None
+            running.admission = running.slot = running.context = running.noted = running.given = None
 
 
 class Dedupe:
@@ -104,7 +118,7 @@ class Dedupe:
 
     def __init__(self) -> None:
         self._spans: OrderedDict[tuple[int, int], None] = OrderedDict()
-        self._ids: OrderedDict[str, Seen] = OrderedDict()
+        self._ids: OrderedDict[str, list[Seen]] = OrderedDict()
         self._recent: OrderedDict[str, deque[Seen]] = OrderedDict()
         self._merged = metrics.get_meter("respan_guard").create_counter(
             "respan_guard.spans.merged",
@@ -124,9 +138,9 @@ class Dedupe:
 
     def find(self, seen: Seen) -> Seen | None:
         """The sighting, of those before, that is of the same call."""
-        key = _unique_id(seen.usage)
-        if key is not None and (found := self._ids.get(key)) is not None and found is not seen:
-            return found
+        for other in reversed(self._ids.get(_unique_id(seen.usage) or "", ())):
+            if other is not seen and _same_reply(other, seen):
+                return other
         return self._around(seen) or self._beside(seen)
 
     def add(self, seen: Seen) -> None:
@@ -155,7 +169,10 @@ class Dedupe:
         """Remember a response id, of the sighting's own or of another of the same call."""
         key = _unique_id(usage or seen.usage)
         if key is not None:
-            self._ids.setdefault(key, seen)
+            known = self._ids.setdefault(key, [])
+            if seen not in known:
+                known.append(seen)
+                del known[:-_MOST_OF_ONE_ID]
             if len(self._ids) > _MOST_IDS:
                 self._ids.popitem(last=False)
 
@@ -191,7 +208,7 @@ class Dedupe:
     def _beside(self, seen: Seen) -> Seen | None:
         """A call that only looks the same."""
         for other in self._candidates(seen):
-            slack = _LOG_SLACK_NS if other.awaits_log and other.family is seen.family else _SLACK_NS
+            slack = _slack(other, seen)
             if (
                 other.scope != seen.scope
                 and seen.scope not in other.merged
@@ -218,11 +235,26 @@ def _apart(one: Seen, other: Seen) -> bool:
     """
     if _strangers(one, other):
         return True
+    ids = _unique_id(one.usage), _unique_id(other.usage)
+    other_ids, other_model = None not in ids and ids[0] != ids[1], one.key != other.key and bool(one.key and other.key)
+    if one.scope == other.scope:  # one instrumentation sees a call once: here each sign is enough
+        whole = one.complete and other.complete
+        return other_ids or other_model or (whole and not _near(_tokens(one), _tokens(other), 1))
     if not one.complete or not other.complete:
         return False
-    ids = _unique_id(one.usage), _unique_id(other.usage)
-    told_apart = (None not in ids and ids[0] != ids[1]) or (one.key != other.key and bool(one.key and other.key))
-    return told_apart and not _near(_tokens(one), _tokens(other), 1)
+    return (other_ids or other_model) and not _near(_tokens(one), _tokens(other), 1)
+
+
+def _same_reply(one: Seen, other: Seen) -> bool:
+    """Whether two sightings with the same response id are of one call. Servers of one's own may give ids again."""
+    apart = max(one.start - other.end, other.start - one.end)
+    near = not (one.complete and other.complete) or _near(_tokens(one), _tokens(other), 1)
+    if _strangers(one, other):  # sources may name the customer of one call differently, at one moment
+        return one.scope != other.scope and apart < 0 and near
+    if apart > _SAME_ID_NS:
+        return False
+    names = one.usage.provider, other.usage.provider
+    return None in names or names[0] == names[1] or (near and (one.key == other.key or not (one.key and other.key)))
 
 
 def _alike(one: Seen, other: Seen) -> bool:
@@ -234,9 +266,20 @@ def _alike(one: Seen, other: Seen) -> bool:
         return False
     if not (one.key and other.key) and one.usage.provider != other.usage.provider:
         return False
-    if not one.complete or not other.complete:
-        return True
-    return _near(_tokens(one), _tokens(other), 1)
+    if one.complete and other.complete:
+        return _near(_tokens(one), _tokens(other), 1)
+    return DOOR in (one.scope, other.scope) or one.family is other.family or _within(one, other) or _within(other, one)
+
+
+def _within(one: Seen, other: Seen) -> bool:
+    return other.start - _SLACK_NS <= one.start and one.end <= other.end + _SLACK_NS
+
+
+def _slack(one: Seen, other: Seen) -> int:
+    """How far apart two sightings of one call may be (ns). Spans of two calls in a row are no moment apart."""
+    if one.awaits_log and one.family is other.family:
+        return _LOG_SLACK_NS
+    return _SLACK_NS if one.unended or other.unended or DOOR in (one.scope, other.scope) else 0
 
 
 def _strangers(one: Seen, other: Seen) -> bool:
@@ -255,4 +298,13 @@ def _pair(one: Seen, other: Seen) -> bool:
     """Whether two scopes are known to see the same calls: each in the table, or a door of ours."""
     if one.family is other.family and one.family.ends_in_log:
         return one.awaits_log or other.awaits_log  # a stream's span and the one that brings its usage
-    return all(seen.family.scopes or seen.scope == DOOR for seen in (one, other))
+    if not all(seen.family.scopes or seen.scope == DOOR for seen in (one, other)):
+        return False
+    aside = one.family.aside or other.family.aside
+    if one.complete and other.complete:
+        return True
+    doors = one.door or other.door
+    return doors == "response" or (aside and doors not in _APPS_WORD)
+
+
+_APPS_WORD = ("manual", "api")  # what an app records itself is what it says: without usage no span is known to be that

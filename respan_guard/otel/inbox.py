@@ -25,6 +25,8 @@ Item: TypeAlias = tuple[Any, ...]
 logger = logging.getLogger("respan_guard")
 
 _IDLE = 5.0  # seconds after which a thread that has nothing to do ends
+_MOST_WAITING = 4_096  # items beyond which whoever starts a call makes way for the thread that drains
+_WAY = 0.0005  # seconds; to get back the interpreter takes ten times that
 _GATHER = 0.02  # seconds from the first item until it is done, with all that came meanwhile: a wake-up costs much
 
 
@@ -64,6 +66,14 @@ class Inbox:
                 _thread.start_new_thread(self._drain, (self._bell, self._draining))
             except RuntimeError:  # the interpreter is exiting: what is left is done then
                 self._draining.release()
+
+    def make_way(self) -> None:
+        """Let the thread that drains go on, if much waits: else what is made faster than it is read has no end.
+
+        Not in `put`, which a collection may call for any number of spans at once, and within anything.
+        """
+        if len(self._items) > _MOST_WAITING and self._holder != threading.get_ident():
+            time.sleep(_WAY)
 
     def do(self, work: Callable[[], T], *, most: int | None = None, timeout: float = -1) -> T | None:
         """Do what waits, then `work`, under the lock.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from respan_guard.otel.attribution import Attribution
 from respan_guard.otel.books import Books
-from respan_guard.otel.conventions import UNKNOWN, family_of, is_call
+from respan_guard.otel.conventions import MARKERS, UNKNOWN, family_of, is_call
 from respan_guard.otel.dedupe import DOOR, Dedupe, Seen
 from respan_guard.otel.reading import read
 
@@ -27,7 +27,7 @@ __all__ = ["Meter"]
 logger = logging.getLogger("respan_guard")
 
 _PATIENCE = 2.0  # seconds that a sighting without usage or customer waits for one that has them
-_STREAM_PATIENCE = 600.0  # and one whose stream goes on after its span
+_STREAM_PATIENCE = 600.0  # and one whose stream goes on after its span, or within a call's that still runs
 _MOST_WAITING = 10_000
 
 
@@ -153,6 +153,7 @@ class Meter:
             request_of(running.slot),
             running,
             at_ms=at_ms,
+            unended=True,
         )
         seen.recorded = running.metered == seen.key and bool(seen.key)
         self._take(seen)
@@ -170,6 +171,7 @@ class Meter:
             end,
             entry.customer or None,
             recorded=True,
+            door=entry.source,
         )
         found = self._dedupe.find(seen)
         if found is None:
@@ -193,7 +195,9 @@ class Meter:
         if seen.complete and seen.customer is not None:
             self._books.record(seen)
             return
-        seen.due = self._guard.clock.monotonic() + (_STREAM_PATIENCE if seen.awaits_log else _PATIENCE)
+        now = self._guard.clock.monotonic()
+        seen.until = now + _STREAM_PATIENCE
+        seen.due = now + (_STREAM_PATIENCE if seen.awaits_log else _PATIENCE)
         if not seen.complete and seen.admission is not None and not seen.admission.ended:
             self._owed[seen.admission.id] = seen
         waiting = self._later if seen.awaits_log else self._soon
@@ -213,6 +217,8 @@ class Meter:
         if seen.running is not None and seen.running.call is None:
             seen.running.call = found
         if found.recorded:
+            if found.presumed is not None and seen.complete:
+                self._books.revise(found, seen)
             return
         if found.customer is None:
             found.customer, found.admission, found.slot = seen.customer, seen.admission, found.slot or seen.slot
@@ -246,7 +252,12 @@ class Meter:
         now = self._guard.clock.monotonic()
         for waiting in (self._soon, self._later):
             while waiting and (all_of_them or (next(iter(waiting)).due or 0.0) <= now):
-                self._settle(next(iter(waiting)))
+                seen = next(iter(waiting))
+                if not all_of_them and waiting is self._soon and now < seen.until and _may_be_told(seen):
+                    seen.due = now + _PATIENCE
+                    waiting.move_to_end(seen)
+                else:
+                    self._settle(seen)
 
     def owed_by(self, admission: Admission) -> list[Entry]:
         """What to book before an admission's hold is released, for calls under it that nobody told the usage of."""
@@ -277,6 +288,17 @@ class Meter:
             self._books.record(seen)
         else:
             self._books.presume(seen)
+
+
+def _may_be_told(seen: Seen) -> bool:
+    """Whether a span around still runs that is a call's, as far as it says: it may know usage and customer."""
+    if seen.running is None:
+        return False
+    for above in seen.running.above():
+        begun = above.begun
+        if not above.ended and begun is not None and (MARKERS.isdisjoint(begun[1]) or is_call(begun[1])):
+            return True
+    return False
 
 
 def request_of(slot: Slot | None) -> Slot | None:

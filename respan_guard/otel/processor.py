@@ -15,8 +15,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from opentelemetry import baggage, trace
 from opentelemetry.context import get_current
 from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.trace import get_current_span
 
 from respan_guard.clock import SystemClock
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import ReadableSpan, Span
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+    from opentelemetry.trace import SpanContext
 
     from respan_guard.admission import Admission
     from respan_guard.backends.base import Entry
@@ -82,6 +85,9 @@ class GuardSpanProcessor(SpanProcessor):
         self._running: dict[int, Running] = {}
         self._scopes: dict[int, str | None] = {}
         self._met: list[InstrumentationScope | None] = []
+        self._peers: tuple[Any, bool] = ((), False)
+        self._parents: frozenset[int] = frozenset()
+        self._looked = False
         self._meter: Meter
         self._inbox: Inbox
         self._forget = self._gone
@@ -93,6 +99,8 @@ class GuardSpanProcessor(SpanProcessor):
         else:
             guard.recorder.witness = self
         _all.add(self)
+        if (provider := getattr(trace, "_TRACER_PROVIDER", None)) is not None:  # to ask for it might make one
+            warn_of_sampling(provider)
 
     # -- what the SDK calls ------------------------------------------------------------------------
 
@@ -109,7 +117,16 @@ class GuardSpanProcessor(SpanProcessor):
         around = span.parent
         parent = None
         if around is not None and (parent := self._running.get(around.span_id)) is not None:
-            running.parent = parent
+            above = parent()
+            if (above is not None and above.context is around) or (parent := self._find(around)) is not None:
+                running.parent = parent
+        try:
+            peers = span._span_processor._span_processors  # type: ignore[attr-defined]
+        except AttributeError:
+            peers = None
+        known_peers, copied = self._peers
+        if (peers is not known_peers and self._meet_peers(peers)) or copied:
+            running.given = baggage.get_all(parent_context) or None
         slot = current_slot.get()
         if slot is not None and slot.guard is not self.guard:
             slot = slot_of(self.guard)
@@ -128,8 +145,9 @@ class GuardSpanProcessor(SpanProcessor):
         try:
             known = self._scopes[id(scope)]
         except KeyError:
-            known = self._meet(scope)
+            known = self._meet(scope, span)
         if known is not None or self._standing is not None:
+            self._inbox.make_way()
             self._start_call(running, span, known, parent_context)
         self._running[key] = running
 
@@ -141,6 +159,8 @@ class GuardSpanProcessor(SpanProcessor):
                 running.ended = True
             if self._switch.off or MARKERS.isdisjoint(_attributes(span)):
                 return
+            if self._parents and span.context.span_id in self._parents:
+                return  # it began before a fork: a call that the parent began is the parent's to book
             if running is not None:
                 running.begun = None
             slot = slot_of(self.guard) if running is None else None
@@ -161,7 +181,8 @@ class GuardSpanProcessor(SpanProcessor):
         """
         if self._switch.off:
             return True
-        warn_of_sampling()
+        if not self._met:
+            warn_of_sampling()
         if not self._inbox.do(self._meter.settle_all, timeout=timeout_millis / 1000):
             return False
         clock = SystemClock()  # of the caller's patience, also where the guard's own stands still
@@ -184,11 +205,14 @@ class GuardSpanProcessor(SpanProcessor):
     def called(self, model: str) -> None:
         """The client door sends a call, within the current span: that one is not to be recorded again."""
         span = get_current_span().get_span_context()
-        if span.is_valid and (running := self._running.get(span.span_id)) is not None:
+        if span.is_valid and (running := self._find(span)) is not None:
             running.metered = model_key(model)
 
     def saw(self, entry: Entry) -> None:
         """Another door made an entry."""
+        if not self._looked and not self._met:  # where all spans are dropped none is ever met
+            self._looked = True
+            warn_of_sampling()
         if entry.source not in ("span", "api") and entry.kind != "adjustment":
             self._inbox.put((self._meter.door, entry))
 
@@ -204,6 +228,14 @@ class GuardSpanProcessor(SpanProcessor):
         """
         return self._inbox.do(lambda: self._meter.owed_by(admission), most=_HELP) or []
 
+    def _find(self, context: SpanContext) -> Running | None:
+        """A span of ours that runs. What came by a `traceparent` header is a client's word, whatever id it names."""
+        running = self._running.get(context.span_id)
+        if running is None or context.is_remote:
+            return None
+        span = running()
+        return running if span is not None and span.context.trace_id == context.trace_id else None
+
     def _begin(self) -> None:
         """Begin with nothing to do; in a forked child, what waits is the parent's."""
         self._meter = Meter(self.guard, self._attribution, self._standing)
@@ -217,15 +249,22 @@ class GuardSpanProcessor(SpanProcessor):
 
     # -- the start of a call -----------------------------------------------------------------------
 
-    def _meet(self, scope: InstrumentationScope | None) -> str | None:
+    def _meet(self, scope: InstrumentationScope | None, span: Span) -> str | None:
         """Look a scope up that was not seen before: its name, if it may tell of calls."""
         if len(self._scopes) > _MOST_SCOPES:
             self._scopes, self._met = {}, []
         self._met.append(scope)  # while it is here nobody else has its id
         name = "" if scope is None else str(scope.name)
         found = self._scopes[id(scope)] = None if family_of(name) is UNKNOWN else name
-        warn_of_sampling()
+        warn_of_sampling(sampler=getattr(span, "_sampler", None))  # which need not be the global one
         return found
+
+    def _meet_peers(self, peers: Any) -> bool:
+        """Look at the processors beside this one: whether one of them may copy baggage on spans as they start."""
+        idle = {SpanProcessor.on_start, SimpleSpanProcessor.on_start, BatchSpanProcessor.on_start, type(self).on_start}
+        copied = peers is None or any(type(peer).on_start not in idle for peer in peers)
+        self._peers = (peers, copied)
+        return copied
 
     def _start_call(self, running: Running, span: Span, scope: str | None, parent_context: Context | None) -> None:
         """Note what a call may need to be known by; all reading is left to the thread that drains."""
@@ -277,10 +316,13 @@ def _begin_all() -> None:
     for processor in list(_all):
         if processor.guard.recorder.witness is processor:
             processor._begin()
+            for running in list(processor._running.values()):  # they still say whose the work within them is
+                running.begun = None
     for processor in list(_all):
         first = processor.guard.recorder.witness
         if isinstance(first, GuardSpanProcessor):
             processor._meter, processor._inbox, processor._ended = first._meter, first._inbox, first._ended
+            processor._parents = processor._parents.union(first._running)
 
 
 atexit.register(_exit_all)  # behind that of `respan_guard.homes`, hence before it: what is posted is stored

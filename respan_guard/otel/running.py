@@ -20,7 +20,20 @@ _MOST_ABOVE = 100  # how far up a call looks for what it is part of
 
 
 _UNSET: dict[str, object] = dict.fromkeys(
-    ("admission", "begun", "call", "context", "customer", "inner", "metered", "noted", "parent", "roof", "slot")
+    (
+        "admission",
+        "begun",
+        "call",
+        "context",
+        "customer",
+        "given",
+        "inner",
+        "metered",
+        "noted",
+        "parent",
+        "roof",
+        "slot",
+    )
 ) | {"ended": False}
 
 
@@ -38,6 +51,7 @@ class Running(ref):  # type: ignore[type-arg]
         slot: In force where it started.
         customer: For whom the code worked that started it, by the guard's own word.
         context: OpenTelemetry's, where it started; of calls only.
+        given: The baggage where it started, if a processor may have copied it on the span.
         noted: What its attributes said about the customer then.
         begun: Scope, attributes, ids and start (ns) of a span that may be a call, while it runs.
         ended: Whether it is over.
@@ -58,6 +72,7 @@ class Running(ref):  # type: ignore[type-arg]
     slot: Slot | None
     customer: str | None
     context: Context | None
+    given: Mapping[str, object] | None
     noted: dict[str, Any] | None
     begun: tuple[str, Mapping[str, Any], SpanContext, int | None] | None
     call: Seen | None

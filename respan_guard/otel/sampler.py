@@ -93,16 +93,18 @@ def hides_calls(sampler: Sampler) -> str | None:
 _warned = False
 
 
-def warn_of_sampling(provider: object = None) -> None:
-    """Log, once, that the tracer provider's sampler hides LLM calls."""
+def warn_of_sampling(provider: object = None, *, sampler: object = None) -> None:
+    """Log, once, that a sampler hides LLM calls: this one, or that of the tracer provider given or in force."""
     global _warned
     if _warned:
         return
-    found = provider if provider is not None else trace.get_tracer_provider()
-    if not isinstance(found, TracerProvider):
+    if sampler is None:
+        found = provider if provider is not None else trace.get_tracer_provider()
+        sampler = found.sampler if isinstance(found, TracerProvider) else None
+    if not isinstance(sampler, Sampler):
         return
     try:
-        why = hides_calls(found.sampler)
+        why = hides_calls(sampler)
     except Exception:
         logger.debug("a sampler could not be asked", exc_info=True)
         return
@@ -111,6 +113,6 @@ def warn_of_sampling(provider: object = None) -> None:
         logger.warning(
             "the sampler %s hides LLM calls from respan_guard (%s): they are made, and neither recorded nor counted; "
             "use TracerProvider(sampler=GuardSampler(...)) from respan_guard.otel",
-            found.sampler.get_description(),
+            sampler.get_description(),
             why,
         )

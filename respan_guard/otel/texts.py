@@ -18,6 +18,7 @@ _NOT_MADE = re.compile(
     r"|ClientError|ServerError|ConnectError|ConnectTimeout|ModelHTTPError|ContentPolicyViolation\w*|RequestTooLargeError"
     r"|RateLimitExceeded|BudgetExceeded|CustomerBlocked|APIError)$"
 )
+_NOT_SENT = "Streaming is required for operations that may take longer"  # says Anthropic's SDK, and sends nothing
 _STATUS = re.compile(r"(?:Error code: |HTTP |status_code: |^)([45]\d\d)\b")
 
 
@@ -31,7 +32,7 @@ def was_made(attributes: Mapping[str, Any], usage: Usage, description: str | Non
     if isinstance(status, int) and status >= 400:
         return False
     text = f"{description or ''} {attributes.get('error.message') or ''}".strip()
-    if _STATUS.search(text[:300]):
+    if _STATUS.search(text[:300]) or text.startswith(_NOT_SENT):
         return False
     return not re.match(rf"\s*(?:[\w.]+\.)?{_NOT_MADE.pattern[:-1]}\b", text[:300])
 

@@ -144,6 +144,23 @@ async def test_gauges_show_what_is_in_flight_and_what_waits(
     assert measured.value("respan_guard.usage.records") == 5
 
 
+async def test_a_record_that_comes_again_is_not_spent_twice(measured: Metrics, make_guard: MakeGuard) -> None:
+    """What an admission still holds, by the gauge and for calls that claim of it, is what the store says it holds."""
+    usage = Usage("gpt-4o", cost=Decimal("0.25"), provider="openai", response_id="chatcmpl-0123456789abcdef0123456789")
+    async with (
+        make_guard(default_limits={"total_budget": 9}) as guard,
+        guard.admit("c1", estimate=Decimal(2)) as admission,
+    ):
+        for _ in range(4):
+            await admission.record(usage)
+        assert measured.value("respan_guard.admission.held") == 1_750_000_000
+        assert (await guard.status("c1")).limits[0].held == Decimal("1.75")
+        for _ in range(2):
+            await admission.record(Usage("gpt-4o", cost=Decimal("0.25")))
+        assert measured.value("respan_guard.admission.held") == 1_250_000_000
+        assert (await guard.status("c1")).limits[0].held == Decimal("1.25")
+
+
 async def test_storage_is_measured_with_the_kind_of_its_error(
     measured: Metrics, store: FaultyBackend, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from opentelemetry import baggage, trace
+from opentelemetry.context import Context
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.trace import SpanKind, set_span_in_context
 
@@ -147,6 +148,19 @@ class BaggageOnSpans(SpanProcessor):
             span.set_attribute(name, value)
 
 
+class LangfuseOnSpans(SpanProcessor):
+    """What Langfuse's processor does: baggage has other names than the attributes it becomes."""
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:
+        for name, value in baggage.get_all(parent_context).items():
+            span.set_attribute("user.id" if name == "langfuse_user_id" else name, value)
+
+
+def copy_baggage(metered: Metered, copier: SpanProcessor) -> None:
+    """Put a processor before the guard's."""
+    metered.provider._active_span_processor._span_processors = (copier, metered.processor)
+
+
 @pytest.mark.parametrize("copied", [False, True])
 @pytest.mark.parametrize("trusted", [False, True])
 @pytest.mark.parametrize("where", ["the call's own span", "its parent's"])
@@ -156,10 +170,7 @@ def test_baggage_counts_only_if_it_is_trusted(
     """Any client can send `baggage: user.id=victim`; a processor that copies it on spans makes it no truer."""
     metered = make_metered(otel_trust_baggage=trusted)
     if copied:
-        metered.provider._active_span_processor._span_processors = (  # to be the first
-            BaggageOnSpans(),
-            metered.processor,
-        )
+        copy_baggage(metered, BaggageOnSpans())
     context = baggage.set_baggage("user.id", "victim")
     parent = metered.start({}, "asgi", kind=SpanKind.SERVER, context=context)
     inner = set_span_in_context(parent, context)
@@ -175,6 +186,53 @@ def test_an_app_that_names_its_user_is_heard_in_spite_of_baggage(metered: Metere
     with metered.guard.on_behalf_of("org_2"):
         metered.see(numbered(2), context=context)
     assert sorted(whose(metered)) == ["org_1", "org_2"]
+
+
+@pytest.mark.parametrize("where", ["the call's own span", "its parent's, late"])
+@pytest.mark.parametrize(("copied", "sent"), [(False, "ann"), (False, "eve"), (True, "eve")])
+def test_a_header_takes_nobodys_name_away(where: str, copied: bool, sent: str, metered: Metered) -> None:
+    """A client that sends `baggage: user.id=...` stays the user that the app says, and so is charged and refused."""
+    if copied:
+        copy_baggage(metered, BaggageOnSpans())
+    context = baggage.set_baggage("user.id", sent)
+    parent = metered.start({}, "asgi", kind=SpanKind.SERVER, context=context)
+    span = metered.start(call(), context=set_span_in_context(parent, context))
+    (span if where == "the call's own span" else parent).set_attribute("user.id", "ann")
+    span.end()
+    parent.end()
+    assert whose(metered) == ["ann"]
+
+
+@pytest.mark.parametrize("names", [("langfuse_user_id", "langfuse_user_id"), ("user.id", "enduser.id")])
+@pytest.mark.parametrize("copier", [BaggageOnSpans, LangfuseOnSpans])
+def test_what_langfuse_propagates_is_baggage_too(
+    copier: type[SpanProcessor], names: tuple[str, str], metered: Metered
+) -> None:
+    """A header names no victim, under whatever name it becomes an attribute."""
+    copy_baggage(metered, copier())
+    context = baggage.set_baggage(names[1], "victim", baggage.set_baggage(names[0], "victim"))
+    metered.see(call(), context=context)
+    assert whose(metered) == [""]
+
+
+@pytest.mark.parametrize("how", ["only the span", "the span, in a thread of its own"])
+def test_the_baggage_of_a_span_around_is_its_own(how: str, metered: Metered) -> None:
+    """Code that was given the request's span without its baggage does not believe what was copied there."""
+    copy_baggage(metered, BaggageOnSpans())
+    server = metered.start({}, "asgi", kind=SpanKind.SERVER, context=baggage.set_baggage("user.id", "victim"))
+
+    def work() -> None:
+        with trace.use_span(server):
+            metered.see(call())
+
+    if how == "only the span":
+        metered.see(call(), context=set_span_in_context(server, Context()))
+    else:
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    server.end()
+    assert whose(metered) == [""]
 
 
 # -- parents -------------------------------------------------------------------------------------------
@@ -202,6 +260,31 @@ def test_a_parent_that_was_over_names_nobody(metered: Metered) -> None:
     metered.see(numbered(3), context=set_span_in_context(server))
     worker.end()
     assert whose(metered) == ["org_1", "", ""]
+
+
+@pytest.mark.parametrize("how", ["another trace's", "remote", "remote, the trace's own"])
+def test_a_traceparent_header_names_nobody(how: str, metered: Metered) -> None:
+    """Whoever sends the id of another customer's running span is not that customer."""
+    with metered.guard.on_behalf_of("victim"):
+        other = metered.start({"user.id": "victim"}, "asgi", kind=SpanKind.SERVER)
+    running = other.get_span_context()
+    trace_id = running.trace_id if how == "remote, the trace's own" else 0x1234
+    sent = trace.SpanContext(trace_id, running.span_id, how != "another trace's", trace.TraceFlags(1))
+    server = metered.start({}, "asgi", kind=SpanKind.SERVER, context=set_span_in_context(trace.NonRecordingSpan(sent)))
+    metered.see(numbered(1), context=set_span_in_context(server))
+    metered.see(numbered(2), context=set_span_in_context(trace.NonRecordingSpan(sent)))
+    assert whose(metered) == ["", ""]
+
+
+def test_a_traceparent_header_takes_no_call_away(metered: Metered) -> None:
+    """A wrapped client's call within a context from outside does not pass for the call of the span that it names."""
+    span = metered.start(call(user__id="org_1"))
+    running = span.get_span_context()
+    sent = trace.NonRecordingSpan(trace.SpanContext(running.trace_id, running.span_id, is_remote=True))
+    with trace.use_span(sent):
+        metered.processor.called("gpt-4o")
+    span.end()
+    assert whose(metered) == ["org_1"]
 
 
 def test_an_admission_that_is_over_names_nobody(metered: Metered) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import anthropic
 import pytest
+from opentelemetry import baggage
 from pydantic_ai import Agent
 from pydantic_ai.models.instrumented import InstrumentationSettings
 from pydantic_ai.models.openai import OpenAIChatModel
@@ -42,6 +43,14 @@ def test_a_spent_budget_stops_the_next_call(make_metered: MakeMetered) -> None:
         metered.see(numbered(4))
     assert len(metered.records()) == 4
     assert not metered.processor._running
+
+
+def test_a_header_does_not_undo_it(make_metered: MakeMetered) -> None:
+    """A client that sends baggage under the name by which the app says who it is, is stopped all the same."""
+    metered = make_metered(default_limits={"total_budget": 0}, otel_enforce=True)
+    for sent in ("whatever", "ann"):
+        with pytest.raises(BudgetExceeded):
+            metered.start(call(user__id="ann"), context=baggage.set_baggage("user.id", sent))
 
 
 def test_it_is_let_through_again(make_metered: MakeMetered) -> None:

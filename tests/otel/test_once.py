@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from typing import Any
@@ -43,13 +44,43 @@ def count(metered: Metered) -> int:
 # -- spans among themselves ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("customers", [("org_1", "org_1"), ("org_1", None), (None, "org_1"), ("org_1", "org_2")])
+@pytest.mark.parametrize("customers", [("org_1", "org_1"), ("org_1", None), (None, "org_1")])
 def test_one_response_id_once(customers: tuple[str | None, str | None], metered: Metered) -> None:
-    """In whatever trace, scope and under whatever customer: the first that is known pays."""
+    """In whatever trace and scope: the customer that is known pays."""
     for customer, scope in zip(customers, (OFFICIAL, "some.other.scope"), strict=True):
         metered.see(call() | ({} if customer is None else {"user.id": customer}), scope)
     (record,) = metered.records()
     assert record.customer_identifier == "org_1"
+
+
+def test_one_response_id_of_two_customers(metered: Metered) -> None:
+    """Ids are unique per customer: a server that gives one again has not answered the other customer for nothing."""
+    for customer, tokens in (("org_1", 10), ("org_2", 5000), ("org_3", 5000)):
+        metered.see(call(gen_ai__usage__input_tokens=1000 + tokens, user__id=customer))
+    assert [record.customer_identifier for record in metered.records()] == ["org_1", "org_2", "org_3"]
+
+
+def test_two_names_for_the_customer_of_one_call(metered: Metered) -> None:
+    """At one moment, with the same tokens, one id is one call, whoever two scopes say it is for: the first pays."""
+    overlapping(metered, (call(user__id="org_1"), LANGCHAIN), (call(user__id="org_2"), OPENINFERENCE))
+    (record,) = metered.records()
+    assert record.customer_identifier == "org_1"
+
+
+def test_one_response_id_of_two_providers(metered: Metered) -> None:
+    """Another provider's reply, of another model, is another call although it has the same id."""
+    metered.see(call())
+    metered.see(call() | CLAUDE)
+    assert count(metered) == 2
+
+
+def test_a_response_id_that_comes_again_much_later(metered: Metered) -> None:
+    """What is the same for minutes is not the same for ever; for one customer and provider the store holds it once."""
+    for minute in (0, 30):
+        start = 10**18 + minute * 60 * 10**9
+        attributes = call(gen_ai__provider__name="server" if minute else "openai")
+        metered.start(attributes, start_time=start).end(start + 10**9)
+    assert count(metered) == 2
 
 
 def test_short_response_ids_repeat(metered: Metered) -> None:
@@ -76,6 +107,20 @@ def test_a_tool_within_a_call_makes_calls_of_its_own(metered: Metered) -> None:
     inner = call(gen_ai__request__model="gpt-4o-mini", gen_ai__usage__input_tokens=70) | OTHER_ID
     metered.see(inner | {"gen_ai.response.model": "gpt-4o-mini"}, context=set_span_in_context(outer))
     outer.end()
+    assert count(metered) == 2
+
+
+@pytest.mark.parametrize(
+    "outer", [{"llm.model_name": "gpt-4o"}, {"llm.token_count.prompt": 5000, "llm.token_count.completion": 999}]
+)
+def test_a_call_within_one_of_the_same_instrumentation(outer: dict[str, Any], metered: Metered) -> None:
+    """One instrumentation sees a call once: another model, or other tokens, within it is another call."""
+    kind = {"openinference.span.kind": "LLM", "llm.system": "openai"}
+    around = metered.start(kind, OPENINFERENCE)
+    tokens = {"llm.token_count.prompt": 10, "llm.token_count.completion": 5}
+    metered.see(kind | tokens | {"llm.model_name": "gpt-4o-mini"}, OPENINFERENCE, set_span_in_context(around))
+    around.set_attributes({"llm.model_name": "gpt-4o-mini"} | outer)
+    around.end()
     assert count(metered) == 2
 
 
@@ -126,6 +171,42 @@ def test_one_after_the_other_are_two(metered: Metered) -> None:
     """Same looks, but not at the same time."""
     metered.start(call() | NO_ID, LANGCHAIN, start_time=10**18).end(10**18 + 10**9)
     metered.start(call() | NO_ID, OPENINFERENCE, start_time=10**18 + 2 * 10**9).end(10**18 + 3 * 10**9)
+    assert count(metered) == 2
+
+
+BARE = {name: value for name, value in call().items() if "usage" not in name and name != "gen_ai.response.id"}
+
+
+def test_calls_at_once_of_which_one_tells_no_usage(metered: Metered) -> None:
+    """Spans of pydantic-ai are current, so what stands beside them is another call: it does not vanish in this one."""
+    overlapping(metered, (BARE, "pydantic-ai"), (call(), OFFICIAL))
+    assert sorted(record.kind for record in metered.records()) == ["presumed", "usage"]
+
+
+def test_a_call_that_began_before_and_ended_before(metered: Metered) -> None:
+    """What a framework saw of a call lies around what its SDK did; spans that only overlap are of two calls."""
+    framework, sdk = metered.start(BARE, LANGCHAIN), metered.start(call(), start_time=time.time_ns() + 10**8)
+    framework.end(time.time_ns() + 2 * 10**8)
+    sdk.end(time.time_ns() + 10**9)
+    assert sorted(record.kind for record in metered.records()) == ["presumed", "usage"]
+
+
+def test_what_an_app_records_itself_is_no_other_call(metered: Metered) -> None:
+    """A stream whose span tells no usage, and a call that the app records meanwhile: the one is not the other."""
+    with metered.guard.on_behalf_of("org_1"):
+        span = metered.start(BARE, "opentelemetry.instrumentation.openai.v1")
+        metered.guard.sync.record(Usage("gpt-4o", input_tokens=900, output_tokens=90, provider="openai"))
+        span.end()
+    assert sorted(record.kind for record in metered.records()) == ["presumed", "usage"]
+
+
+def test_calls_in_a_row_are_no_moment_apart(metered: Metered) -> None:
+    """The same text embedded twice, through two scopes, with 5 ms between them."""
+    embedding = {"gen_ai.usage.input_tokens": 8, "gen_ai.request.model": "text-embedding-3-small"}
+    for number, scope in enumerate((LANGCHAIN, OPENINFERENCE)):
+        start = 10**18 + number * 15 * 10**6
+        attributes = embedding | {"gen_ai.operation.name": "embeddings"}
+        metered.start(attributes, scope, start_time=start).end(start + 10**7)
     assert count(metered) == 2
 
 
@@ -181,6 +262,62 @@ def test_usage_from_the_one_customer_from_the_other(metered: Metered) -> None:
     (record,) = metered.records()
     assert (record.id, record.customer_identifier) == (f"openai:{RESPONSE_ID}", "org_1")
     assert record.cost == Decimal("0.004")
+
+
+@pytest.mark.parametrize("lacks", ["usage", "customer"])
+def test_a_span_around_that_still_runs_is_waited_for(
+    lacks: str, metered: Metered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A framework goes on reading a stream long after the SDK's span ended, and knows at its end what that did not."""
+    monkeypatch.setattr("respan_guard.otel.meter._PATIENCE", 0.05)
+    outer = metered.start({"gen_ai.operation.name": "chat"}, "pydantic-ai")
+    inner = BARE | {"user.id": "org_1"} if lacks == "usage" else call()
+    metered.see(inner, context=set_span_in_context(outer))
+    time.sleep(0.3)
+    assert not list(metered.guard.sync.records())
+    outer.set_attributes(call(user__id="org_1"))
+    outer.end()
+    (record,) = metered.records()
+    assert (record.customer_identifier, record.kind, record.cost) == ("org_1", "usage", Decimal("0.004"))
+
+
+def test_an_agents_span_is_not_waited_for(metered: Metered, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent may run for hours, and knows no more of a call than the call."""
+    monkeypatch.setattr("respan_guard.otel.meter._PATIENCE", 0.05)
+    agent = metered.start({"gen_ai.operation.name": "invoke_agent"}, "pydantic-ai")
+    metered.see(BARE, context=set_span_in_context(agent))
+    end = time.monotonic() + 10
+    while not list(metered.guard.sync.records()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    agent.end()
+
+
+@pytest.mark.parametrize("storage", ["memory://", "sqlite"])
+@pytest.mark.parametrize("held", [True, False])
+def test_usage_that_comes_late_shrinks_what_was_presumed(
+    held: bool, storage: str, make_metered: MakeMetered, tmp_path: Any
+) -> None:
+    """CONTRACT G8: real and presumed together are no more than the larger of them."""
+    storage = f"sqlite:///{tmp_path / 'guard.db'}" if storage == "sqlite" else storage
+    metered = make_metered(storage, missing_usage="hold" if held else "estimate", default_limits={"period_budget": 10})
+    asked = BARE | {"gen_ai.request.max_tokens": 1000, "user.id": "org_1"}
+    if held:
+        with metered.guard.sync.admit("org_1", estimate=Decimal("0.05")):
+            outer = metered.start({"gen_ai.operation.name": "chat"}, "pydantic-ai")
+            metered.see(asked, context=set_span_in_context(outer))
+    else:
+        outer = metered.start({"gen_ai.operation.name": "chat"}, "pydantic-ai")
+        metered.see(asked, context=set_span_in_context(outer))
+    (presumed,) = metered.records()
+    assert presumed.cost is not None
+    assert presumed.cost > Decimal("0.004")
+    outer.set_attributes(call())
+    outer.end()
+    records = {record.kind: record for record in metered.records()}
+    assert records["usage"].cost == Decimal("0.004")
+    assert records["presumed"].cost == presumed.cost - Decimal("0.004")
+    assert {record.customer_identifier for record in records.values()} == {"org_1"}
 
 
 # -- spans and the other doors -------------------------------------------------------------------------

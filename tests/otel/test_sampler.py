@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, DEFAULT_ON, ParentBased, Sampler, TraceIdRatioBased
 from opentelemetry.trace import SpanKind, set_span_in_context
 
+from respan_guard import Usage
 from respan_guard.otel import GuardSampler
 from respan_guard.otel.sampler import hides_calls, warn_of_sampling
 
@@ -70,6 +71,37 @@ def test_the_processor_looks_at_the_tracing_in_force(
         assert not caplog.records
         metered.processor.force_flush()
     assert "hides LLM calls" in caplog.text
+
+
+def test_the_sampler_of_the_provider_it_was_added_to(
+    make_metered: MakeMetered, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That provider need not be the one in force: the first span tells which sampler let it through."""
+    monkeypatch.setattr("respan_guard.otel.sampler._warned", False)
+    metered = make_metered()
+    provider = TracerProvider(sampler=TraceIdRatioBased(0.9), shutdown_on_exit=False)
+    provider.add_span_processor(metered.processor)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(20):
+            provider.get_tracer("x").start_span("x").end()
+    assert "TraceIdRatioBased{0.9} hides LLM calls" in caplog.text
+
+
+@pytest.mark.parametrize("when", ["it is made", "another door records"])
+def test_where_all_is_dropped_it_is_said_early(
+    when: str, make_metered: MakeMetered, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No span ever starts then: the tracing in force is looked at when the processor is made, and at a record."""
+    monkeypatch.setattr("respan_guard.otel.sampler._warned", False)
+    provider = TracerProvider(sampler=ALWAYS_OFF, shutdown_on_exit=False)
+    first = make_metered()
+    monkeypatch.setattr("opentelemetry.trace._TRACER_PROVIDER", provider)
+    with caplog.at_level(logging.WARNING):
+        if when == "it is made":
+            make_metered()
+        else:
+            first.guard.sync.record(Usage("gpt-4o", input_tokens=1), customer_identifier="org_1")
+    assert "AlwaysOff" in caplog.text
 
 
 @pytest.mark.parametrize("export", [SimpleSpanProcessor, BatchSpanProcessor])
