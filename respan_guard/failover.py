@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from respan_guard.admission import Admission
-from respan_guard.backends.base import Admit, Allowed, Record, Refused, Release
+from respan_guard.backends.base import Admit, Allowed, Refused, Release
 from respan_guard.backends.memory import MemoryBackend
 from respan_guard.decision import BLOCKED, Decision
 from respan_guard.errors import (
@@ -26,20 +25,18 @@ from respan_guard.errors import (
     RateLimitExceeded,
     StorageUnavailable,
 )
+from respan_guard.local_shares import Account, LocalLane
 
 if TYPE_CHECKING:
-    from respan_guard.backends.base import Backend, Entry, Limit, Op, Outcome, Recorded, TooLate
-    from respan_guard.drain import Waits
+    from respan_guard.backends.base import Limit
     from respan_guard.estimates import Ask
     from respan_guard.guard import Guard
-    from respan_guard.home import Home
     from respan_guard.homes import Homes
     from respan_guard.lanes import Lane
     from respan_guard.policies import KnownPolicy
     from respan_guard.policy import Terms
-    from respan_guard.rate_storage import Counted
 
-__all__ = ["Failover", "LocalLane", "unavailable"]
+__all__ = ["Failover", "unavailable"]
 
 logger = logging.getLogger("respan_guard")
 T = TypeVar("T")
@@ -76,7 +73,7 @@ class Failover:
         self._rated = settings.rate_limit_storage is not None
         self._size = settings.max_cached_customers
         self._lock = threading.Lock()
-        self._accounts: dict[str, _Account] = {}
+        self._accounts: dict[str, Account] = {}
         self._windows = MemoryBackend(max_customers=self._size)
         self._settling = False
         self._logged_at = float("-inf")
@@ -179,7 +176,7 @@ class Failover:
     def _share(self, amount: int) -> int:
         return max(1, amount * self._parts // _PARTS) if amount else 0
 
-    def _by_budgets(self, error: BackendError, customer: str, budgets: list[Limit], ask: Ask) -> _Account:
+    def _by_budgets(self, error: BackendError, customer: str, budgets: list[Limit], ask: Ask) -> Account:
         """The budgets' shares, of what was last known to be left."""
         with self._lock:
             account = self._accounts.get(customer)
@@ -230,126 +227,7 @@ class Failover:
             with self._lock:
                 if len(self._accounts) >= self._size:
                     self._accounts.pop(next(iter(self._accounts)), None)
-                account = self._accounts.setdefault(customer, _Account())
+                account = self._accounts.setdefault(customer, Account())
         account.decision, account.hold = decision, hold
         if stored > account.known:
             account.known = stored
-
-
-class _Account:
-    """What storage last said of a customer, and what this process took without it since.
-
-    Attributes:
-        decision: The last one of the store.
-        hold: What it held itself, nano-USD.
-        total: Recorded under local admissions, ever, nano-USD.
-        stored: How much of it has come to the store.
-        known: How much of it the store knew of when it said so.
-        sending: How many records are on their way into an inbox.
-        held: What local admissions in force hold, nano-USD.
-    """
-
-    __slots__ = ("decision", "held", "hold", "known", "sending", "stored", "total")
-
-    def __init__(self) -> None:
-        self.decision: Decision | None = None
-        self.hold = self.held = self.total = self.stored = self.known = self.sending = 0
-
-    @property
-    def spent(self) -> int:
-        """What was recorded under local admissions and is not in what the store said."""
-        return self.total - self.known
-
-    def left(self, budget: Limit) -> int:
-        """What was left of a budget; nothing if it was of another period."""
-        decision = self.decision
-        if decision is not None:
-            outcome = decision.outcome
-            for limit, used, held in zip(decision.compiled, outcome.used, outcome.held, strict=True):
-                if limit.name == budget.name and limit.key == budget.key:
-                    return budget.amount - used - held - (self.hold if decision.allowed else 0)
-        return 0
-
-
-class LocalLane:
-    """The lane of an admission that draws from a local allowance: what is recorded under it is counted here, too."""
-
-    def __init__(self, usual: Callable[[], Lane], lane: Lane, account: _Account, hold: int) -> None:
-        self._usual = usual
-        self._lane = lane
-        self._account = account
-        self._left = hold
-
-    @property
-    def home(self) -> Home | None:
-        """Where it leads to."""
-        return self._lane.home
-
-    @property
-    def asleep(self) -> bool:
-        """Whether nobody looks at the kill switch there."""
-        return self._lane.asleep
-
-    async def submit(self, op: Op) -> Outcome:
-        """Apply `op` and return its outcome."""
-        return await self._lane.submit(op)
-
-    async def record(self, entry: Entry) -> Recorded | TooLate | None:
-        """Book `entry`, by the lane of whoever waits."""
-        with self._sending(Record(entry)):
-            return await self._usual().record(entry)
-
-    async def book(self, entry: Entry) -> Recorded | TooLate | Waits | None:
-        """As `record`, for somebody who reports it again if this raises."""
-        with self._sending(Record(entry)):
-            return await self._usual().book(entry)
-
-    def post(self, *ops: Op) -> None:
-        """Apply `ops` some time soon. Storage knows nothing of the admission; only its records go there."""
-        with self._sending(*ops):
-            records = [op for op in ops if isinstance(op, Record)]
-            if records:
-                self._lane.post(*records)
-
-    @contextmanager
-    def _sending(self, *ops: Op) -> Generator[None]:
-        self._account.sending += 1
-        try:
-            for op in ops:
-                self._note(op)
-            yield
-        finally:
-            self._account.sending -= 1
-
-    def _note(self, op: Op) -> None:
-        account = self._account
-        if isinstance(op, Record):
-            cost = op.entry.cost or 0
-            drawn = min(self._left, cost)
-            account.total += cost
-        elif isinstance(op, Release):
-            drawn = self._left
-        else:
-            return
-        self._left -= drawn
-        account.held -= drawn
-
-    async def call(self, work: Callable[[Backend], Awaitable[T]], timeout: float | None = 10.0) -> T:  # noqa: ASYNC109
-        """Run a read or a change of customers."""
-        return await self._lane.call(work, timeout)
-
-    def post_call(self, work: Callable[[Backend], Awaitable[object]], delay: float = 0.0) -> None:
-        """Run `work` some time soon."""
-        self._lane.post_call(work, delay)
-
-    async def count_rates(self, customer: str, rates: Sequence[Limit], requests: int) -> list[Counted]:
-        """Count requests in the storage of rates."""
-        return await self._lane.count_rates(customer, rates, requests)
-
-    async def look_at_rates(self, customer: str, rates: Sequence[Limit]) -> list[Counted]:
-        """Where rates stand."""
-        return await self._lane.look_at_rates(customer, rates)
-
-    async def flush(self) -> None:
-        """Return when everything that was sent before is stored."""
-        await self._lane.flush()

@@ -25,8 +25,9 @@ from respan_guard.backends.base import (
 from respan_guard.clock import Clock
 from respan_guard.drain import BATCH, Item
 from respan_guard.errors import BackendError, GuardError, StorageUnavailable
+from respan_guard.home_rates import Counted
 from respan_guard.journal import Journal, JournalFile
-from respan_guard.rate_storage import Counted, RateStorage
+from respan_guard.rate_storage import RateStorage
 from respan_guard.submitting import Submitting
 from respan_guard.telemetry import telemetry
 

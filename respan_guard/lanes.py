@@ -32,8 +32,8 @@ from respan_guard.clock import Clock
 from respan_guard.drain import Waits
 from respan_guard.errors import BackendError, CounterOverflow, GuardError, StorageUnavailable
 from respan_guard.home import Home
+from respan_guard.home_rates import Counted
 from respan_guard.observing import observe_entry
-from respan_guard.rate_storage import Counted
 from respan_guard.telemetry import telemetry
 
 __all__ = ["GuardThread", "Lane", "RemoteLane", "SharedLane", "run_inline"]

@@ -13,9 +13,9 @@ from respan_guard.errors import BackendError, ConfigurationError, StorageUnavail
 if TYPE_CHECKING:
     from respan_guard.backends.base import Limit, Outcome, Window
     from respan_guard.guard import Guard
+    from respan_guard.home_rates import Counted
     from respan_guard.lanes import Lane
     from respan_guard.policy import Terms
-    from respan_guard.rate_storage import Counted
 
 __all__ = ["RatedAsk", "with_rates"]
 
