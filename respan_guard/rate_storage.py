@@ -7,7 +7,7 @@ side, and keeps whoever is out of money from asking without end.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final
 
 from limits.aio.storage import MovingWindowSupport, SlidingWindowCounterSupport
 from limits.errors import ConfigurationError as LimitsConfigurationError
@@ -19,12 +19,8 @@ from respan_guard.errors import ConfigurationError
 from respan_guard.home_rates import HomeRates
 from respan_guard.settings import Settings, mask_url
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["RateStorage", "rate_storage"]
 
-T = TypeVar("T")
 _REDIS: Final = ("redis", "rediss", "redis+unix", "redis+cluster", "redis+sentinel")
 _PACKAGES: Final = {  # not the extras of `limits`: they pin clients to versions that are too old
     "redis": "'respan-guard[redis]'",
