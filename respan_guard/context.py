@@ -82,6 +82,8 @@ class Slot:
         """
         if self.bound is not None and not self.bound.ended:
             return self.bound
+        if not self.admissions:
+            return None
         live = [admission for admission in self.admissions if not admission.ended]
         if not live or any(other.customer_identifier != live[0].customer_identifier for other in live):
             return None
@@ -94,7 +96,7 @@ class Slot:
         Work that outlives an admission within a request does not fall to the request's customer, if that is another.
         """
         if self.customer is not None:
-            return self.around(self.customer)
+            return None if self.outer is None else self.around(self.customer)
         own = self.admission
         if own is not None or self.request is None or self.request is self:
             return own

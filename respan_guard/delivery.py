@@ -37,6 +37,7 @@ __all__ = ["Delivery", "cursor_name"]
 T = TypeVar("T")
 EXPORT_TIMEOUT: Final = 20.0  # below the lease's time, so that nobody else begins meanwhile
 IDLE: Final = 1.0
+GATHERING: Final = 0.5  # until there is more to send than a few: each batch is a read and a write beside the requests
 STANDBY: Final = 5.0
 _FIRST_WAIT: Final = 1.0
 _LONGEST_WAIT: Final = 300.0
@@ -139,6 +140,7 @@ class Delivery:
             return self._interval
         cursor = await self._cursor()
         page = await self._page(cursor, self._size)
+        full = len(page) >= self._size
         if not page:
             self.lag_ms, self.error = 0, owing
             return IDLE
@@ -168,7 +170,7 @@ class Delivery:
         if records[-1].sequence >= self._suspect or (len(records) == 1 and rejected):
             self._size = min(self._most, self._size * 2)
         self.error = owing
-        return self._interval
+        return self._interval if full else max(self._interval, GATHERING)
 
     def _sorted(self, records: Sequence[UsageRecord], result: ExportResult) -> tuple[dict[int, str], dict[int, str]]:
         """Which rows come again, and which are dead letters, and why."""

@@ -85,7 +85,8 @@ class GuardSpanProcessor(SpanProcessor):
         self._running: dict[int, Running] = {}
         self._scopes: dict[int, str | None] = {}
         self._met: list[InstrumentationScope | None] = []
-        self._peers: tuple[Any, bool] = ((), False)
+        self._peers: Any = None
+        self._copied: bool | None = None  # None: the processors beside this one were not looked at yet
         self._parents: frozenset[int] = frozenset()
         self._looked = False
         self._meter: Meter
@@ -120,22 +121,17 @@ class GuardSpanProcessor(SpanProcessor):
             above = parent()
             if (above is not None and above.context is around) or (parent := self._find(around)) is not None:
                 running.parent = parent
-        try:
-            peers = span._span_processor._span_processors  # type: ignore[attr-defined]
-        except AttributeError:
-            peers = None
-        known_peers, copied = self._peers
-        if (peers is not known_peers and self._meet_peers(peers)) or copied:
-            running.given = baggage.get_all(parent_context) or None
         slot = current_slot.get()
         if slot is not None and slot.guard is not self.guard:
             slot = slot_of(self.guard)
         if slot is not None:
             running.slot = slot
-            if (admission := slot.in_force) is not None:
+            if (customer := slot.customer) is not None:
+                running.customer = customer
+                if slot.outer is not None and (admission := slot.around(customer)) is not None:
+                    running.admission = admission
+            elif (admission := slot.in_force) is not None:
                 running.admission, running.customer = admission, admission.customer_identifier
-            elif slot.customer is not None:
-                running.customer = slot.customer
         elif parent is not None and parent.customer is not None:
             # Code without the context, a thread say, that was given the span.
             admission = parent.admission
@@ -146,7 +142,10 @@ class GuardSpanProcessor(SpanProcessor):
             known = self._scopes[id(scope)]
         except KeyError:
             known = self._meet(scope, span)
-        if known is not None or self._standing is not None:
+        may_be_call = known is not None or self._standing is not None
+        if may_be_call or self._copied is not False:
+            self._note_given(running, span, parent_context)
+        if may_be_call:
             self._inbox.make_way()
             self._start_call(running, span, known, parent_context)
         self._running[key] = running
@@ -259,12 +258,14 @@ class GuardSpanProcessor(SpanProcessor):
         warn_of_sampling(sampler=getattr(span, "_sampler", None))  # which need not be the global one
         return found
 
-    def _meet_peers(self, peers: Any) -> bool:
-        """Look at the processors beside this one: whether one of them may copy baggage on spans as they start."""
-        idle = {SpanProcessor.on_start, SimpleSpanProcessor.on_start, BatchSpanProcessor.on_start, type(self).on_start}
-        copied = peers is None or any(type(peer).on_start not in idle for peer in peers)
-        self._peers = (peers, copied)
-        return copied
+    def _note_given(self, running: Running, span: Span, parent_context: Context | None) -> None:
+        """Note the baggage, if one of the processors beside this one may copy it on spans as they start."""
+        peers = getattr(getattr(span, "_span_processor", None), "_span_processors", None)
+        if self._copied is None or peers is not self._peers:
+            idle = {kind.on_start for kind in (SpanProcessor, SimpleSpanProcessor, BatchSpanProcessor, type(self))}
+            self._peers, self._copied = peers, peers is None or any(type(peer).on_start not in idle for peer in peers)
+        if self._copied:
+            running.given = baggage.get_all(parent_context) or None
 
     def _start_call(self, running: Running, span: Span, scope: str | None, parent_context: Context | None) -> None:
         """Note what a call may need to be known by; all reading is left to the thread that drains."""
