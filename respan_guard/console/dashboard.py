@@ -192,8 +192,7 @@ class _Dashboard:
         active = self.guard.now_ms() - _ACTIVE_MS
         spenders = await self.backend.customers(CustomerQuery(sort="cost", descending=True, limit=2 * _LOOKED_AT))
         rows = [row for row in spenders if row.last_seen_ms >= active][:_LOOKED_AT]
-        near = await near_budgets(self.guard, self.backend, rows, self.guard.now_ms(), now=True)
-        before = await near_budgets(self.guard, self.backend, rows, self.span.since_ms - 1, now=False)
+        near, before = await near_budgets(self.guard, self.backend, rows, self.span.since_ms - 1)
         return near, before, len(rows)
 
     async def by_model(self) -> Chart:

@@ -22,12 +22,12 @@ OWN: dict[int, dict[str, object]] = {
 }
 
 
-async def near(guard: Guard, at_ms: int, *, now: bool) -> int:
-    """The figure of all customers."""
+async def near(guard: Guard, then_ms: int) -> tuple[int, int]:
+    """The figures of all customers."""
 
-    async def look(backend: Backend) -> int:
+    async def look(backend: Backend) -> tuple[int, int]:
         rows = await backend.customers(CustomerQuery())
-        return await near_budgets(guard, backend, rows, at_ms, now=now)
+        return await near_budgets(guard, backend, rows, then_ms)
 
     return await guard.lane().call(look)
 
@@ -35,8 +35,8 @@ async def near(guard: Guard, at_ms: int, *, now: bool) -> int:
 async def test_near_is_what_status_says(make_guard: MakeGuard, clock: FakeClock) -> None:
     """Of customers with budgets of all kinds, the figure is what their own statuses say, at both moments.
 
-    Some share a calendar's period and are read together, some have a period of their own, one has no budget, one is
-    blocked, and some start a new period in between.
+    Some share a calendar's period, some have one of their own, one has no budget, one is blocked, and some start a new
+    period in between.
     """
     random = Random(7)
     async with make_guard(default_limits={"budget_duration": "monthly", "period_budget": 10}) as guard:
@@ -56,9 +56,8 @@ async def test_near_is_what_status_says(make_guard: MakeGuard, clock: FakeClock)
                 limits = (await guard.status(name)).limits
                 budgets = [one for one in limits if one.name in ("period_budget", "total_budget")]
                 expected += any(one.used * 100 >= one.limit * 80 for one in budgets)
-            assert await near(guard, guard.now_ms(), now=True) == expected
             figures.append((guard.now_ms(), expected))
             for at_ms, then in figures:
-                assert await near(guard, at_ms, now=False) == then
+                assert await near(guard, at_ms) == (expected, then)
             clock.advance(timedelta(days=1).total_seconds())
         assert len({figure for _, figure in figures}) > 3
