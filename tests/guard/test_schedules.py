@@ -154,6 +154,7 @@ async def test_no_interleaving_overspends(make_guard: MakeGuard, storage: str, s
         await schedule.live("d")
         await guard.flush()
         await schedule.check()
+        assert schedule.refused > 0
         assert schedule.cancelled > 0
         assert len(schedule.days) >= 2
 
