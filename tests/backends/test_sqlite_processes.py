@@ -195,6 +195,42 @@ def test_a_forked_child_leaves_the_parents_connection_alone(tmp_path: Path) -> N
     assert output.split("\n")[:2] == ["child done", "active"]
 
 
+FORKING_WITHIN = """
+import threading, time
+from respan_guard import Customer, Guard
+
+guard = Guard(f"sqlite:///{path}", journal_dir=path + "-journal", storage_timeout=3)
+guard.sync.put_customer(Customer(customer_identifier="parent"))
+backend = guard.lane().home.backend
+within = threading.Event()
+
+def slow(writer):
+    within.set()
+    time.sleep(0.5)
+
+thread = threading.Thread(target=lambda: guard.sync.run(guard.lane().call(lambda backend: backend._change(slow))))
+thread.start()
+within.wait()
+child = os.fork()
+if not child:
+    import signal
+    signal.alarm(15)
+    guard.sync.put_customer(Customer(customer_identifier="child"))
+    guard.sync.close()
+    os._exit(0)
+print(os.waitpid(child, 0)[1])
+thread.join()
+print(sorted(row.customer.customer_identifier for row in guard.sync.list_customers()))
+guard.sync.close()
+"""
+
+
+def test_a_fork_within_a_transaction_locks_nobody_out(tmp_path: Path) -> None:
+    """The fork waits for the transaction: a child made within it would find the file locked by itself for ever."""
+    output = finished(script(PREAMBLE + FORKING_WITHIN, tmp_path / "x.db", "a"), timeout=40)
+    assert output.splitlines() == ["0", "['child', 'parent']"]
+
+
 async def test_cancelled_callers_leave_no_transaction_open(tmp_path: Path) -> None:
     """A thousand callers give up at random: each batch is stored wholly or not at all, and the next one runs."""
     seed = random.Random(11)

@@ -2,6 +2,9 @@
 
 aiosqlite hops between threads once per statement, and a caller that is cancelled between two hops leaves
 a transaction open. So a callable is what we have it execute: nothing is awaited inside a transaction.
+
+A fork waits for what runs. SQLite notes in the process's memory which locks the process has on a file; a child that
+was forked within a transaction would find the file locked by itself, by a thread that it has not, for ever.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import random
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
@@ -20,11 +24,15 @@ from urllib.parse import quote
 
 import aiosqlite
 
+from respan_guard.clock import SystemClock
+
 __all__ = ["Link", "immediate", "only_read", "patiently", "prepare"]
 
 T = TypeVar("T")
 _PAUSE = (0.0002, 0.002)  # seconds between two tries for the lock: short, since the others' batches are
+_FORK_WAITS = 5.0  # seconds at most: a fork is the app's, and rather goes wrong for its child than never happens
 _inherited: list[object] = []
+_clock = SystemClock()
 
 
 class _Answer(Generic[T]):
@@ -52,6 +60,8 @@ class Link:
     def __init__(self, connection: aiosqlite.Connection) -> None:
         self._connection = connection
         self._pid = os.getpid()
+        self.busy = threading.Lock()
+        _links.add(self)
 
     @classmethod
     async def open(
@@ -88,8 +98,13 @@ class Link:
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` in the connection's thread, after everything asked before. Cancelling doesn't stop it."""
+
+        def undivided(db: sqlite3.Connection) -> T:
+            with self.busy:
+                return work(db)
+
         try:
-            found = await self._connection.execute_fetchall(cast(str, work))
+            found = await self._connection.execute_fetchall(cast(str, undivided))
         except asyncio.CancelledError:
             # The loop may be about to close, and aiosqlite's thread dies if it has to answer a closed loop:
             # wait until it is through with this, so that it can still be told to stop.
@@ -109,6 +124,29 @@ class Link:
             _inherited.append(self._connection)
             return
         self._connection.stop()
+
+
+_links: weakref.WeakSet[Link] = weakref.WeakSet()
+_held: list[Link] = []  # by the thread that forks
+
+
+def _before_fork() -> None:
+    until = _clock.monotonic() + _FORK_WAITS
+    _held.extend(link for link in list(_links) if link.busy.acquire(timeout=max(0.0, until - _clock.monotonic())))
+
+
+def _after_fork() -> None:
+    while _held:
+        _held.pop().busy.release()
+
+
+def _in_child() -> None:
+    _held.clear()
+    _links.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
 
 
 def patiently(work: Callable[[], T], timeout: float) -> T:
