@@ -3,14 +3,13 @@
 aiosqlite hops between threads once per statement, and a caller that is cancelled between two hops leaves
 a transaction open. So a callable is what we have it execute: nothing is awaited inside a transaction.
 
-A fork waits for what runs. SQLite notes in the process's memory which locks the process has on a file; a child that
-was forked within a transaction would find the file locked by itself, by a thread that it has not, for ever.
+A fork waits for what runs, closing included. SQLite notes in the process's memory which locks the process has on a
+file; a child forked within a transaction would find the file locked by itself, by a thread that it has not, for ever.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import random
 import sqlite3
@@ -48,10 +47,20 @@ class _Answer(Generic[T]):
 class _CallableConnection(sqlite3.Connection):
     """A connection whose `execute` also takes a callable and runs it, in the thread of the connection."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.busy = threading.RLock()  # a callable may close
+        _connections.add(self)
+
     def execute(self, sql: Any, parameters: Any = ()) -> Any:
         if callable(sql):
-            return _Answer(sql(self))
+            with self.busy:
+                return _Answer(sql(self))
         return super().execute(sql, parameters)
+
+    def close(self) -> None:
+        with self.busy:
+            super().close()
 
 
 class Link:
@@ -60,8 +69,6 @@ class Link:
     def __init__(self, connection: aiosqlite.Connection) -> None:
         self._connection = connection
         self._pid = os.getpid()
-        self.busy = threading.Lock()
-        _links.add(self)
 
     @classmethod
     async def open(
@@ -98,24 +105,33 @@ class Link:
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` in the connection's thread, after everything asked before. Cancelling doesn't stop it."""
-
-        def undivided(db: sqlite3.Connection) -> T:
-            with self.busy:
-                return work(db)
-
         try:
-            found = await self._connection.execute_fetchall(cast(str, undivided))
+            found = await self._connection.execute_fetchall(cast(str, work))
         except asyncio.CancelledError:
-            # The loop may be about to close, and aiosqlite's thread dies if it has to answer a closed loop:
-            # wait until it is through with this, so that it can still be told to stop.
-            with contextlib.suppress(sqlite3.Error, ValueError):
-                await self._connection.execute_fetchall(cast(str, lambda _: []))
+            await self._answered()
             raise
         return cast(T, found)
 
+    async def _answered(self) -> None:
+        """Wait until the thread is through with all that it was asked, however often that is cancelled.
+
+        The loop may be about to close, and aiosqlite's thread dies if it has to answer a closed loop.
+        """
+        while True:
+            try:
+                await self._connection.execute_fetchall(cast(str, lambda _: []))
+            except asyncio.CancelledError:
+                continue
+            except (sqlite3.Error, ValueError):
+                pass  # it is closed
+            return
+
     async def close(self) -> None:
-        """Close the connection once everything asked before is done."""
-        await self._connection.close()
+        """Close the connection once everything asked before is done. Cancelling doesn't stop it."""
+        try:
+            await self.run(lambda db: db.close())
+        finally:
+            self.abandon()
 
     def abandon(self) -> None:
         """Let go without waiting, from any thread. A connection of the parent process is never touched."""
@@ -123,16 +139,17 @@ class Link:
             # SQLite forbids even closing what came through a fork, so it must outlive every collection.
             _inherited.append(self._connection)
             return
-        self._connection.stop()
+        # Called where a loop runs, aiosqlite would answer that loop, which may be closed by then: see `_answered`.
+        threading.Thread(target=self._connection.stop, daemon=True).start()
 
 
-_links: weakref.WeakSet[Link] = weakref.WeakSet()
-_held: list[Link] = []  # by the thread that forks
+_connections: weakref.WeakSet[_CallableConnection] = weakref.WeakSet()
+_held: list[_CallableConnection] = []  # by the thread that forks
 
 
 def _before_fork() -> None:
     until = _clock.monotonic() + _FORK_WAITS
-    _held.extend(link for link in list(_links) if link.busy.acquire(timeout=max(0.0, until - _clock.monotonic())))
+    _held.extend(one for one in list(_connections) if one.busy.acquire(timeout=max(0.0, until - _clock.monotonic())))
 
 
 def _after_fork() -> None:
@@ -142,7 +159,7 @@ def _after_fork() -> None:
 
 def _in_child() -> None:
     _held.clear()
-    _links.clear()
+    _connections.clear()
 
 
 if hasattr(os, "register_at_fork"):
