@@ -45,7 +45,7 @@ class Running(ref):  # type: ignore[type-arg]
     a dozen fields would cost them more than all the rest.
 
     Attributes:
-        key: The span's id.
+        ids: The span's own.
         parent: The span around it, if that is one of ours.
         admission: In force where it started.
         slot: In force where it started.
@@ -61,9 +61,9 @@ class Running(ref):  # type: ignore[type-arg]
         inner: What spans within it said about calls.
     """
 
-    __slots__ = ("key", *_UNSET)
+    __slots__ = ("ids", *_UNSET)
 
-    key: int
+    ids: SpanContext
     ended: bool
     roof: Running | None
     metered: str | None
