@@ -87,6 +87,7 @@ class Drain(ABC):
         self._journal = journal
         self._inbox: deque[Item] = deque()
         self._batch: list[Item] = []  # what was taken out of the inbox and is not answered
+        self._aside: list[Item] = []  # what was taken out of it and is being written to the journal
         self._draining = False
         self._drain_task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
@@ -171,8 +172,8 @@ class Drain(ABC):
         self._batch = batch
 
     def _unsend(self) -> None:
-        """Put what was not answered back to where it came from."""
-        batch, self._batch = self._batch, []
+        """Put what was not answered, or not written yet, back to where it came from."""
+        batch, self._batch, self._aside = self._batch + self._aside, [], []
         self._inbox.extendleft(reversed(batch))
 
     async def _apply(self) -> None:

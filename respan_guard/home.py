@@ -17,6 +17,7 @@ from typing import TypeVar
 from respan_guard.backends.base import (
     Admit,
     Backend,
+    Entry,
     Limit,
     Op,
     Outcome,
@@ -35,6 +36,7 @@ __all__ = ["Home"]
 
 T = TypeVar("T")
 _CLOSE_TIMEOUT = 6.0
+_MOST_WAITING = 50_000  # ops in memory, of which each may take 2 kB
 logger = logging.getLogger("respan_guard")
 
 
@@ -71,6 +73,9 @@ class Home(Submitting):
         self._closed = False
         self.rates = rates.open(timeout) if rates is not None else None
         self._looked_at = (0.0, 0)
+        self._no_room = 0  # ops that wait, below which the journal is not asked again
+        self._overflow: asyncio.Task[None] | None = None
+        self._catching_up: asyncio.Task[None] | None = None
         self.asleep = True  # nobody looks at the kill switch here
         self.wakes: Callable[[], Coroutine[object, object, None]] | None = None  # has somebody look again
 
@@ -130,7 +135,7 @@ class Home(Submitting):
     @property
     def waiting(self) -> int:
         """How many operations wait here."""
-        return len(self._inbox) + len(self._batch)
+        return len(self._inbox) + len(self._batch) + len(self._aside)
 
     def repeat(self, every: float, work: Callable[[], Awaitable[bool]]) -> None:
         """Do `work` every so many seconds until it says False or the home closes; from any thread."""
@@ -174,12 +179,18 @@ class Home(Submitting):
         """
         if self._gone:
             return
-        marker: asyncio.Future[Outcome] = self.loop.create_future()
-        self._inbox.append(Item(None, marker))
-        self._start()
-        self._wake.set()  # somebody waits: no pause before the next try
         try:
-            await asyncio.wait_for(marker, self.timeout if self.breaker.failures else max(self.timeout, 5.0))
+            async with asyncio.timeout(self.timeout if self.breaker.failures else max(self.timeout, 5.0)):
+                while True:
+                    marker: asyncio.Future[Outcome] = self.loop.create_future()
+                    self._inbox.append(Item(None, marker))
+                    self._start()
+                    self._wake.set()  # somebody waits: no pause before the next try
+                    await marker
+                    on_the_way = [task for task in (self._overflow, self._catching_up) if task and not task.done()]
+                    if not on_the_way:
+                        return
+                    await asyncio.wait(on_the_way)
         except TimeoutError:
             raise StorageUnavailable("storage did not take all usage records in time; they are kept") from None
 
@@ -260,8 +271,46 @@ class Home(Submitting):
     def _works(self) -> None:
         if self.asleep and self.wakes is not None and not self._closed:
             self._keep(self.wakes())
-        if self._journal.pending and not self._closed and (file := self._journal.rotate()) is not None:
-            self._keep(self._replay(file))
+        if self._closed:
+            return
+        if self._journal.pending and (self._catching_up is None or self._catching_up.done()):
+            self._catching_up = self._keep(self._catch_up())
+        if len(self._inbox) > max(_MOST_WAITING, self._no_room) and (self._overflow is None or self._overflow.done()):
+            self._overflow = self._keep(self._set_aside())
+
+    async def _set_aside(self) -> None:
+        """Move what waits here to the journal: more comes than storage takes, and memory has an end.
+
+        Only records that draw from no hold: a release must not overtake the record in front of it. Those that do can't
+        outrun storage, as each admission waits for it.
+        """
+        alone: list[Item] = []
+        entries: list[Entry] = []
+        rest: list[Item] = []
+        for _ in range(len(self._inbox)):
+            item = self._inbox.popleft()
+            op = item.op
+            if isinstance(op, Record) and op.entry.admission is None and item.future is None and not item.on_disk:
+                item.taken = True
+                alone.append(item)
+                entries.append(op.entry)
+            else:
+                rest.append(item)
+        self._inbox.extendleft(reversed(rest))
+        self._aside = alone
+        try:
+            await asyncio.to_thread(self._journal.write, entries)
+        except OSError as disk:
+            logger.error("%d usage records wait in memory, as the journal can't be written: %s", len(alone), disk)
+            aside, self._aside = self._aside, []
+            self._inbox.extendleft(reversed(aside))
+            self._no_room = 2 * len(self._inbox)  # to try costs more than what waits
+        else:
+            self._aside, self._no_room = [], 0
+
+    async def _catch_up(self) -> None:
+        while (file := self._journal.rotate()) is not None:
+            await self._replay(file)
 
     async def _replay(self, file: JournalFile) -> None:
         """Store what lies in a journal's file, then delete it; a file that isn't wholly stored stays."""
@@ -282,10 +331,11 @@ class Home(Submitting):
         if not self._closed:  # a timer may come due while the loop of a home that was closed is ended
             self._keep(self._guarded(work))
 
-    def _keep(self, work: Coroutine[object, object, None]) -> None:
+    def _keep(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = self.loop.create_task(work)
         self._calls.add(task)  # the loop itself holds tasks weakly
         task.add_done_callback(self._calls.discard)
+        return task
 
     async def _guarded(self, work: Callable[[Backend], Awaitable[object]]) -> None:
         try:

@@ -21,6 +21,7 @@ class FaultyBackend(MemoryBackend):
         error: Raised by every `apply` while it is set; `applied_anyway` applies the batch before.
         other_error: Raised by `open`, `get`, `facts` and `put` while it is set.
         gate: `apply` waits for it, as for a server that hangs.
+        delay: Seconds that each `apply` takes.
     """
 
     shared = False
@@ -32,6 +33,7 @@ class FaultyBackend(MemoryBackend):
     applied_anyway: bool
     gate: asyncio.Event | None
     batches: list[int]
+    delay: float
 
     def __new__(cls, url: str, **options: object) -> FaultyBackend:
         """The store of that URL."""
@@ -39,7 +41,7 @@ class FaultyBackend(MemoryBackend):
             store = super().__new__(cls)
             MemoryBackend.__init__(store, "memory://")
             store.error, store.applied_anyway, store.gate, store.batches = None, False, None, []
-            store.other_error = None
+            store.other_error, store.delay = None, 0.0
             cls.stores[url] = store
         return cls.stores[url]
 
@@ -76,6 +78,8 @@ class FaultyBackend(MemoryBackend):
         """Apply, or fail as told."""
         if self.gate is not None:
             await self.gate.wait()
+        if self.delay:
+            await asyncio.sleep(self.delay)
         if self.error is not None:
             if self.applied_anyway:
                 await super().apply(ops, now)

@@ -221,3 +221,42 @@ async def test_an_overflow_is_refused_before_anything_is_written(guard: Guard) -
     with pytest.raises(CounterOverflow):
         await lane.submit(Record(entry))
     assert (await guard.status("whale")).total_spend == 9_000_000
+
+
+@pytest.mark.parametrize("disk", ["takes them", "is full"])
+async def test_records_that_outrun_storage_wait_on_disk(
+    store: FaultyBackend, guard: Guard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: str
+) -> None:
+    """More is posted than storage takes: memory holds a bounded part of it, and each is stored once all the same."""
+    monkeypatch.setattr("respan_guard.home._MOST_WAITING", 3_000)
+    if disk == "is full":
+        (tmp_path / "none").write_text("")
+        guard.journal.directory = tmp_path / "none"
+    async with guard.admit("c1", estimate=Decimal(1)) as admission:
+        store.delay = 0.1
+        most = 0
+        for number in range(400):
+            for _ in range(50):
+                guard.record_soon(Usage(cost=Decimal("0.000001")), "c2")
+            if number % 40 == 0:
+                admission.record_soon(Usage(cost=Decimal("0.01")))
+            await asyncio.sleep(0)
+            home = guard.lane().home
+            assert home is not None
+            if number % 20 == 0:
+                await asyncio.sleep(0.03)
+            most = max(most, home.waiting)
+    assert (3_000 < most < 10_000) if disk == "takes them" else most > 10_000
+    store.delay = 0
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                await guard.flush()
+                break
+            except StorageUnavailable:
+                await asyncio.sleep(0.01)
+    assert guard.journal.pending == 0
+    assert (await guard.status("c2")).total_spend == Decimal("0.02")
+    assert (await guard.status("c1")).total_spend == Decimal("0.1")
+    assert (await guard.status("c1")).limits[-1].held == 0
+    assert await guard.verify() == []

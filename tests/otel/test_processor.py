@@ -252,7 +252,7 @@ def test_abandoned_streams_do_not_pile_up(make_metered: MakeMetered, monkeypatch
 def test_a_million_abandoned_streams(tmp_path: Path) -> None:
     """A million streams, known for calls, dropped while running at full speed: each is recorded, memory stays flat.
 
-    Nobody flushes the processor. Storage is waited for: what a store has not taken yet waits in the guard's own queue.
+    Nobody flushes, and storage is slower than they come: what waits for it is bounded, and the rest is on disk.
     """
     guard = Guard(f"sqlite:///{tmp_path / 'guard.db'}", journal_dir=tmp_path)
     processor = GuardSpanProcessor(guard)
@@ -267,12 +267,10 @@ def test_a_million_abandoned_streams(tmp_path: Path) -> None:
             tracer.start_span("chat", context=Context(), attributes=begun)
             if number % 1000 == 0:
                 waiting.append(len(processor._inbox._items))
-            if number % 5000 == 0:
-                guard.sync.flush()
         sizes.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
     assert max(waiting) < 10_000
     assert sizes[-1] - sizes[1] < 50_000_000
-    assert processor.force_flush(300_000)
+    assert processor.force_flush(900_000)
     assert sum(row.calls for row in guard.sync.usage("customer")) == parts * each
     guard.sync.close()
 
