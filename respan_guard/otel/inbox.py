@@ -26,6 +26,7 @@ logger = logging.getLogger("respan_guard")
 
 _IDLE = 5.0  # seconds after which a thread that has nothing to do ends
 _MOST_WAITING = 4_096  # items beyond which whoever starts a call makes way for the thread that drains
+_MOST_CROWDED = 16_384  # items from which on they are done although what comes of them can't go on
 _WAY = 0.0005  # seconds; to get back the interpreter takes ten times that
 _GATHER = 0.02  # seconds from the first item until it is done, with all that came meanwhile: a wake-up costs much
 
@@ -36,11 +37,15 @@ class Inbox:
     Args:
         settle: Done after each item and whenever `due` says so, under the lock.
         due: Seconds until `settle` has something to do; None if nothing waits.
+        crowded: Whether what comes of the items should wait, as it can't go on.
     """
 
-    def __init__(self, settle: Callable[[], object], due: Callable[[], float | None]) -> None:
+    def __init__(
+        self, settle: Callable[[], object], due: Callable[[], float | None], crowded: Callable[[], bool]
+    ) -> None:
         self._settle = settle
         self._due = due
+        self._crowded = crowded
         self.begin()
 
     def begin(self) -> None:
@@ -134,6 +139,8 @@ class Inbox:
             time.sleep(_GATHER)
             busy = True
             while busy:
+                while len(self._items) < _MOST_CROWDED and not self.exiting and self._crowded():
+                    time.sleep(_GATHER)
                 self._hold(-1)  # anew for each: a request that ends wants it, too
                 try:
                     busy = self._one()

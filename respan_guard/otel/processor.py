@@ -49,6 +49,7 @@ logger = logging.getLogger("respan_guard")
 
 _HELP = 256  # spans that the end of a request reads at most
 _MOST_SCOPES = 4096
+_CROWD = 10_000  # records that wait for storage, beyond which spans wait, too
 # The SDK's own fields are read, not the properties around them: these calls would take a third of the time here.
 for _field in ("_context", "_parent", "_attributes", "_instrumentation_scope"):
     if not hasattr(ReadableSpan("probe"), _field):  # said at once, rather than at the first span of an app that runs
@@ -244,8 +245,12 @@ class GuardSpanProcessor(SpanProcessor):
     def _begin(self) -> None:
         """Begin with nothing to do; in a forked child, what waits is the parent's."""
         self._meter = Meter(self.guard, self._attribution, self._standing)
-        self._inbox = Inbox(self._meter.settle, self._meter.due)
+        self._inbox = Inbox(self._meter.settle, self._meter.due, self._crowded)
         self._ended = self._meter.ended
+
+    def _crowded(self) -> bool:
+        home = self.guard.lane().home
+        return home is not None and home.waiting > _CROWD
 
     def _gone(self, running: Running) -> None:
         """A span was collected. If it had not ended, nobody will end it."""

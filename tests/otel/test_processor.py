@@ -23,9 +23,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from respan_guard import Guard
+from respan_guard.backends import registry
 from respan_guard.errors import ConfigurationError
 from respan_guard.otel import GuardSpanProcessor
 from respan_guard.testing import FakeClock
+from tests.guard.faulty import FaultyBackend
 
 from .conftest import MakeMetered
 from .support import LANGCHAIN, OFFICIAL, RESPONSE_ID, Metered, call
@@ -247,6 +249,29 @@ def test_abandoned_streams_do_not_pile_up(make_metered: MakeMetered, monkeypatch
     assert len(metered.records()) == 8_000
 
 
+def test_spans_wait_while_storage_is_slow(make_metered: MakeMetered, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes of spans does not pile up in front of a slow store: they are read as it takes their records."""
+    monkeypatch.setattr("respan_guard.otel.processor._CROWD", 600)
+    monkeypatch.setitem(registry._BUILT_IN, "faulty", f"{FaultyBackend.__module__}:FaultyBackend")
+    metered, store = make_metered("faulty://slow"), FaultyBackend("faulty://slow")
+    store.delay = 0.3
+    most = 0
+    for number in range(6_000):
+        with metered.guard.on_behalf_of("org_1"):
+            metered.see(call(gen_ai__response__id=f"chatcmpl-{number:0>32}"))
+    home = metered.guard.lane().home
+    assert home is not None
+    for _ in range(100):
+        most = max(most, home.waiting)
+        time.sleep(0.01)
+    assert len(metered.processor._inbox._items) > 0
+    assert most < 2_000
+    store.delay = 0
+    assert metered.processor.force_flush()
+    assert len(metered.records()) == 6_000
+    FaultyBackend.stores.clear()
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(3000)
 def test_a_million_abandoned_streams(tmp_path: Path) -> None:
@@ -360,6 +385,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from respan_guard import Guard, GuardSpanProcessor
 sys.path.insert(0, {root!r})
+from tests.guard.faulty import FaultyBackend
 from tests.otel.support import OFFICIAL, call
 guard = Guard({storage!r}, journal_dir={journal!r})
 provider = TracerProvider(sampler=ALWAYS_ON)
