@@ -93,7 +93,7 @@ def fill_postgres(url: str, records: int, customers: int, now_ms: int) -> None:
     start = now_ms - _DAYS * _DAY_MS
     sums = ", ".join(("count(*)", *(f"sum({added})" for added in POSTGRES_SUMS.values())))
     names = ", ".join(AMOUNTS)
-    tables = ("customers", "entries", "rollups", "totals", "refusals", "refusal_hours")
+    tables = ("customers", "ordered", "moved", "entries", "rollups", "totals", "refusals", "refusal_hours")
     with psycopg.connect(server.rstrip("?&"), autocommit=True) as db:
         for statement in (
             f"SET search_path = \"{schema}\"; SET work_mem = '256MB'; SET synchronous_commit = off",
@@ -117,6 +117,7 @@ def fill_postgres(url: str, records: int, customers: int, now_ms: int) -> None:
             _PROFILE,
             f"INSERT INTO refusals SELECT {now_ms // 60_000} - i, {_REFUSAL} FROM generate_series(1, 50000) AS i",
             "INSERT INTO refusal_hours SELECT minute / 60, reason, sum(count) FROM refusals GROUP BY 1, 2",
+            "DO $$ BEGIN WHILE NOT put_in_order() LOOP END LOOP; END $$",
             *(f"VACUUM FREEZE ANALYZE {table}" for table in tables),
         ):
             db.execute(statement.encode())

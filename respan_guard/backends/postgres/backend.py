@@ -206,6 +206,7 @@ class PostgresBackend(Backend):
         if link is not None:
             try:
                 await link.run(lambda db: self._changes.sweep(db, self._latest, everything))
+                await link.run(self._reads.put_in_order)  # so that pages find little to do
             except StorageUnavailable:
                 return  # the next one does it
 

@@ -88,6 +88,14 @@ _ROWS = (  # what, and a query of (where, stored, right)
         )
         for metric in ("cost", "tokens")
     ),
+    (
+        "customers out of order",
+        """SELECT coalesce(k.customer, 'row ' || o.c), k.cost, o.cost
+            FROM {schema}.customers k FULL JOIN {schema}.ordered o USING (c)
+            WHERE (k.customer, k.last_seen, k.requests, k.calls, k.cost, k.tokens)
+                IS DISTINCT FROM (o.customer, o.last_seen, o.requests, o.calls, o.cost, o.tokens)
+                AND c NOT IN (SELECT m.c FROM {schema}.moved m)""",
+    ),
     ("hold below 0", "SELECT c || ' ' || id, least(cost, tokens), 0 FROM {schema}.holds WHERE cost < 0 OR tokens < 0"),
     (
         "hold long expired",
@@ -154,7 +162,8 @@ async def verify(connection: Connection, schema: str) -> list[Discrepancy]:
                 found += _differing(names, where, pairs)
         for what, sql in _ROWS:
             found += [
-                Discrepancy(what, str(where), int(stored), int(right)) for where, stored, right in await rows(sql)
+                Discrepancy(what, str(where), int(stored or 0), int(right or 0))
+                for where, stored, right in await rows(sql)
             ]
     return found
 

@@ -8,10 +8,12 @@ from respan_guard.backends.base import AMOUNTS, CustomerQuery, RecordQuery, Usag
 from respan_guard.backends.postgres.rows import CUSTOMER, ENTRY, EVER
 from respan_guard.errors import InvalidInput
 
-__all__ = ["Statement", "count_sql", "customers_sql", "entries_sql", "sum_of", "usage_sql"]
+__all__ = ["MOVING", "Statement", "count_sql", "customers_sql", "entries_sql", "sum_of", "usage_sql"]
 
 Statement: TypeAlias = tuple[str, dict[str, Any]]
-_SORTS = ("customer", "name", "first_seen", "last_seen", "requests", "calls", "cost", "tokens")
+MOVING = ("last_seen", "requests", "calls", "cost", "tokens")
+"""What customers are kept in order of in a table beside theirs, which has to be brought up to date before."""
+_SORTS = ("customer", "name", "first_seen", *MOVING)
 
 
 def customers_sql(query: CustomerQuery) -> Statement:
@@ -19,7 +21,10 @@ def customers_sql(query: CustomerQuery) -> Statement:
     if query.sort not in _SORTS:
         raise InvalidInput(f"sort must be one of {', '.join(_SORTS)}; got {query.sort!r}", field="sort")
     order = "DESC" if query.descending else "ASC"
-    keys = ["customer"] if query.sort == "customer" else [query.sort, "customer"]
+    source, keys = "", ["customer"] if query.sort == "customer" else [query.sort, "customer"]
+    if query.sort in MOVING:
+        source = f" JOIN (SELECT c, {query.sort} AS value, customer AS who FROM {{schema}}.ordered) AS o USING (c)"  # noqa: S608
+        keys = ["value", "who"]
     where: list[str] = []
     values: dict[str, Any] = {"limit": query.limit}
     if query.after is not None:
@@ -33,7 +38,7 @@ def customers_sql(query: CustomerQuery) -> Statement:
     where += _filters(query.seen_since_ms, query.blocked, values)
     ordered = ", ".join(f"{key} {order}" for key in keys)
     return (
-        f"SELECT {CUSTOMER} FROM {{schema}}.customers {_where(where)}ORDER BY {ordered} LIMIT %(limit)s",  # noqa: S608
+        f"SELECT {CUSTOMER} FROM {{schema}}.customers{source} {_where(where)}ORDER BY {ordered} LIMIT %(limit)s",  # noqa: S608
         values,
     )
 
@@ -41,7 +46,8 @@ def customers_sql(query: CustomerQuery) -> Statement:
 def count_sql(seen_since_ms: int | None, blocked: bool | None) -> Statement:
     """How many customers pass the filters, counted on an index."""
     values: dict[str, Any] = {}
-    return f"SELECT count(*) FROM {{schema}}.customers {_where(_filters(seen_since_ms, blocked, values))}", values  # noqa: S608
+    table = "customers" if seen_since_ms is None or blocked is not None else "ordered"
+    return f"SELECT count(*) FROM {{schema}}.{table} {_where(_filters(seen_since_ms, blocked, values))}", values  # noqa: S608
 
 
 def _filters(seen_since_ms: int | None, blocked: bool | None, values: dict[str, Any]) -> list[str]:

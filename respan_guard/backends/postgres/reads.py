@@ -18,7 +18,7 @@ from respan_guard.backends.base import (
     UsageRow,
 )
 from respan_guard.backends.postgres.connection import Connection
-from respan_guard.backends.postgres.queries import count_sql, customers_sql, entries_sql, usage_sql
+from respan_guard.backends.postgres.queries import MOVING, count_sql, customers_sql, entries_sql, usage_sql
 from respan_guard.backends.postgres.rows import (
     CUSTOMER,
     ENTRY,
@@ -36,6 +36,7 @@ from respan_guard.errors import InvalidInput
 __all__ = ["Reads"]
 
 _MAX_SEQ = (1 << 63) - 1
+_MOST_PIECES = 1_000  # of ten thousand changes each: what comes meanwhile must not keep a page waiting for ever
 
 
 class Reads:
@@ -66,6 +67,8 @@ class Reads:
     async def customers(self, db: Connection, query: CustomerQuery) -> list[CustomerRow]:
         """A page of customers, read off the index of its sort key."""
         statement = customers_sql(query)
+        if query.sort in MOVING:
+            await self.put_in_order(db)
         return [] if query.is_vain else [customer_from(row) for row in await self._rows(db, *statement)]
 
     async def count_customers(self, db: Connection, seen_since_ms: int | None, blocked: bool | None) -> int:
@@ -73,7 +76,16 @@ class Reads:
         if blocked is False:
             everybody = await self.count_customers(db, seen_since_ms, None)
             return everybody - await self.count_customers(db, seen_since_ms, True)
+        if seen_since_ms is not None and blocked is None:
+            await self.put_in_order(db)
         return int((await self._row(db, *count_sql(seen_since_ms, blocked)))[0])
+
+    async def put_in_order(self, db: Connection) -> None:
+        """Bring the order of customers up to date with what was committed before."""
+        for _ in range(_MOST_PIECES):
+            (done,) = await self._row(db, "SELECT {schema}.put_in_order()")
+            if done:
+                return
 
     async def holds(
         self, db: Connection, customer: str | None, state: str, now: int | None, floor: int, limit: int
@@ -115,6 +127,7 @@ class Reads:
 
     async def _largest(self, db: Connection, query: UsageQuery) -> list[Any]:
         """Those who used most, all read from one state of the tables."""
+        await self.put_in_order(db)
         async with db.transaction():
             await db.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             rows = await largest(query, partial(self._rows, db))

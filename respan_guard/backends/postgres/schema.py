@@ -19,6 +19,7 @@ MIGRATIONS = (
     ("0003_changes.sql",),
     ("0004_pages.sql",),
     ("0005_hours.sql",),
+    ("0006_order.sql",),
 )
 MINIMUM = 130000  # gen_random_uuid
 _STATE = """SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean,

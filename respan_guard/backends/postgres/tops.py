@@ -1,9 +1,9 @@
 """Who used most within some days, without adding up what everybody used.
 
-What a customer used within days is at most what it used in all time, which has an index. So customers are looked at
-in its order, until the next one's sum of all time is less than what the last of those found used within the days.
-Only who ever got money back may have used more within days than in all; these few are always looked at. Where that
-comes to no end, as when all used about as much, everything is added up after all.
+What a customer used within days is at most what it used in all time, and there is a table in order of that. So
+customers are looked at in that order, until the next one's sum of all time is less than what the last of those found
+used within the days. Only who ever got money back may have used more within days than in all; these few are always
+looked at. Where that comes to no end, as when all used about as much, everything is added up after all.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _look(top: str, customers: str) -> str:
 def _next(top: str) -> str:
     """The next customers by what they used in all time."""
     return (
-        f"SELECT c, customer, {top} AS total FROM {{schema}}.customers"  # noqa: S608  # constants
+        f"SELECT c, customer, {top} AS total FROM {{schema}}.ordered"  # noqa: S608  # constants
         f" WHERE ({top}, customer) < (%(total)s, %(customer)s)"
         f" ORDER BY {top} DESC, customer DESC LIMIT %(size)s"
     )

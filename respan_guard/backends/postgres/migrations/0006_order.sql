@@ -1,0 +1,110 @@
+-- Customers in order of what they used, kept a little behind them. Their own row changes with every batch; with an index
+-- on a sum, each change of the row would write into all of its indexes, as many as ten. Without one none is touched: the
+-- new version of a row stays on its page. So who changed is noted, and put in order by whoever asks for the order, or
+-- by the sweep.
+DROP INDEX {schema}.customers_by_last_seen;
+DROP INDEX {schema}.customers_by_requests;
+DROP INDEX {schema}.customers_by_calls;
+DROP INDEX {schema}.customers_by_cost;
+DROP INDEX {schema}.customers_by_tokens;
+ALTER TABLE {schema}.customers SET (fillfactor = 70);
+
+CREATE TABLE {schema}.ordered (
+    c bigint PRIMARY KEY,
+    customer text COLLATE "C" NOT NULL,
+    last_seen bigint NOT NULL,
+    requests bigint NOT NULL,
+    calls bigint NOT NULL,
+    cost bigint NOT NULL,
+    tokens bigint NOT NULL
+) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.2);
+INSERT INTO {schema}.ordered SELECT k.c, k.customer, k.last_seen, k.requests, k.calls, k.cost, k.tokens
+    FROM {schema}.customers k;
+CREATE INDEX ordered_by_last_seen ON {schema}.ordered (last_seen, customer);
+CREATE INDEX ordered_by_requests ON {schema}.ordered (requests, customer);
+CREATE INDEX ordered_by_calls ON {schema}.ordered (calls, customer);
+CREATE INDEX ordered_by_cost ON {schema}.ordered (cost, customer);
+CREATE INDEX ordered_by_tokens ON {schema}.ordered (tokens, customer);
+
+-- Who changed since: appended to by every batch, in its transaction, and emptied by `put_in_order`.
+CREATE TABLE {schema}.moved (c bigint NOT NULL) WITH (autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_scale_factor = 0);
+
+CREATE FUNCTION {schema}.note_moved() RETURNS trigger
+LANGUAGE plpgsql
+AS $note$
+BEGIN
+    INSERT INTO {schema}.moved SELECT n.c FROM now_so n;
+    RETURN NULL;
+END
+$note$;
+CREATE TRIGGER moved_by_insert AFTER INSERT ON {schema}.customers REFERENCING NEW TABLE AS now_so
+    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_moved();
+CREATE TRIGGER moved_by_update AFTER UPDATE ON {schema}.customers REFERENCING NEW TABLE AS now_so
+    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_moved();
+CREATE TRIGGER moved_by_delete AFTER DELETE ON {schema}.customers REFERENCING OLD TABLE AS now_so
+    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_moved();
+
+-- Put some of those who changed in their places; whether that were all. One at a time: of two, the one that saw less might
+-- write last. A batch that is not committed yet is not seen, and what it noted stays for the next one.
+CREATE FUNCTION {schema}.put_in_order() RETURNS boolean
+LANGUAGE plpgsql
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $order$
+DECLARE
+    c_most CONSTANT integer := 10000;
+    gone bigint[];
+BEGIN
+    IF NOT EXISTS (SELECT 1 FROM {schema}.moved) THEN
+        RETURN true;
+    END IF;
+    PERFORM pg_advisory_xact_lock(hashtextextended('{schema}', 2));
+    WITH taken AS (
+        DELETE FROM {schema}.moved m WHERE m.ctid = ANY (ARRAY(SELECT n.ctid FROM {schema}.moved n LIMIT c_most))
+            RETURNING m.c
+    )
+    SELECT array_agg(t.c) INTO gone FROM taken t;
+    DELETE FROM {schema}.ordered o
+        WHERE o.c = ANY (gone) AND NOT EXISTS (SELECT 1 FROM {schema}.customers k WHERE k.c = o.c);
+    INSERT INTO {schema}.ordered AS o (c, customer, last_seen, requests, calls, cost, tokens)
+        SELECT k.c, k.customer, k.last_seen, k.requests, k.calls, k.cost, k.tokens
+        FROM (SELECT DISTINCT g.c FROM unnest(gone) AS g (c)) AS g JOIN {schema}.customers k ON k.c = g.c
+        ON CONFLICT (c) DO UPDATE SET customer = excluded.customer, last_seen = excluded.last_seen,
+            requests = excluded.requests, calls = excluded.calls, cost = excluded.cost, tokens = excluded.tokens;
+    RETURN coalesce(cardinality(gone), 0) < c_most;
+END
+$order$;
+
+-- As it was, and the name goes from `ordered` at once.
+CREATE OR REPLACE FUNCTION {schema}.forget(p_epoch text, p_customer text, p_label text, p_actor text, p_now bigint, p_floor bigint)
+RETURNS boolean
+LANGUAGE plpgsql
+AS $forget$
+DECLARE
+    at_ms bigint := greatest(p_floor, coalesce(p_now, floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint));
+    row_c bigint;
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended('{schema}', 2));  -- who puts in order may have read the name before
+    SELECT k.c INTO row_c FROM {schema}.customers k WHERE k.customer = p_customer FOR UPDATE;
+    IF row_c IS NULL THEN
+        RETURN false;
+    END IF;
+    UPDATE {schema}.customers k SET customer = p_label, revision = '', params = NULL, name = '', search = p_label,
+        blocked = false, rates = '{}', span_first = 0, span_end = 0, span_cost = 0, held_cost = 0, held_tokens = 0,
+        held_first = 2147483647, held_last = 0, held_from_ms = 0, held_until_ms = 9223372036854775807
+        WHERE k.c = row_c;
+    UPDATE {schema}.ordered o SET customer = p_label WHERE o.c = row_c;
+    INSERT INTO {schema}.tombs (hash, c, deleted_ms)
+        VALUES (encode(sha256(convert_to(p_epoch || p_customer, 'UTF8')), 'hex'), row_c, at_ms);
+    DELETE FROM {schema}.holds g WHERE g.c = row_c;
+    -- What an app put into a record's metadata may say who the customer was.
+    UPDATE {schema}.entries e
+        SET body = coalesce((SELECT json_object_agg(m.key, m.value)::text FROM json_each(e.body::json) AS m
+            WHERE m.key <> 'metadata'), '{}')
+        WHERE e.c = row_c AND strpos(e.body, '"metadata"') > 0;
+    DELETE FROM {schema}.audit a WHERE a.customer = p_customer;
+    UPDATE {schema}.refusals r SET customer = p_label WHERE r.customer = p_customer;
+    INSERT INTO {schema}.audit (at_ms, customer, action, actor) VALUES (at_ms, p_label, 'delete', p_actor);
+    RETURN true;
+END
+$forget$;
