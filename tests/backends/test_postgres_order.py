@@ -56,9 +56,11 @@ async def test_what_was_booked_is_in_its_place_at_once(url: str, sort: str) -> N
                 [admit(f"a{turn}", name, limits=()), record(f"r{turn}", name, cost=turn * 3)], NOW + turn
             )
             rows = await (second if turn % 2 else first).customers(CustomerQuery(sort=sort, descending=True))
-            amounts = [row.last_seen_ms if sort == "last_seen" else getattr(row.totals, sort, None) for row in rows]
-            if sort == "tokens":
-                amounts = [row.totals.input_tokens + row.totals.output_tokens for row in rows]
+            amounts = [
+                {"last_seen": row.last_seen_ms, "tokens": row.totals.input_tokens + row.totals.output_tokens}.get(sort)
+                or getattr(row.totals, sort)
+                for row in rows
+            ]
             assert amounts == sorted(amounts, reverse=True)
             assert len(rows) == turn
         assert await first.verify() == []

@@ -48,6 +48,7 @@ __all__ = ["PostgresBackend"]
 T = TypeVar("T")
 _SWEEP_EVERY = 64  # batches
 _SWEEP_ALL_MS = 3_600_000
+_ORDER_MS = 5_000  # a customer that is busy is put in its place once for all that it did meanwhile
 _LONG = 6 * 3600.0  # seconds that a proof, or forgetting somebody with very many entries, may take
 _READ_TIMEOUT = 30.0  # seconds that a page or report may take
 _DELETED = "RG003"
@@ -88,7 +89,7 @@ class PostgresBackend(Backend):
         self._write_link: Link | None = None
         self._read_link: Link | None = None
         self._batches = 0
-        self._swept_all_at = 0
+        self._swept_all_at = self._ordered_at = 0
         self._sweeping: asyncio.Task[None] | None = None
 
     # -- life --------------------------------------------------------------------------------------
@@ -206,7 +207,9 @@ class PostgresBackend(Backend):
         if link is not None:
             try:
                 await link.run(lambda db: self._changes.sweep(db, self._latest, everything))
-                await link.run(self._reads.put_in_order)  # so that pages find little to do
+                if self._latest - self._ordered_at >= _ORDER_MS:  # so that pages find little to do
+                    self._ordered_at = self._latest
+                    await link.run(self._reads.put_in_order)
             except StorageUnavailable:
                 return  # the next one does it
 
