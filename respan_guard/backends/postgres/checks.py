@@ -92,8 +92,8 @@ _ROWS = (  # what, and a query of (where, stored, right)
         "customers out of order",
         """SELECT coalesce(k.customer, 'row ' || o.c), k.cost, o.cost
             FROM {schema}.customers k FULL JOIN {schema}.ordered o USING (c)
-            WHERE (k.customer, k.last_seen, k.requests, k.calls, k.cost, k.tokens)
-                IS DISTINCT FROM (o.customer, o.last_seen, o.requests, o.calls, o.cost, o.tokens)
+            WHERE (k.customer, k.search, k.blocked, k.last_seen, k.requests, k.calls, k.cost, k.tokens)
+                IS DISTINCT FROM (o.customer, o.search, o.blocked, o.last_seen, o.requests, o.calls, o.cost, o.tokens)
                 AND c NOT IN (SELECT m.c FROM {schema}.moved m)""",
     ),
     ("hold below 0", "SELECT c || ' ' || id, least(cost, tokens), 0 FROM {schema}.holds WHERE cost < 0 OR tokens < 0"),

@@ -76,7 +76,7 @@ class Reads:
         if blocked is False:
             everybody = await self.count_customers(db, seen_since_ms, None)
             return everybody - await self.count_customers(db, seen_since_ms, True)
-        if seen_since_ms is not None and blocked is None:
+        if seen_since_ms is not None:
             await self.put_in_order(db)
         return int((await self._row(db, *count_sql(seen_since_ms, blocked)))[0])
 

@@ -12,14 +12,16 @@ ALTER TABLE {schema}.customers SET (fillfactor = 70);
 CREATE TABLE {schema}.ordered (
     c bigint PRIMARY KEY,
     customer text COLLATE "C" NOT NULL,
+    search text COLLATE "C" NOT NULL,
+    blocked boolean NOT NULL,
     last_seen bigint NOT NULL,
     requests bigint NOT NULL,
     calls bigint NOT NULL,
     cost bigint NOT NULL,
     tokens bigint NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.2);
-INSERT INTO {schema}.ordered SELECT k.c, k.customer, k.last_seen, k.requests, k.calls, k.cost, k.tokens
-    FROM {schema}.customers k;
+INSERT INTO {schema}.ordered SELECT k.c, k.customer, k.search, k.blocked, k.last_seen, k.requests, k.calls, k.cost,
+        k.tokens FROM {schema}.customers k;
 CREATE INDEX ordered_by_last_seen ON {schema}.ordered (last_seen, customer);
 CREATE INDEX ordered_by_requests ON {schema}.ordered (requests, customer);
 CREATE INDEX ordered_by_calls ON {schema}.ordered (calls, customer);
@@ -66,11 +68,12 @@ BEGIN
     SELECT array_agg(t.c) INTO gone FROM taken t;
     DELETE FROM {schema}.ordered o
         WHERE o.c = ANY (gone) AND NOT EXISTS (SELECT 1 FROM {schema}.customers k WHERE k.c = o.c);
-    INSERT INTO {schema}.ordered AS o (c, customer, last_seen, requests, calls, cost, tokens)
-        SELECT k.c, k.customer, k.last_seen, k.requests, k.calls, k.cost, k.tokens
+    INSERT INTO {schema}.ordered AS o (c, customer, search, blocked, last_seen, requests, calls, cost, tokens)
+        SELECT k.c, k.customer, k.search, k.blocked, k.last_seen, k.requests, k.calls, k.cost, k.tokens
         FROM (SELECT DISTINCT g.c FROM unnest(gone) AS g (c)) AS g JOIN {schema}.customers k ON k.c = g.c
-        ON CONFLICT (c) DO UPDATE SET customer = excluded.customer, last_seen = excluded.last_seen,
-            requests = excluded.requests, calls = excluded.calls, cost = excluded.cost, tokens = excluded.tokens;
+        ON CONFLICT (c) DO UPDATE SET customer = excluded.customer, search = excluded.search, blocked = excluded.blocked,
+            last_seen = excluded.last_seen, requests = excluded.requests, calls = excluded.calls, cost = excluded.cost,
+            tokens = excluded.tokens;
     RETURN coalesce(cardinality(gone), 0) < c_most;
 END
 $order$;
@@ -93,7 +96,7 @@ BEGIN
         blocked = false, rates = '{}', span_first = 0, span_end = 0, span_cost = 0, held_cost = 0, held_tokens = 0,
         held_first = 2147483647, held_last = 0, held_from_ms = 0, held_until_ms = 9223372036854775807
         WHERE k.c = row_c;
-    UPDATE {schema}.ordered o SET customer = p_label WHERE o.c = row_c;
+    UPDATE {schema}.ordered o SET customer = p_label, search = p_label, blocked = false WHERE o.c = row_c;
     INSERT INTO {schema}.tombs (hash, c, deleted_ms)
         VALUES (encode(sha256(convert_to(p_epoch || p_customer, 'UTF8')), 'hex'), row_c, at_ms);
     DELETE FROM {schema}.holds g WHERE g.c = row_c;
