@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from respan_guard.backends.base import CustomerQuery, Discrepancy, UsageQuery
+from respan_guard.backends.base import CustomerQuery, Discrepancy, Recorded, RefusalRow, UsageQuery
 from respan_guard.backends.postgres import PostgresBackend, schema
 from tests.backends import postgres_server
 from tests.backends.postgres_support import asked, opened, url_fixture  # noqa: F401  # a fixture
@@ -119,6 +119,46 @@ async def test_who_is_forgotten_leaves_no_name_in_the_order(url: str) -> None:
         assert asked(url, "SELECT count(*) FROM {schema}.ordered WHERE customer = 'somebody'") == [(0,)]
         ((name, cost),) = await costs(backend)
         assert (name != "somebody", cost) == (True, 5)
+        assert await backend.verify() == []
+
+
+async def test_refusals_of_the_very_moment_of_a_deletion_lose_the_name(url: str) -> None:
+    """They are counted before, and renamed by the deletion, or behind it, and booked under the label."""
+    async with opened(url) as backend:
+        await backend.apply([record("r1", "somebody", cost=5)], NOW)
+        server, _, name = url.rpartition("schema=")
+        minute = NOW // 60_000
+        async with await psycopg.AsyncConnection.connect(server.rstrip("?&")) as other:
+            forget = f'SELECT "{name}".forget(%s, %s, %s, %s, %s, %s)'.encode()
+            await other.execute(forget, (backend._epoch, "somebody", "deleted-1", "", NOW + 60_000, 0))
+            adding = asyncio.create_task(backend.add_refusals([RefusalRow("somebody", "rate_limit", minute, 3)]))
+            await asyncio.sleep(0.2)
+            assert not adding.done()
+            await other.commit()
+        await adding
+        assert await backend.refusals() == [RefusalRow("deleted-1", "rate_limit", minute, 3)]
+
+
+async def test_what_is_booked_while_somebody_is_forgotten_is_forgotten_too(url: str) -> None:
+    """To forget many entries holds up nobody, not even the customer's own calls; these lose their metadata, too."""
+    async with opened(url) as backend:
+        kept = {"metadata": {"who": "Ann"}}
+        await backend.apply([record(f"r{number}", "ann", cost=1, **kept) for number in range(300)], NOW)
+        server, _, name = url.rpartition("schema=")
+        async with await psycopg.AsyncConnection.connect(server.rstrip("?&")) as other:
+            await other.execute(f"SELECT 1 FROM \"{name}\".entries WHERE id = 'r7' FOR UPDATE".encode())
+            forgetting = asyncio.create_task(backend.delete("ann", now=NOW + 60_000))  # waits for that entry
+            await asyncio.sleep(0.2)
+            async with asyncio.timeout(2):
+                (outcome,) = await backend.apply([record("late", "ann", cost=5, **kept)], NOW + 1)
+                assert isinstance(outcome, Recorded)
+                await costs(backend)
+            assert not forgetting.done()
+            await other.commit()
+        assert await forgetting
+        ((label, cost),) = await costs(backend)
+        assert (label != "ann", cost) == (True, 305)
+        assert asked(url, "SELECT count(*) FROM {schema}.entries WHERE body LIKE '%%Ann%%'") == [(0,)]
         assert await backend.verify() == []
 
 

@@ -108,17 +108,17 @@ class Changes:
 
     async def add_refusals(self, db: Connection, epoch: str, rows: Sequence[RefusalRow]) -> None:
         """Add counts; the same customer, reason and minute are summed. Of who was deleted since: to the label."""
-        await self._run(
-            db,
-            _ADD_REFUSALS,
-            (
-                epoch,
-                [row.minute for row in rows],
-                [row.customer for row in rows],
-                [row.reason for row in rows],
-                [row.count for row in rows],
-            ),
-        )
+        columns = [
+            [row.minute for row in rows],
+            [row.customer for row in rows],
+            [row.reason for row in rows],
+            [row.count for row in rows],
+        ]
+        async with db.transaction():
+            await self._run(db, "SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+            # `forget` holds it: who is being deleted just now is seen as deleted, or these counts are seen by that.
+            await self._run(db, "SELECT pg_advisory_xact_lock_shared(hashtextextended('{schema}', 2))")
+            await self._run(db, _ADD_REFUSALS, (epoch, *columns))
 
     async def add_audit(self, db: Connection, row: AuditRow) -> None:
         """Add a row to the audit."""

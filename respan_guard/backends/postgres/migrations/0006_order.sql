@@ -78,20 +78,42 @@ BEGIN
 END
 $order$;
 
--- As it was, and the name goes from `ordered` at once.
+-- Forget who a customer was. The row keeps its number, so the sums stay where they are. What takes long with many entries
+-- comes first, while nobody waits for it; then, under the locks, what came meanwhile. Whoever puts customers in order, or
+-- counts refusals, may have read the name before: they are waited for, and wait.
 CREATE OR REPLACE FUNCTION {schema}.forget(p_epoch text, p_customer text, p_label text, p_actor text, p_now bigint, p_floor bigint)
 RETURNS boolean
 LANGUAGE plpgsql
 AS $forget$
 DECLARE
-    at_ms bigint := greatest(p_floor, coalesce(p_now, floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint));
+    at_ms bigint;
     row_c bigint;
+    locked_c bigint;
+    last_seq bigint;
 BEGIN
-    PERFORM pg_advisory_xact_lock(hashtextextended('{schema}', 2));  -- who puts in order may have read the name before
-    SELECT k.c INTO row_c FROM {schema}.customers k WHERE k.customer = p_customer FOR UPDATE;
+    SELECT k.c INTO row_c FROM {schema}.customers k WHERE k.customer = p_customer;
     IF row_c IS NULL THEN
         RETURN false;
     END IF;
+    -- What an app put into a record's metadata may say who the customer was.
+    SELECT coalesce(max(e.seq), 0) INTO last_seq FROM {schema}.entries e;
+    UPDATE {schema}.entries e
+        SET body = coalesce((SELECT json_object_agg(m.key, m.value)::text FROM json_each(e.body::json) AS m
+            WHERE m.key <> 'metadata'), '{}')
+        WHERE e.c + 0 = row_c AND e.seq <= last_seq AND strpos(e.body, '"metadata"') > 0;
+    PERFORM pg_advisory_xact_lock(hashtextextended('{schema}', 2));
+    SELECT k.c INTO locked_c FROM {schema}.customers k WHERE k.customer = p_customer FOR UPDATE;
+    IF locked_c IS NULL THEN
+        RETURN false;
+    END IF;
+    IF locked_c <> row_c THEN
+        RAISE serialization_failure USING MESSAGE = 'the customer was deleted and made anew meanwhile';
+    END IF;
+    at_ms := greatest(p_floor, coalesce(p_now, floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint));
+    UPDATE {schema}.entries e
+        SET body = coalesce((SELECT json_object_agg(m.key, m.value)::text FROM json_each(e.body::json) AS m
+            WHERE m.key <> 'metadata'), '{}')
+        WHERE e.c + 0 = row_c AND e.seq > last_seq AND strpos(e.body, '"metadata"') > 0;
     UPDATE {schema}.customers k SET customer = p_label, revision = '', params = NULL, name = '', search = p_label,
         blocked = false, rates = '{}', span_first = 0, span_end = 0, span_cost = 0, held_cost = 0, held_tokens = 0,
         held_first = 2147483647, held_last = 0, held_from_ms = 0, held_until_ms = 9223372036854775807
@@ -100,11 +122,6 @@ BEGIN
     INSERT INTO {schema}.tombs (hash, c, deleted_ms)
         VALUES (encode(sha256(convert_to(p_epoch || p_customer, 'UTF8')), 'hex'), row_c, at_ms);
     DELETE FROM {schema}.holds g WHERE g.c = row_c;
-    -- What an app put into a record's metadata may say who the customer was.
-    UPDATE {schema}.entries e
-        SET body = coalesce((SELECT json_object_agg(m.key, m.value)::text FROM json_each(e.body::json) AS m
-            WHERE m.key <> 'metadata'), '{}')
-        WHERE e.c = row_c AND strpos(e.body, '"metadata"') > 0;
     DELETE FROM {schema}.audit a WHERE a.customer = p_customer;
     UPDATE {schema}.refusals r SET customer = p_label WHERE r.customer = p_customer;
     INSERT INTO {schema}.audit (at_ms, customer, action, actor) VALUES (at_ms, p_label, 'delete', p_actor);
