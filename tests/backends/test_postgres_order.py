@@ -142,7 +142,7 @@ async def test_refusals_of_the_very_moment_of_a_deletion_lose_the_name(url: str)
 async def test_what_is_booked_while_somebody_is_forgotten_is_forgotten_too(url: str) -> None:
     """To forget many entries holds up nobody, not even the customer's own calls; these lose their metadata, too."""
     async with opened(url) as backend:
-        kept = {"metadata": {"who": "Ann"}}
+        kept: dict[str, Any] = {"metadata": {"who": "Ann"}}
         await backend.apply([record(f"r{number}", "ann", cost=1, **kept) for number in range(300)], NOW)
         server, _, name = url.rpartition("schema=")
         async with await psycopg.AsyncConnection.connect(server.rstrip("?&")) as other:
