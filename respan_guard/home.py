@@ -300,8 +300,8 @@ class Home(Submitting):
         self._aside = alone
         try:
             await asyncio.to_thread(self._journal.write, entries)
-        except OSError as disk:
-            logger.error("%d usage records wait in memory, as the journal can't be written: %s", len(alone), disk)
+        except (OSError, RuntimeError) as fault:  # RuntimeError: the interpreter exits, and has no threads to give
+            logger.error("%d usage records wait in memory, as the journal can't be written: %s", len(alone), fault)
             aside, self._aside = self._aside, []
             self._inbox.extendleft(reversed(aside))
             self._no_room = 2 * len(self._inbox)  # to try costs more than what waits
