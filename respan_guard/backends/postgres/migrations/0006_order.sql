@@ -2,11 +2,11 @@
 -- on a sum, each change of the row would write into all of its indexes, as many as ten. Without one none is touched: the
 -- new version of a row stays on its page. So who changed is noted, and put in order by whoever asks for the order, or
 -- by the sweep.
-DROP INDEX {schema}.customers_by_last_seen;
-DROP INDEX {schema}.customers_by_requests;
-DROP INDEX {schema}.customers_by_calls;
-DROP INDEX {schema}.customers_by_cost;
-DROP INDEX {schema}.customers_by_tokens;
+DROP INDEX IF EXISTS {schema}.customers_by_last_seen;
+DROP INDEX IF EXISTS {schema}.customers_by_requests;
+DROP INDEX IF EXISTS {schema}.customers_by_calls;
+DROP INDEX IF EXISTS {schema}.customers_by_cost;
+DROP INDEX IF EXISTS {schema}.customers_by_tokens;
 ALTER TABLE {schema}.customers SET (fillfactor = 70);
 
 CREATE TABLE {schema}.ordered (
