@@ -202,6 +202,8 @@ class Home(Submitting):
             if not self._opened:
                 await self.backend.open()
                 self._opened = True
+                if self.backend.identity is not None:
+                    self._journal.met(self.backend.identity)
                 for file in self._journal.orphans():
                     self._keep(self._replay(file))
 

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from respan_guard.backends.base import Entry
 from respan_guard.errors import GuardError
+from respan_guard.sightings import is_another
 from respan_guard.usage import Usage
 
 with contextlib.suppress(ImportError):  # Windows: files are replayed by their own process only
@@ -238,6 +239,19 @@ class Journal:
         if self._file is not None:
             self._file.close()
         self._file, self._written, self._replayed, self._torn = None, 0, 0, False
+
+    def met(self, identity: str) -> None:
+        """Note which store this is, and say so if it takes the place of another one that was used here before."""
+        try:
+            self._make_directory()
+        except OSError as error:
+            logger.debug("nothing can be noted in %s: %s", self.directory, error)
+            return
+        if is_another(self.directory / f"{self._stem}.store", identity):
+            logger.error(
+                "storage is not what this machine used last here: it was wiped or replaced, and what was spent"
+                " before is not counted here; restore it, or go on if that was meant"
+            )
 
     def _make_directory(self) -> None:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -111,6 +111,8 @@ class Backend(ABC):
     """Whether one instance serves every loop and thread; `apply_now` is then available."""
     server_clock: ClassVar[bool] = False
     """Whether `now` is read from the server when it is not given."""
+    identity: str | None = None
+    """Set by `open`: tells this store from another one under the same URL. None where nothing outlives a process."""
     default_timeout: ClassVar[float] = 0.25
     """Seconds that an operation may take where the user sets no `storage_timeout`."""
 

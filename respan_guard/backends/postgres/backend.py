@@ -108,6 +108,7 @@ class PostgresBackend(Backend):
             await writer.close()
             raise
         self._epoch, self._write_link, self._read_link = epoch, writer, reader
+        self.identity = epoch
 
     async def close(self) -> None:
         """See `Backend.close`."""

@@ -94,7 +94,7 @@ class RedisBackend(Backend):
             await link.close()
             raise
         link.opening = False
-        self._shelf = Shelf(link, epoch)
+        self._shelf, self.identity = Shelf(link, epoch), epoch
 
     async def _look_at_servers(self) -> None:
         """Refuse what can't work, and tell people what can't be relied on, once for each process."""

@@ -128,7 +128,7 @@ class SQLiteBackend(Backend):
         migrate(db, at.path, self._namespace, at.timeout)
         immediate(db, lambda db: None, at.timeout)  # a file that can't be written says so now, not at the first batch
         self._writer = Writer(db, db.execute("SELECT value FROM meta WHERE key = 'epoch'").fetchone()[0])
-        self._file = self._identity()
+        self._file, self.identity = self._file_now(), self._writer.epoch
         self._checkpointer.open(db)
 
     def _prepare_reader(self, db: sqlite3.Connection) -> None:
@@ -140,7 +140,7 @@ class SQLiteBackend(Backend):
         latest = max(now or 0, self._writer.now)
         return self._reader.at(latest or None)
 
-    def _identity(self) -> tuple[int, int]:
+    def _file_now(self) -> tuple[int, int]:
         try:
             found = self._at.path.stat()
         except FileNotFoundError as error:
@@ -148,7 +148,7 @@ class SQLiteBackend(Backend):
         return found.st_dev, found.st_ino
 
     def _same_file(self) -> None:
-        if self._identity() != self._file:
+        if self._file_now() != self._file:
             raise StoreReset(f"{self._at.path} was replaced while it was open; restart to use what is there now")
 
     # -- the two ways to the file ------------------------------------------------------------------
