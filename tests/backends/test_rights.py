@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from respan_guard.backends.base import Backend
+from respan_guard.backends.base import Allowed, Backend, CustomerQuery, Recorded
 from respan_guard.backends.postgres import PostgresBackend
 from respan_guard.backends.redis import RedisBackend
 from respan_guard.backends.registry import backend_factory
@@ -22,6 +22,7 @@ from tests.backends import redis_server
 from tests.backends.living import checked, live
 from tests.backends.postgres_server import PostgresServer, emptied_store
 from tests.backends.redis_server import Cluster, RedisServer
+from tests.backends.sqlite_support import admit, record
 
 DOCS = (Path(__file__).parents[2] / "docs" / "backends.md").read_text()
 SAFE = ("appendonly yes", "appendfsync always")
@@ -188,3 +189,30 @@ def test_who_may_not_is_told_what_is_missing(postgres: PostgresServer) -> None:
         db.execute("UPDATE respan_guard.store SET version = version + 1")
     assert isinstance(error, ConfigurationError)
     assert "let its owner open it first" in str(error)
+
+
+def test_batches_go_on_between_an_upgrade_and_its_grants(postgres: PostgresServer) -> None:
+    """Tables that an upgrade brought need no right of who admits and records; pages do, and say so."""
+    url = as_app(postgres.url)
+    emptied_store(postgres.url, "respan_guard")
+    with psycopg.connect(postgres.url, autocommit=True) as db:
+        db.execute("REVOKE ALL ON respan_guard.ordered, respan_guard.moved FROM app")
+
+    async def use() -> None:
+        backend = PostgresBackend(url)
+        await backend.open()
+        try:
+            (allowed, recorded) = await backend.apply([admit("a1", limits=()), record("r1")])
+            assert isinstance(allowed, Allowed)
+            assert isinstance(recorded, Recorded)
+            with pytest.raises(StorageReadOnly, match="ordered"):
+                await backend.customers(CustomerQuery(sort="cost"))
+        finally:
+            await backend.close()
+
+    try:
+        asyncio.run(use())
+    finally:
+        with psycopg.connect(postgres.url, autocommit=True) as db:
+            for statement in told_grants("respan_guard", "app"):
+                db.execute(statement)

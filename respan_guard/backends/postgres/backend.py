@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -88,7 +89,7 @@ class PostgresBackend(Backend):
         self._latest = 0
         self._write_link: Link | None = None
         self._read_link: Link | None = None
-        self._batches = 0
+        self._batches = random.randrange(_SWEEP_EVERY)  # many short-lived processes sweep as often as a long one
         self._swept_all_at = self._ordered_at = 0
         self._sweeping: asyncio.Task[None] | None = None
 

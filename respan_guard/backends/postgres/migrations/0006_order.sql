@@ -31,8 +31,11 @@ CREATE INDEX ordered_by_tokens ON {schema}.ordered (tokens, customer);
 -- Who changed since: appended to by every batch, in its transaction, and emptied by `put_in_order`.
 CREATE TABLE {schema}.moved (c bigint NOT NULL) WITH (autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_scale_factor = 0);
 
+-- With its owner's rights, as put_in_order: batches of who was granted rights on the tables of before go on.
 CREATE FUNCTION {schema}.note_moved() RETURNS trigger
 LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 AS $note$
 BEGIN
     INSERT INTO {schema}.moved SELECT n.c FROM now_so n;
@@ -50,6 +53,8 @@ CREATE TRIGGER moved_by_delete AFTER DELETE ON {schema}.customers REFERENCING OL
 -- write last. A batch that is not committed yet is not seen, and what it noted stays for the next one.
 CREATE FUNCTION {schema}.put_in_order() RETURNS boolean
 LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 SET enable_hashjoin = off
 SET enable_mergejoin = off
 AS $order$
