@@ -7,7 +7,6 @@ operation are in `respan_guard.submitting`.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import threading
 from collections import deque
@@ -17,30 +16,28 @@ from typing import TypeVar
 from respan_guard.backends.base import (
     Admit,
     Backend,
-    Entry,
     Limit,
     Op,
     Outcome,
     Record,
 )
 from respan_guard.clock import Clock
-from respan_guard.drain import BATCH, Item
+from respan_guard.drain import Item
 from respan_guard.errors import BackendError, GuardError, StorageUnavailable
 from respan_guard.home_rates import Counted
-from respan_guard.journal import Journal, JournalFile
+from respan_guard.journal import Journal
+from respan_guard.overflow import Overflowing
 from respan_guard.rate_storage import RateStorage
-from respan_guard.submitting import Submitting
 from respan_guard.telemetry import telemetry
 
 __all__ = ["Home"]
 
 T = TypeVar("T")
 _CLOSE_TIMEOUT = 6.0
-_MOST_WAITING = 50_000  # ops in memory, of which each may take 2 kB
 logger = logging.getLogger("respan_guard")
 
 
-class Home(Submitting):
+class Home(Overflowing):
     """One event loop's way to storage. Methods run on that loop, except `post`, which runs anywhere.
 
     Args:
@@ -67,15 +64,10 @@ class Home(Submitting):
         super().__init__(backend, clock, journal, timeout=timeout, server_clock=server_clock)
         self._inherit = inherit
         self._inheriting = threading.Lock()
-        self._calls: set[asyncio.Task[None]] = set()
         self._thread = threading.get_ident()
         self._opening = asyncio.Lock()
-        self._closed = False
         self.rates = rates.open(timeout) if rates is not None else None
         self._looked_at = (0.0, 0)
-        self._no_room = 0  # ops that wait, below which the journal is not asked again
-        self._overflow: asyncio.Task[None] | None = None
-        self._catching_up: asyncio.Task[None] | None = None
         self.asleep = True  # nobody looks at the kill switch here
         self.wakes: Callable[[], Coroutine[object, object, None]] | None = None  # has somebody look again
 
@@ -181,16 +173,15 @@ class Home(Submitting):
             return
         try:
             async with asyncio.timeout(self.timeout if self.breaker.failures else max(self.timeout, 5.0)):
-                while True:
-                    marker: asyncio.Future[Outcome] = self.loop.create_future()
-                    self._inbox.append(Item(None, marker))
-                    self._start()
-                    self._wake.set()  # somebody waits: no pause before the next try
-                    await marker
-                    on_the_way = [task for task in (self._overflow, self._catching_up) if task and not task.done()]
-                    if not on_the_way:
-                        return
-                    await asyncio.wait(on_the_way)
+                if self._overflow is not None:
+                    await asyncio.wait([self._overflow])
+                marker: asyncio.Future[Outcome] = self.loop.create_future()
+                self._inbox.append(Item(None, marker))
+                self._start()
+                self._wake.set()  # somebody waits: no pause before the next try
+                await marker
+                if self._catching_up is not None and not self._catching_up.done():
+                    await self._caught_up()
         except TimeoutError:
             raise StorageUnavailable("storage did not take all usage records in time; they are kept") from None
 
@@ -273,71 +264,12 @@ class Home(Submitting):
     def _works(self) -> None:
         if self.asleep and self.wakes is not None and not self._closed:
             self._keep(self.wakes())
-        if self._closed:
-            return
-        if self._journal.pending and (self._catching_up is None or self._catching_up.done()):
-            self._catching_up = self._keep(self._catch_up())
-        if len(self._inbox) > max(_MOST_WAITING, self._no_room) and (self._overflow is None or self._overflow.done()):
-            self._overflow = self._keep(self._set_aside())
-
-    async def _set_aside(self) -> None:
-        """Move what waits here to the journal: more comes than storage takes, and memory has an end.
-
-        Only records that draw from no hold: a release must not overtake the record in front of it. Those that do can't
-        outrun storage, as each admission waits for it.
-        """
-        alone: list[Item] = []
-        entries: list[Entry] = []
-        rest: list[Item] = []
-        for _ in range(len(self._inbox)):
-            item = self._inbox.popleft()
-            op = item.op
-            if isinstance(op, Record) and op.entry.admission is None and item.future is None and not item.on_disk:
-                item.taken = True
-                alone.append(item)
-                entries.append(op.entry)
-            else:
-                rest.append(item)
-        self._inbox.extendleft(reversed(rest))
-        self._aside = alone
-        try:
-            await asyncio.to_thread(self._journal.write, entries)
-        except (OSError, RuntimeError) as fault:  # RuntimeError: the interpreter exits, and has no threads to give
-            logger.error("%d usage records wait in memory, as the journal can't be written: %s", len(alone), fault)
-            aside, self._aside = self._aside, []
-            self._inbox.extendleft(reversed(aside))
-            self._no_room = 2 * len(self._inbox)  # to try costs more than what waits
-        else:
-            self._aside, self._no_room = [], 0
-
-    async def _catch_up(self) -> None:
-        while (file := self._journal.rotate()) is not None:
-            await self._replay(file)
-
-    async def _replay(self, file: JournalFile) -> None:
-        """Store what lies in a journal's file, then delete it; a file that isn't wholly stored stays."""
-        try:
-            entries = file.entries()
-            while chunk := list(itertools.islice(entries, BATCH)):
-                stored: asyncio.Future[Outcome] = self.loop.create_future()
-                self._inbox.extend(Item(Record(entry), None, on_disk=True) for entry in chunk)
-                self._inbox.append(Item(None, stored))
-                self._start()
-                await stored
-        except BaseException:
-            file.close()
-            raise
-        file.done()
+        if not self._closed:
+            self._make_room()
 
     def _spawn(self, work: Callable[[Backend], Awaitable[object]]) -> None:
         if not self._closed:  # a timer may come due while the loop of a home that was closed is ended
             self._keep(self._guarded(work))
-
-    def _keep(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
-        task = self.loop.create_task(work)
-        self._calls.add(task)  # the loop itself holds tasks weakly
-        task.add_done_callback(self._calls.discard)
-        return task
 
     async def _guarded(self, work: Callable[[Backend], Awaitable[object]]) -> None:
         try:

@@ -10,6 +10,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from respan_guard.backends.base import Backend, Op, Record
@@ -182,7 +183,10 @@ class Homes:
         app, self._app = self._app, None
         if app is not None:
             self._opens = 0
-            self._end(app)
+            try:
+                self._end(app)
+            except Exception:  # the other home has what this one passed on
+                logger.exception("closing a guard's event loop failed")
         thread, self._thread, self._remote = self._thread, None, None
         if thread is not None:
             thread.stop()
@@ -282,13 +286,19 @@ def make_homes(settings: Settings, on_open: Callable[[Lane], None], on_fork: Cal
     return Homes(
         backend_factory(settings.storage, namespace=settings.namespace),
         settings.clock,
-        Journal(settings.journal_dir, f"{settings.storage}#{settings.namespace}"),
+        Journal(settings.journal_dir, _place(settings.storage, settings.namespace)),
         settings.storage_timeout,
         on_open,
         on_fork,
         rate_storage(settings),
         needed=settings.budget_failure == "closed",
     )
+
+
+def _place(storage: str, namespace: str) -> str:
+    """What tells stores apart: a relative file is another one in each directory."""
+    relative = storage.startswith("sqlite:///") and not storage.startswith("sqlite:////")
+    return f"{storage}#{namespace}" + (f"#{Path.cwd()}" if relative else "")
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

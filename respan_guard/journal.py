@@ -106,6 +106,7 @@ class Journal:
         self.directory = Path(directory)
         self._stem = sha256(store.encode()).hexdigest()[:16]
         self._lock = threading.Lock()
+        self._counting = threading.Lock()
         self._file: JournalFile | None = None
         self._torn = False
         self._written = 0
@@ -137,18 +138,23 @@ class Journal:
             self._torn = False
             self._written += len(entries)
 
-    def rotate(self) -> JournalFile | None:
-        """Take what was written so far, to be stored; None if there is nothing."""
-        with self._lock:
+    def rotate(self, *, wait: bool = True) -> JournalFile | None:
+        """Take what was written so far, to be stored; None if there is nothing, or it is just written to."""
+        if not self._lock.acquire(blocking=wait):  # for as long as the disk takes
+            return None
+        try:
             file, count = self._file, self._written
             self._file, self._written, self._torn = None, 0, False
             if file is not None:
-                self._replayed += count
+                with self._counting:
+                    self._replayed += count
                 file._ended = lambda: self._end(count)
             return file
+        finally:
+            self._lock.release()
 
     def _end(self, count: int) -> None:
-        with self._lock:
+        with self._counting:
             self._replayed = max(0, self._replayed - count)
 
     def orphans(self) -> list[JournalFile]:
@@ -235,7 +241,7 @@ class Journal:
         The child's copy of the descriptor is closed, else the lock would outlive the parent with it, and nobody could
         adopt the file.
         """
-        self._lock = threading.Lock()
+        self._lock, self._counting = threading.Lock(), threading.Lock()
         if self._file is not None:
             self._file.close()
         self._file, self._written, self._replayed, self._torn = None, 0, 0, False

@@ -31,7 +31,7 @@ def is_another(place: Path, identity: str) -> bool:
         logger.debug("%s can't be read: %s", place, error)
         return False
     if before != identity:
-        with contextlib.suppress(OSError):  # where nothing can be noted, nothing is noticed
+        with contextlib.suppress(OSError, ValueError):  # where nothing can be noted, nothing is noticed
             new = place.with_name(f"{place.name}.{os.getpid()}.new")
             new.write_text(identity, "ascii")
             new.replace(place)

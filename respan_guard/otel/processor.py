@@ -249,7 +249,10 @@ class GuardSpanProcessor(SpanProcessor):
         self._ended = self._meter.ended
 
     def _crowded(self) -> bool:
-        home = self.guard.lane().home
+        try:
+            home = self.guard.lane().home
+        except RuntimeError:  # there is no home yet, and no thread to be had for one
+            return False
         return home is not None and home.waiting > _CROWD
 
     def _gone(self, running: Running) -> None:

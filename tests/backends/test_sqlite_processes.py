@@ -199,7 +199,7 @@ FORKING_WITHIN = """
 import threading, time
 from respan_guard import Customer, Guard
 
-guard = Guard(f"sqlite:///{path}", journal_dir=path + "-journal", storage_timeout=3)
+guard = Guard(f"sqlite:///{path}", journal_dir=path + ".journal", storage_timeout=3)
 guard.sync.put_customer(Customer(customer_identifier="parent"))
 backend = guard.lane().home.backend
 within = threading.Event()

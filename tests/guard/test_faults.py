@@ -228,7 +228,7 @@ async def test_records_that_outrun_storage_wait_on_disk(
     store: FaultyBackend, guard: Guard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: str
 ) -> None:
     """More is posted than storage takes: memory holds a bounded part of it, and each is stored once all the same."""
-    monkeypatch.setattr("respan_guard.home._MOST_WAITING", 3_000)
+    monkeypatch.setattr("respan_guard.overflow._MOST_WAITING", 3_000)
     if disk == "is full":
         (tmp_path / "none").write_text("")
         guard.journal.directory = tmp_path / "none"

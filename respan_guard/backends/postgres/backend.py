@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -227,9 +228,9 @@ class PostgresBackend(Backend):
 
     async def delete(self, customer: str, *, actor: str = "", now: int | None = None) -> bool:
         """See `Backend.delete`."""
-        epoch = self._epoch or ""
+        epoch, label = self._epoch or "", f"deleted-{secrets.token_hex(8)}"  # the same one for each try
         found = await self._beside(
-            lambda db: self._changes.delete(db, epoch, customer, actor, now, self._latest), repeatable=False
+            lambda db: self._changes.delete(db, epoch, customer, label, actor, now, self._latest), repeatable=False
         )
         self._latest = max(self._latest, now or 0)
         return found

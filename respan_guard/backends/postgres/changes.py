@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from respan_guard.backends.base import ANY, AuditRow, Conflict, Expected, Params, Put, RefusalRow
-from respan_guard.backends.postgres.connection import Connection
+from respan_guard.backends.postgres.connection import Connection, committed
 from respan_guard.backends.postgres.schema import in_schema
 from respan_guard.backends.texts import params_from, params_text, search_text
 
@@ -41,6 +41,10 @@ _ADD_REFUSALS = """WITH counts AS MATERIALIZED (
 INSERT INTO {schema}.refusal_hours AS r (hour, reason, count)
     SELECT minute / 60, reason, sum(count) FROM counts GROUP BY 1, 2 ORDER BY 1, 2
     ON CONFLICT (hour, reason) DO UPDATE SET count = r.count + excluded.count"""
+
+_RENAME_REFUSALS = """UPDATE {schema}.refusals r SET customer = %s WHERE r.ctid = ANY (ARRAY(
+    SELECT o.ctid FROM {schema}.refusals o WHERE o.customer = %s LIMIT %s))"""
+_PIECE = 1000  # rows that are changed at a time
 
 
 class Changes:
@@ -98,13 +102,22 @@ class Changes:
                 return Put(made, True)
 
     async def delete(
-        self, db: Connection, epoch: str, customer: str, actor: str, now: int | None, floor: int
+        self, db: Connection, epoch: str, customer: str, label: str, actor: str, now: int | None, floor: int
     ) -> bool:  # fmt: skip
-        """Forget who a customer was; see `Backend.delete`."""
-        label = f"deleted-{secrets.token_hex(8)}"
-        sql = "SELECT {schema}.forget(%s, %s, %s, %s, %s::bigint, %s::bigint)"
-        (found,) = await self._run(db, sql, (epoch, customer, label, actor, now, floor))
-        return bool(found)
+        """Forget who a customer was; see `Backend.delete`. What takes long comes first, while nobody waits for it."""
+        if await self._run(db, "SELECT 1 FROM {schema}.customers WHERE customer = %s", (customer,)) is None:
+            return False
+        stripped = 0
+        while True:
+            (last,) = await self._run(db, "SELECT {schema}.strip(%s, %s::bigint, %s)", (customer, stripped, _PIECE))
+            if last is None:
+                break
+            stripped = last
+        while await self._run(db, _RENAME_REFUSALS, (label, customer, _PIECE)) == _PIECE:
+            pass
+        sql = in_schema("SELECT {schema}.forget(%s, %s, %s, %s, %s::bigint, %s::bigint, %s::bigint)", self._schema)
+        row = await committed(db, sql, (epoch, customer, label, actor, now, floor, stripped))
+        return row is not None and bool(row[0])
 
     async def add_refusals(self, db: Connection, epoch: str, rows: Sequence[RefusalRow]) -> None:
         """Add counts; the same customer, reason and minute are summed. Of who was deleted since: to the label."""
@@ -117,7 +130,7 @@ class Changes:
         async with db.transaction():
             await self._run(db, "SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
             # `forget` holds it: who is being deleted just now is seen as deleted, or these counts are seen by that.
-            await self._run(db, "SELECT pg_advisory_xact_lock_shared(hashtextextended('{schema}', 2))")
+            await self._run(db, "SELECT pg_advisory_xact_lock_shared(hashtextextended('{schema}', 3))")
             await self._run(db, _ADD_REFUSALS, (epoch, *columns))
 
     async def add_audit(self, db: Connection, row: AuditRow) -> None:

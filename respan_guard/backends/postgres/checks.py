@@ -94,7 +94,7 @@ _ROWS = (  # what, and a query of (where, stored, right)
             FROM {schema}.customers k FULL JOIN {schema}.ordered o USING (c)
             WHERE (k.customer, k.search, k.blocked, k.last_seen, k.requests, k.calls, k.cost, k.tokens)
                 IS DISTINCT FROM (o.customer, o.search, o.blocked, o.last_seen, o.requests, o.calls, o.cost, o.tokens)
-                AND c NOT IN (SELECT m.c FROM {schema}.moved m)""",
+                AND NOT EXISTS (SELECT 1 FROM {schema}.moved m WHERE m.c = coalesce(k.c, o.c))""",
     ),
     ("hold below 0", "SELECT c || ' ' || id, least(cost, tokens), 0 FROM {schema}.holds WHERE cost < 0 OR tokens < 0"),
     (

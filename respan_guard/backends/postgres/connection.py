@@ -11,7 +11,7 @@ import contextlib
 import os
 import random
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias, TypeVar
 
 import psycopg
@@ -21,7 +21,7 @@ from respan_guard.backends.postgres.location import Location
 from respan_guard.clock import SystemClock
 from respan_guard.errors import ConfigurationError, StorageUnavailable
 
-__all__ = ["Connection", "Link"]
+__all__ = ["Connection", "Link", "committed"]
 
 T = TypeVar("T")
 Connection: TypeAlias = psycopg.AsyncConnection[tuple[object, ...]]
@@ -29,6 +29,15 @@ _GRACE = 0.25  # seconds that the server's own timeout gets to be first
 _CLOSING = 1.0  # seconds that the last statement gets
 _TRIES = 10  # of a statement that deadlocked or did not serialise
 _clock = SystemClock()
+
+
+async def committed(db: Connection, sql: bytes, values: Sequence[object] = ()) -> tuple[object, ...] | None:
+    """The first row of a statement that sees what was committed before each of its parts, whatever the default is."""
+    cursor = psycopg.AsyncClientCursor(db)
+    await cursor.execute(b"SET TRANSACTION ISOLATION LEVEL READ COMMITTED; " + sql, values)
+    while cursor.nextset():
+        pass
+    return await cursor.fetchone() if cursor.description else None
 
 
 class Link:

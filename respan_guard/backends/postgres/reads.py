@@ -17,7 +17,7 @@ from respan_guard.backends.base import (
     UsageQuery,
     UsageRow,
 )
-from respan_guard.backends.postgres.connection import Connection
+from respan_guard.backends.postgres.connection import Connection, committed
 from respan_guard.backends.postgres.queries import MOVING, count_sql, customers_sql, entries_sql, usage_sql
 from respan_guard.backends.postgres.rows import (
     CUSTOMER,
@@ -36,7 +36,7 @@ from respan_guard.errors import InvalidInput
 __all__ = ["Reads"]
 
 _MAX_SEQ = (1 << 63) - 1
-_MOST_PIECES = 1_000  # of ten thousand changes each: what comes meanwhile must not keep a page waiting for ever
+_MOST_PIECES = 5_000  # of two thousand changes each: what comes meanwhile must not keep a page waiting for ever
 
 
 class Reads:
@@ -83,8 +83,8 @@ class Reads:
     async def put_in_order(self, db: Connection) -> None:
         """Bring the order of customers up to date with what was committed before."""
         for _ in range(_MOST_PIECES):
-            (done,) = await self._row(db, "SELECT {schema}.put_in_order()")
-            if done:
+            row = await committed(db, in_schema("SELECT {schema}.put_in_order()", self._schema))
+            if row is None or row[0]:
                 return
 
     async def holds(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from importlib.resources import files
 
 import psycopg
@@ -9,7 +11,7 @@ import psycopg
 from respan_guard.backends.postgres.connection import Connection
 from respan_guard.backends.postgres.failures import translated
 from respan_guard.backends.postgres.location import Location
-from respan_guard.errors import ConfigurationError, SchemaMismatch, StorageCorrupt, StorageReadOnly
+from respan_guard.errors import ConfigurationError, SchemaMismatch, StorageCorrupt, StorageReadOnly, StorageUnavailable
 
 __all__ = ["MIGRATIONS", "epoch_of", "in_schema", "migrate"]
 
@@ -21,6 +23,8 @@ MIGRATIONS = (
     ("0005_hours.sql",),
     ("0006_order.sql",),
 )
+_TRIES = 6
+_PAUSE = 1.0  # seconds between them, in which those who waited go on
 MINIMUM = 130000  # gen_random_uuid
 _STATE = """SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean,
     to_regnamespace(%(quoted)s) IS NOT NULL, to_regclass(%(quoted)s || '.store') IS NOT NULL,
@@ -61,6 +65,14 @@ async def migrate(connection: Connection, at: Location) -> str:
         StorageCorrupt: The schema holds something else.
         ConfigurationError: This user may not make the schema.
     """
+    for _ in range(_TRIES):
+        with suppress(psycopg.errors.LockNotAvailable):  # a report reads what changes, and writers wait behind us
+            return await _migrate(connection, at)
+        await asyncio.sleep(_PAUSE)
+    raise StorageUnavailable(f"{at.shown} can't be brought to a newer schema while reports run on it; try again later")
+
+
+async def _migrate(connection: Connection, at: Location) -> str:
     try:
         async with connection.transaction():
             await connection.execute("SET LOCAL lock_timeout = 0")
@@ -87,6 +99,8 @@ async def migrate(connection: Connection, at: Location) -> str:
             f"this user may not make the schema {at.schema} at {at.shown} ({error.diag.message_primary}); let it:"
             " GRANT CREATE ON DATABASE ... TO ..."
         ) from error
+    except psycopg.errors.LockNotAvailable:
+        raise
     except psycopg.Error as error:
         raise translated(error, at.shown) from error
     return (await _version(connection, at))[1]

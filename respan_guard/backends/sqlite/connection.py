@@ -10,6 +10,7 @@ file; a child forked within a transaction would find the file locked by itself, 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import sqlite3
@@ -32,6 +33,7 @@ _PAUSE = (0.0002, 0.002)  # seconds between two tries for the lock: short, since
 _FORK_WAITS = 5.0  # seconds at most: a fork is the app's, and rather goes wrong for its child than never happens
 _inherited: list[object] = []
 _clock = SystemClock()
+logger = logging.getLogger("respan_guard")
 
 
 class _Answer(Generic[T]):
@@ -140,7 +142,10 @@ class Link:
             _inherited.append(self._connection)
             return
         # Called where a loop runs, aiosqlite would answer that loop, which may be closed by then: see `_answered`.
-        threading.Thread(target=self._connection.stop, daemon=True).start()
+        try:
+            threading.Thread(target=self._connection.stop, daemon=True).start()
+        except RuntimeError:  # no new threads while the interpreter exits; the connection's own goes with the process
+            logger.debug("a connection is left to the end of the process")
 
 
 _connections: weakref.WeakSet[_CallableConnection] = weakref.WeakSet()
