@@ -260,14 +260,17 @@ def test_a_refused_port_comes_back_where_it_was(server: Echo) -> None:
         again.close()
 
 
+def _asked(proxy: FaultyProxy) -> None:
+    client = Client(proxy)
+    try:
+        client.ask(b"hello")
+    finally:
+        client.close()
+
+
 def test_without_a_server_clients_are_cut() -> None:
     """The proxy stands, what it stands before does not: a client's connection ends at once."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        with FaultyProxy(free.getsockname()[1]) as proxy:
-            with pytest.raises(OSError, match=r"closed|reset|Broken"):  # while it connects, or when it asks
-                client = Client(proxy)
-                try:
-                    client.ask(b"hello")
-                finally:
-                    client.close()
+        with FaultyProxy(free.getsockname()[1]) as proxy, pytest.raises(OSError, match=r"closed|reset|Broken"):
+            _asked(proxy)  # cut while it connects, or when it asks

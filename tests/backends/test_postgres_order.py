@@ -10,6 +10,7 @@ import pytest
 
 from respan_guard.backends.base import CustomerQuery, Discrepancy, Recorded, RefusalRow, UsageQuery
 from respan_guard.backends.postgres import PostgresBackend, schema
+from respan_guard.errors import StorageUnavailable
 from tests.backends import postgres_server
 from tests.backends.postgres_support import asked, opened, url_fixture  # noqa: F401  # a fixture
 from tests.backends.sqlite_support import DAY, NOW, admit, record
@@ -160,6 +161,71 @@ async def test_what_is_booked_while_somebody_is_forgotten_is_forgotten_too(url: 
         assert (label != "ann", cost) == (True, 305)
         assert asked(url, "SELECT count(*) FROM {schema}.entries WHERE body LIKE '%%Ann%%'") == [(0,)]
         assert await backend.verify() == []
+
+
+async def test_a_deletion_sees_what_is_committed_whatever_the_default_isolation_is(url: str) -> None:
+    """Where transactions are repeatable read by default, refusals counted meanwhile lose the name all the same."""
+    server, _, name = url.rpartition("schema=")
+    other_default = f"{server}options=-c%20default_transaction_isolation%3Drepeatable%5C%20read&schema={name}"
+    async with opened(other_default) as first, opened(other_default) as second:
+        assert (await first.info()).facts["default_transaction_isolation"] == "repeatable read"
+        await first.apply([record(f"r{number}", "ann", metadata={"who": "Ann"}) for number in range(50)], NOW)
+        async with await psycopg.AsyncConnection.connect(server.rstrip("?&")) as other:
+            await other.execute(f"SELECT 1 FROM \"{name}\".entries WHERE id = 'r40' FOR UPDATE".encode())
+            forgetting = asyncio.create_task(first.delete("ann", now=NOW + 60_000))
+            await asyncio.sleep(0.2)
+            await second.add_refusals([RefusalRow("ann", "rate_limit", NOW // 60_000, 1)])
+            await other.commit()
+        assert await forgetting
+        (found,) = await second.refusals()
+        assert found.customer != "ann"
+        assert await second.verify() == []
+
+
+async def test_the_order_is_found_by_keys_also_by_a_plan_of_when_it_was_small(url: str) -> None:
+    """Plans are kept; one that was made for eight customers does not read all of 30,000 for each of them."""
+    async with opened(url) as backend:
+        for number in range(8):
+            await backend.apply([record("r1", f"c{number}", cost=number)], NOW)
+            await costs(backend)
+        asked(
+            url,
+            "INSERT INTO {schema}.customers (customer, search, first_seen, last_seen) "
+            "SELECT 'd' || g, 'd' || g, 1, 1 FROM generate_series(1, 30000) AS g",
+        )
+        async with asyncio.timeout(8):
+            assert len(await costs(backend)) == 30_008
+
+
+async def test_a_migration_waits_for_reports_and_holds_up_nobody_meanwhile(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of the processes of before go on beside it; it is made once the report is over, or says why not."""
+    before = next(n for n, step in enumerate(schema.MIGRATIONS) if "0006_order.sql" in step)
+    monkeypatch.setattr(schema, "_PAUSE", 0.2)
+    server, _, name = url.rpartition("schema=")
+    with monkeypatch.context() as older:
+        older.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:before])
+        old = PostgresBackend(url)
+        await old.open()
+    await old.apply([record("r1", "a", cost=5)], NOW)
+    new = PostgresBackend(url)
+    async with await psycopg.AsyncConnection.connect(server.rstrip("?&")) as report:
+        await report.execute(f'SELECT count(*) FROM "{name}".customers'.encode())
+        with monkeypatch.context() as hasty:
+            hasty.setattr(schema, "_TRIES", 1)
+            with pytest.raises(StorageUnavailable, match="try again later"):
+                await new.open()
+        migrating = asyncio.create_task(new.open())
+        for number in range(5):
+            async with asyncio.timeout(4):
+                await old.apply([record(f"r2-{number}", "a", cost=5)], NOW)
+        await report.commit()
+    await migrating
+    assert await costs(new) == [("a", 30)]
+    assert await new.verify() == []
+    await new.close()
+    await old.close()
 
 
 async def test_an_order_that_is_wrong_is_found(url: str) -> None:

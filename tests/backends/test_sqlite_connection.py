@@ -109,6 +109,23 @@ def test_a_connection_let_go_on_a_loop_that_ends_at_once(path: Path, died: list[
     assert died == []
 
 
+def test_letting_go_while_no_thread_can_be_started(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As at the interpreter's exit from 3.12 on: closing fails nobody, so what comes behind it is done."""
+
+    async def main() -> None:
+        link = await Link.open(path, lambda _: None, 1)
+
+        def refuse(_: threading.Thread) -> None:
+            raise RuntimeError("can't create new thread at interpreter shutdown")
+
+        with monkeypatch.context() as exiting:
+            exiting.setattr(threading.Thread, "start", refuse)
+            await link.close()
+        link.abandon()
+
+    asyncio.run(main())
+
+
 CLOSING = """
 import asyncio, os, signal, sqlite3, sys, threading, time
 from pathlib import Path

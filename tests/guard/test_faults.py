@@ -13,6 +13,7 @@ import pytest
 from respan_guard import Guard, StorageUnavailable, Usage
 from respan_guard.backends import registry
 from respan_guard.errors import CounterOverflow, StorageFull
+from respan_guard.journal import Journal
 from respan_guard.testing import FakeClock
 
 from .faulty import FaultyBackend
@@ -260,3 +261,42 @@ async def test_records_that_outrun_storage_wait_on_disk(
     assert (await guard.status("c1")).total_spend == Decimal("0.1")
     assert (await guard.status("c1")).limits[-1].held == 0
     assert await guard.verify() == []
+
+
+async def test_what_draws_from_a_hold_is_never_set_aside(
+    store: FaultyBackend, guard: Guard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A release must not overtake a record: those of an admission wait in memory, and are looked through once."""
+    monkeypatch.setattr("respan_guard.overflow._MOST_WAITING", 500)
+    async with guard.admit("c1", estimate=Decimal(1)) as admission:
+        store.delay = 0.02
+        for _ in range(3_000):
+            admission.record_soon(Usage(cost=Decimal("0.0001")))
+        home = guard.lane().home
+        assert home is not None
+        await asyncio.sleep(0.1)
+        assert home._no_room > home.waiting
+    assert not list(tmp_path.glob("*.journal"))
+    store.delay = 0
+    await guard.flush()
+    status = await guard.status("c1")
+    assert (status.total_spend, status.limits[-1].held) == (Decimal("0.3"), 0)
+
+
+def test_the_loop_does_not_wait_for_a_journal_that_is_written_to(tmp_path: Path) -> None:
+    """A file is taken once the disk has it; until then there is none to take."""
+    journal = Journal(tmp_path, "store")
+    with journal._lock:  # as while it is synced
+        assert journal.rotate(wait=False) is None
+    assert journal.rotate() is None
+
+
+def test_a_relative_file_is_another_store_in_each_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two apps with the same settings in two directories don't take each other's journals."""
+    stems = set()
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        stems.add(Guard("sqlite:///guard.db", journal_dir=tmp_path).journal._stem)
+    stems.add(Guard(f"sqlite:///{tmp_path / 'a' / 'guard.db'}", journal_dir=tmp_path).journal._stem)
+    assert len(stems) == 3

@@ -272,6 +272,22 @@ def test_spans_wait_while_storage_is_slow(make_metered: MakeMetered, monkeypatch
     FaultyBackend.stores.clear()
 
 
+def test_no_home_and_no_thread_for_one_stops_no_spans(
+    make_metered: MakeMetered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process at the limit of its threads goes on reading spans."""
+    metered = make_metered()
+
+    def refuse() -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as full:
+        full.setattr(metered.guard, "lane", refuse)
+        assert not metered.processor._crowded()
+    metered.see(call())
+    assert len(metered.records()) == 1
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(3000)
 def test_a_million_abandoned_streams(tmp_path: Path) -> None:
