@@ -168,6 +168,8 @@ async def test_a_store_that_was_pruned_before_that_was_noted(
         older.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:before])
         backend = backend_factory(url)()
         await backend.open()
+        if isinstance(backend, PostgresBackend):
+            backend._offset = 0  # no sweep: it calls what is of the newest version
         await recorded(backend, record("old", 5, day=DAY - 50))
         await recorded(backend, record("kept", 6))
         assert await backend.prune(DAY - 40) == 1

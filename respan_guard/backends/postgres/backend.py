@@ -43,7 +43,7 @@ from respan_guard.backends.postgres.location import locate
 from respan_guard.backends.postgres.reads import Reads
 from respan_guard.backends.postgres.schema import epoch_of, in_schema, migrate
 from respan_guard.backends.postgres.standing import standing
-from respan_guard.errors import StorageUnavailable
+from respan_guard.errors import BackendError, StorageUnavailable
 
 __all__ = ["PostgresBackend"]
 
@@ -90,7 +90,8 @@ class PostgresBackend(Backend):
         self._latest = 0
         self._write_link: Link | None = None
         self._read_link: Link | None = None
-        self._batches = random.randrange(_SWEEP_EVERY)  # many short-lived processes sweep as often as a long one
+        self._batches = 0
+        self._offset = random.randrange(_SWEEP_EVERY)  # many short-lived processes put in order as often as a long one
         self._swept_all_at = self._ordered_at = 0
         self._sweeping: asyncio.Task[None] | None = None
 
@@ -196,25 +197,29 @@ class PostgresBackend(Backend):
         return self._apply, (self._epoch, now, self._latest, batch.argument)
 
     def _sweep_sometimes(self) -> None:
-        """Beside the batches: what ended long ago goes, little by little."""
+        """Beside the batches: what ended long ago goes, and who moved is put in its place, little by little."""
         self._batches += 1
-        if self._batches % _SWEEP_EVERY or (self._sweeping is not None and not self._sweeping.done()):
+        sweep = self._batches % _SWEEP_EVERY == 0
+        order = (self._batches + self._offset) % _SWEEP_EVERY == 0 and self._latest - self._ordered_at >= _ORDER_MS
+        if not (sweep or order) or (self._sweeping is not None and not self._sweeping.done()):
             return
-        everything = self._latest - self._swept_all_at >= _SWEEP_ALL_MS
+        everything = sweep and self._latest - self._swept_all_at >= _SWEEP_ALL_MS
         if everything:
             self._swept_all_at = self._latest
-        self._sweeping = asyncio.create_task(self._sweep(everything))
+        if order:
+            self._ordered_at = self._latest
+        self._sweeping = asyncio.create_task(self._sweep(sweep, everything, order))
 
-    async def _sweep(self, everything: bool) -> None:
+    async def _sweep(self, sweep: bool, everything: bool, order: bool) -> None:
         link = self._read_link
         if link is not None:
             try:
-                await link.run(lambda db: self._changes.sweep(db, self._latest, everything))
-                if self._latest - self._ordered_at >= _ORDER_MS:  # so that pages find little to do
-                    self._ordered_at = self._latest
+                if sweep:
+                    await link.run(lambda db: self._changes.sweep(db, self._latest, everything))
+                if order:  # so that pages find little to do
                     await link.run(self._reads.put_in_order)
-            except StorageUnavailable:
-                return  # the next one does it
+            except BackendError:
+                return  # the next one does it, or whoever sends the next batch is told
 
     async def put(
         self, customer: str, params: Params, *, if_revision: str | None = None, actor: str = "", now: int | None = None
