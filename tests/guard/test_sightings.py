@@ -79,4 +79,7 @@ def test_where_nothing_can_be_noted_nothing_fails(tmp_path: Path) -> None:
 async def test_a_journal_that_cannot_be_there_stops_nobody(tmp_path: Path) -> None:
     """Noting is no condition: the app starts with a journal directory that can't be made."""
     (tmp_path / "file").write_text("")
-    await used(f"sqlite:///{tmp_path / 'guard.db'}", tmp_path / "file" / "journal")
+    url, place = f"sqlite:///{tmp_path / 'guard.db'}", tmp_path / "file" / "journal"
+    await used(url, place)
+    async with Guard(url, journal_dir=place) as guard:
+        assert (await guard.status("c1")).total_requests == 1

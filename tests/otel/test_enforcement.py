@@ -93,6 +93,7 @@ def test_nothing_is_stopped_unless_asked_for(options: dict[str, Any], make_meter
     with metered.guard.on_behalf_of("org_1"):
         for number in range(3):
             metered.see(numbered(number))
+    assert len(metered.records()) == (0 if options.get("mode") == "off" else 3)
 
 
 def test_only_calls_are_stopped(make_metered: MakeMetered) -> None:
@@ -101,7 +102,10 @@ def test_only_calls_are_stopped(make_metered: MakeMetered) -> None:
     with metered.guard.on_behalf_of("org_1"):
         metered.see(call(gen_ai__operation__name="invoke_agent"))
         metered.see({"http.request.method": "GET"}, "asgi")
+        with pytest.raises(BudgetExceeded):
+            metered.see(numbered(0))
     metered.see(numbered(1))
+    assert [record.customer_identifier for record in metered.records()] == [""]
 
 
 def test_what_is_admitted_is_not_asked_again(make_metered: MakeMetered) -> None:
