@@ -147,6 +147,48 @@ async def test_slots_that_move_count_nothing_twice() -> None:
     await backend.close()
 
 
+async def test_connections_that_die_fail_nobody() -> None:
+    """Every 0.1 s the nodes cut all connections while slots move: reads and decisions go on, and count once."""
+    cluster = Cluster()
+    backend = RedisBackend(cluster.url, namespace="cut")
+    await backend.open()
+    slots = [_slot(backend._at.keys(part)[0]) for part in range(16)]
+    over = asyncio.Event()
+    booked = 0
+
+    async def book(worker: int) -> None:
+        nonlocal booked
+        while not over.is_set():
+            booked, number, customer = booked + 1, booked, f"c{worker}"
+            (told,) = await backend.apply([admit(f"a{number}", total(MAX), customer=customer, cost=9)])
+            assert isinstance(told, Allowed)
+            await backend.apply([record(f"e{number}", 7, customer=customer, admission=f"a{number}")])
+            await backend.apply([Release(customer, f"a{number}")])
+
+    async def look() -> None:
+        while not over.is_set():
+            await backend.usage(UsageQuery(by=()))
+
+    async def cut() -> None:
+        for turn in range(12):
+            for node in cluster.nodes:
+                await asyncio.to_thread(node.command, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            await asyncio.to_thread(cluster.move_slot, slots[turn % 16])
+            await asyncio.sleep(0.1)
+        over.set()
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for work in (cut(), look(), look(), look(), *map(book, range(6))):
+                tasks.create_task(work)
+        rows = await backend.usage(UsageQuery(by=()))
+        assert (rows[0].amounts.cost, rows[0].amounts.calls, rows[0].amounts.requests) == (7 * booked, booked, booked)
+        assert await backend.holds() == []
+        assert await backend.verify() == []
+    finally:
+        await backend.close()
+
+
 def _slot(key: str) -> int:
     from redis.crc import key_slot
 

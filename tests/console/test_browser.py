@@ -120,6 +120,43 @@ def test_the_live_tail_shows_new_calls(watch: Any, served: Served) -> None:
     expect(one.page.locator("tbody tr")).to_have_count(before + 2, timeout=15_000)
 
 
+def held(page: Any, selector: str, milliseconds: int) -> None:
+    """Click as people do: the button is down for some time."""
+    box = page.locator(selector).bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.wait_for_timeout(milliseconds)
+    page.mouse.up()
+
+
+def test_a_click_after_typing_into_a_filter_is_not_lost(watch: Any) -> None:
+    """Leaving the field doesn't load the list again under the pointer."""
+    one = watch()
+    one.sign_in(path="/console/users")
+    one.page.fill("#q", "NN &")
+    one.page.wait_for_url(lambda url: "q=NN" in url)
+    one.page.wait_for_selector("a.id:has-text('bob')", state="detached")
+    held(one.page, "a.id:has-text('ann')", 700)
+    one.page.wait_for_selector("h1:has-text('ann')")
+
+
+def test_a_click_into_the_live_tail_is_not_lost(watch: Any) -> None:
+    """Rows don't change while a button is down on one; the tail goes on when it is up."""
+    one = watch()
+    one.sign_in(path="/console/logs?live=1")
+    page = one.page
+    page.evaluate("document.addEventListener('htmx:after:swap', () => (window.swaps = (window.swaps || 0) + 1))")
+    held(page, "#results td.num >> nth=0", 5000)
+    assert page.evaluate("window.swaps || 0") == 0
+    with page.expect_response(lambda response: "/console/logs?" in response.url) as waiting:
+        pass
+    assert waiting.value.ok
+    page.wait_for_timeout(500)
+    assert page.evaluate("window.swaps || 0") > 0
+    held(page, "tbody a >> nth=0", 5000)
+    page.wait_for_selector("h1:has-text('Record')")
+
+
 def test_the_live_tail_without_scripts_loads_again(watch: Any, served: Served) -> None:
     """The page asks the browser to."""
     served.guard.sync.update_customer("ann", rate_limit=1000)

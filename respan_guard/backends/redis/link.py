@@ -12,7 +12,13 @@ from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError, NoScriptError, RedisClusterException  # noqa: A004 - theirs
+from redis.exceptions import (
+    ClusterDownError,
+    ClusterError,
+    ConnectionError,  # noqa: A004 - theirs
+    NoScriptError,
+    RedisClusterException,
+)
 
 from respan_guard.backends.redis.failures import FAILURES, translated
 from respan_guard.backends.redis.line import Line
@@ -23,6 +29,8 @@ from respan_guard.errors import ConfigurationError
 __all__ = ["Link"]
 
 _TRIES = 4
+_PAUSE = 0.005  # seconds before the second try, twice that before the third
+_PASSING = (ConnectionError, ClusterError, AttributeError)  # what another try may mend
 logger = logging.getLogger("respan_guard")
 
 
@@ -101,7 +109,9 @@ class Link:
         }
         if "ssl_check_hostname" in login:
             login["ssl_check_hostname"] = login["ssl_check_hostname"].lower() in ("1", "true", "yes")
-        cluster = RedisCluster(startup_nodes=nodes, **login, **given)
+        # A slot that moved is followed one by one. Every so many (5) redis-py would close the connections of all nodes
+        # instead, those that others wait on, too.
+        cluster = RedisCluster(startup_nodes=nodes, reinitialize_steps=0, **login, **given)
         try:
             await cluster.initialize()
         except FAILURES as error:
@@ -164,18 +174,22 @@ class Link:
         execute, wanted, keys = self._client.execute_command, script(name), self.at.keys(shard)
         if name == "apply" and self._line is not None:
             execute = self._line.execute
-        again = _TRIES if name in AGAIN else 1
-        command, what = "EVALSHA", wanted.sha
+        # A batch may run twice as well: the store knows its ids. A line looks before it sends, pools don't.
+        tries = _TRIES if name in AGAIN or (name == "apply" and self._line is None) else 1
+        command, what, failures = "EVALSHA", wanted.sha, 0
         while True:
             try:
                 return await execute(command, what, len(keys), *keys, *arguments)
             except NoScriptError:
                 command, what = "EVAL", wanted.source  # which loads it, too
-            except FAILURES as error:
-                again -= 1
-                # A connection may have died while nobody used it, on a cluster several of them.
-                if not (again and isinstance(error, ConnectionError)):
+            except (*FAILURES, AttributeError) as error:
+                failures += 1
+                # A connection may have died while nobody used it, on a cluster several of them. There redis-py also
+                # closes, for a failed command, connections that others are about to use (`None` has no `writelines`),
+                # and follows a slot that is on the move too fast.
+                if failures == tries or not isinstance(error, _PASSING) or isinstance(error, ClusterDownError):
                     raise translated(error, self.at.url, opening=self.opening) from error
+                await asyncio.sleep(_PAUSE * 2 ** (failures - 1))
 
     async def run_all(self, name: str, *arguments: Any) -> list[Any]:
         """Run a script on every part of the store."""

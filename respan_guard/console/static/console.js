@@ -98,6 +98,16 @@
     waiting = setTimeout(redraw, 120);
   });
   document.addEventListener("htmx:after:swap", begin);
+
+  // What renews itself waits while a button is down on it: the link would be another one when it goes up, and the click lost.
+  let pressed = null;
+  addEventListener("pointerdown", (event) => (pressed = event.target), true);
+  for (const end of ["pointerup", "pointercancel"]) addEventListener(end, () => setTimeout(() => (pressed = null)), true);
+  document.addEventListener("htmx:before:swap", (event) => {
+    const renewing = event.detail.ctx.sourceElement;
+    if (renewing.matches('[hx-trigger^="every"]') && renewing.contains(pressed)) event.preventDefault();
+  });
+
   setInterval(count_down, 1000);
   begin();
 })();
