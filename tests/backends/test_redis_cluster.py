@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -19,6 +21,17 @@ from tests.backends.redis_server import Cluster
 def new_backend() -> RedisBackend:
     """A store of its own on the cluster."""
     return RedisBackend(redis_server.shared_cluster().url, namespace=f"test-{secrets.token_hex(6)}")
+
+
+@asynccontextmanager
+async def opened(cluster: Cluster, namespace: str) -> AsyncIterator[RedisBackend]:
+    """A store that is closed whatever happens."""
+    backend = RedisBackend(cluster.url, namespace=namespace)
+    await backend.open()
+    try:
+        yield backend
+    finally:
+        await backend.close()
 
 
 class TestContract(BackendContract):
@@ -112,8 +125,11 @@ async def test_a_reader_of_the_log_misses_nothing(backend: RedisBackend) -> None
 async def test_slots_that_move_count_nothing_twice() -> None:
     """While operations run, slots of the store go to another node: MOVED is followed, sums are exact."""
     cluster = Cluster()
-    backend = RedisBackend(cluster.url, namespace="moving")
-    await backend.open()
+    async with opened(cluster, "moving") as backend:
+        await _move_while_working(cluster, backend)
+
+
+async def _move_while_working(cluster: Cluster, backend: RedisBackend) -> None:
     slots = [_slot(backend._at.keys(part)[0]) for part in range(16)]
     spent = 0
 
@@ -144,14 +160,16 @@ async def test_slots_that_move_count_nothing_twice() -> None:
     assert (rows[0].amounts.cost, rows[0].amounts.calls, rows[0].amounts.requests) == (spent, 150, 150)
     assert await backend.holds() == []
     assert await backend.verify() == []
-    await backend.close()
 
 
 async def test_connections_that_die_fail_nobody() -> None:
     """Every 0.1 s the nodes cut all connections while slots move: reads and decisions go on, and count once."""
     cluster = Cluster()
-    backend = RedisBackend(cluster.url, namespace="cut")
-    await backend.open()
+    async with opened(cluster, "cut") as backend:
+        await _cut_while_working(cluster, backend)
+
+
+async def _cut_while_working(cluster: Cluster, backend: RedisBackend) -> None:
     slots = [_slot(backend._at.keys(part)[0]) for part in range(16)]
     over = asyncio.Event()
     booked = 0
@@ -177,16 +195,13 @@ async def test_connections_that_die_fail_nobody() -> None:
             await asyncio.sleep(0.1)
         over.set()
 
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            for work in (cut(), look(), look(), look(), *map(book, range(6))):
-                tasks.create_task(work)
-        rows = await backend.usage(UsageQuery(by=()))
-        assert (rows[0].amounts.cost, rows[0].amounts.calls, rows[0].amounts.requests) == (7 * booked, booked, booked)
-        assert await backend.holds() == []
-        assert await backend.verify() == []
-    finally:
-        await backend.close()
+    async with asyncio.TaskGroup() as tasks:
+        for work in (cut(), look(), look(), look(), *map(book, range(6))):
+            tasks.create_task(work)
+    rows = await backend.usage(UsageQuery(by=()))
+    assert (rows[0].amounts.cost, rows[0].amounts.calls, rows[0].amounts.requests) == (7 * booked, booked, booked)
+    assert await backend.holds() == []
+    assert await backend.verify() == []
 
 
 def _slot(key: str) -> int:
