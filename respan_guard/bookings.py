@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from respan_guard.backends.base import Recorded, StoredEntry, TooLate
 from respan_guard.customer import normalise_identifier
-from respan_guard.drain import Unstorable, Waits
 from respan_guard.errors import BackendError, CounterOverflow, InvalidInput, StorageUnavailable
+from respan_guard.items import Unstorable, Waits
 from respan_guard.recorder import record_from_entry
 from respan_guard.usage import Usage, UsageRecord
 

@@ -12,20 +12,22 @@ import contextlib
 import logging
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
-from respan_guard.backends.base import Admit, Backend, Entry, Op, Outcome, Record, Release, Renew, TooLate
+from respan_guard.backends.base import Admit, Backend, Entry, Outcome, Record, Release, Renew, TooLate
 from respan_guard.breaker import Breaker
 from respan_guard.clock import Clock
 from respan_guard.errors import BackendError, CounterOverflow, StorageUnavailable
+from respan_guard.items import Item, Part, Unstorable
 from respan_guard.journal import Journal
 from respan_guard.observing import observe_entry
 from respan_guard.telemetry import telemetry
 
-__all__ = ["BATCH", "Drain", "Item", "Unstorable", "Waits"]
+__all__ = ["BATCH", "Drain"]
 
 BATCH = 512
 """The most ops that travel together."""
+_LEAST = 8  # ops that are not worth parting
 _BACKLOG = 10_000
 _LOG_EVERY = 10.0
 _STUCK = 8  # deadlines after which a batch without an answer is sent again: ids make that safe
@@ -34,35 +36,6 @@ _OPENING = 30.0  # seconds that opening may take: it may migrate
 _PROBE = Release("", "respan-guard-probe")  # nobody's: every store answers that it is gone, and changes nothing
 _POISON = (CounterOverflow, TypeError, ValueError, OverflowError)  # of the data of one op: trying again won't help
 logger = logging.getLogger("respan_guard")
-
-
-class Unstorable(BackendError):
-    """An op that storage can't take, ever."""
-
-
-class Waits:
-    """What came of a record that storage was sent and did not answer for: it is kept, and sent until it is stored."""
-
-
-class Item:
-    """An op that waits, and who waits for it."""
-
-    __slots__ = ("future", "on_disk", "op", "taken")
-
-    def __init__(self, op: Op | None, future: asyncio.Future[Outcome] | None, *, on_disk: bool = False) -> None:
-        self.op = op  # None is a marker: its future tells when all before it is stored
-        self.future = future
-        self.on_disk = on_disk  # a record that lies in the journal, too
-        self.taken = on_disk  # storage was asked, or the journal or another home has it
-
-    def withdraw(self) -> bool:
-        """Have the op never be done; False if somebody took it, so that it is or will be."""
-        # In this order: others, on threads of their own, say that they take it before they look at what it is.
-        op, self.op = self.op, None
-        if self.taken:
-            self.op = op
-            return False
-        return True
 
 
 class Drain(ABC):
@@ -87,6 +60,7 @@ class Drain(ABC):
         self._journal = journal
         self._inbox: deque[Item] = deque()
         self._batch: list[Item] = []  # what was taken out of the inbox and is not answered
+        self._parts: deque[Part] = deque()  # the same, as it travels
         self._aside: list[Item] = []  # what was taken out of it and is being written to the journal
         self._draining = False
         self._drain_task: asyncio.Task[None] | None = None
@@ -146,8 +120,8 @@ class Drain(ABC):
                 await self._secure()
                 await self._probe()
                 continue
-            self._take_batch()
-            if not self._batch:
+            self._take()
+            if not self._parts:
                 # Tell posters first, look again after: a poster appends first and looks at the flag after.
                 self._draining = False
                 if not self._inbox:
@@ -155,33 +129,48 @@ class Drain(ABC):
                 self._draining = True
                 continue
             try:
-                await self._apply()
+                await self._try(self._advance, max(_STUCK * self.timeout, _LEAST_STUCK))
+                if self._parts:
+                    await asyncio.sleep(0)  # those who were answered ask again, to travel beside what is under way
             except BaseException:
                 # The loop is ending under us. Whoever adopts this inbox sends the batch again; ids make that safe.
+                await self._recall()
                 self._unsend()
                 self._draining = False
                 raise
 
-    def _take_batch(self) -> None:
-        batch: list[Item] = []
-        while self._inbox and len(batch) < BATCH:
-            item = self._inbox.popleft()
-            if item.future is not None and item.future.done() and not isinstance(item.op, Record):
-                continue  # withdrawn: its caller gave up while it waited
-            batch.append(item)
-        self._batch = batch
+    def _take(self) -> None:
+        """Take what waits, in as many parts as may be under way at a time; they get alike in size."""
+        at_once = 1 if self.breaker.failures else self.backend.at_once
+        while self._inbox and len(self._parts) < at_once:
+            share = -(-(len(self._inbox) + len(self._batch)) // at_once)
+            items: list[Item] = []
+            while self._inbox and len(items) < min(BATCH, max(share, _LEAST)):
+                item = self._inbox.popleft()
+                if item.future is not None and item.future.done() and not isinstance(item.op, Record):
+                    continue  # withdrawn: its caller gave up while it waited
+                items.append(item)
+            if items:
+                self._batch = self._batch + items
+                self._parts.append(Part(items))
 
     def _unsend(self) -> None:
         """Put what was not answered, or not written yet, back to where it came from."""
         batch, self._batch, self._aside = self._batch + self._aside, [], []
+        self._parts = deque()
         self._inbox.extendleft(reversed(batch))
 
-    async def _apply(self) -> None:
-        await self._try(self._batch, max(_STUCK * self.timeout, _LEAST_STUCK))
+    async def _recall(self) -> None:
+        """Wait for no part any more. What was under way is still in the batch, and whether it was applied unknown."""
+        parts, self._parts = self._parts, deque()
+        tasks = [part.answers for part in parts if isinstance(part.answers, asyncio.Task)]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _probe(self) -> None:
         """Find out whether storage is back, at nobody's expense."""
-        await self._try([Item(_PROBE, None)], self.timeout)
+        await self._try(lambda: self._alone(Item(_PROBE, None)), self.timeout)
 
     async def _secure(self) -> None:
         """Copy records that wait to the journal: this process may die before storage is back.
@@ -205,7 +194,7 @@ class Drain(ABC):
             for item in fresh:
                 item.on_disk = True
 
-    async def _try(self, batch: list[Item], patience: float) -> None:
+    async def _try(self, work: Callable[[], Awaitable[None]], patience: float) -> None:
         self._sent_at = self.loop.time()
         fault: Exception | None = None
         try:
@@ -213,38 +202,71 @@ class Drain(ABC):
                 async with asyncio.timeout(_OPENING):
                     await self.open()
             async with asyncio.timeout(patience):
-                await self._send(batch)
+                await work()
         except BackendError as error:
             fault = error
+            await self._recall()
             await self._failed(error)
         except Exception as error:  # a fault of ours or of the driver must not end the drain
             fault = error
+            await self._recall()
             await self._failed(StorageUnavailable(f"the storage backend failed: {error!r}"), error)
         else:
-            self._batch = []
             if self.breaker.worked():
                 logger.warning("storage is available again")
             self._works()
         if telemetry.on:
             telemetry.stored("apply", self.loop.time() - self._sent_at, fault)
 
-    async def _send(self, batch: list[Item]) -> None:
-        ops = [item.op for item in batch if item.op is not None]
-        for item in batch:
-            item.taken = True
+    async def _advance(self) -> None:
+        """Send the parts that were not sent yet, and hear what came of the oldest.
+
+        The others are answered behind it, also where their answers came first: a marker tells that all before it is
+        stored.
+        """
+        for part in self._parts:
+            if part.answers is None:
+                self._send(part)
+        part = self._parts[0]
+        assert part.answers is not None
+        self._sent_at = part.sent_at
         try:
-            outcomes = await self.backend.apply(ops, None if self._server_clock else self._clock.now_ms())
+            answers = iter(await part.answers)
         except _POISON as error:
-            if len(batch) == 1:
-                self._refuse(batch[0], error)
-                return
-            while self._batch:  # one op of the batch is the poison; find it, and let the others through in order
-                await self._send(self._batch[:1])
-                del self._batch[:1]
+            if len(part.items) == 1:
+                self._refuse(part.items[0], error)
+                del self._batch[:1], part.items[:1]
+            while part.items:  # one op is the poison; find it, and let the others through in order
+                await self._alone(part.items[0])
+                self._batch = self._batch[1:]
+                del part.items[0]
         else:
-            answers = iter(outcomes)
-            for item in batch:
+            for item in part.items:
                 self._answer(item, None if item.op is None else next(answers))
+            self._batch = self._batch[len(part.items) :]
+        self._parts.popleft()
+
+    def _send(self, part: Part) -> None:
+        for item in part.items:
+            item.taken = True
+        ops = [item.op for item in part.items if item.op is not None]
+        part.sent_at = self.loop.time()
+        sending = self.backend.apply(ops, self._now())
+        # A task is needed, and costs something, only where one part is on its way while another is waited for.
+        part.answers = sending if self.backend.at_once == 1 else self.loop.create_task(sending)
+
+    async def _alone(self, item: Item) -> None:
+        """Send one op, and refuse it if it can't be stored."""
+        item.taken = True
+        try:
+            answers = await self.backend.apply([] if item.op is None else [item.op], self._now())
+        except _POISON as error:
+            self._refuse(item, error)
+        else:
+            self._answer(item, answers[0] if answers else None)
+
+    def _now(self) -> int | None:
+        return None if self._server_clock else self._clock.now_ms()
 
     def _answer(self, item: Item, outcome: Outcome | None) -> None:
         if isinstance(outcome, TooLate) and isinstance(item.op, Record):

@@ -22,9 +22,9 @@ from respan_guard.backends.base import (
     Record,
 )
 from respan_guard.clock import Clock
-from respan_guard.drain import Item
 from respan_guard.errors import BackendError, GuardError, StorageUnavailable
 from respan_guard.home_rates import Counted
+from respan_guard.items import Item
 from respan_guard.journal import Journal
 from respan_guard.overflow import Overflowing
 from respan_guard.rate_storage import RateStorage
@@ -180,6 +180,8 @@ class Home(Overflowing):
                 self._start()
                 self._wake.set()  # somebody waits: no pause before the next try
                 await marker
+                if self._overflow is not None:
+                    await asyncio.wait([self._overflow])  # it may have begun since, and passed the marker by
                 if self._catching_up is not None and not self._catching_up.done():
                     await self._caught_up()
         except TimeoutError:
@@ -249,7 +251,7 @@ class Home(Overflowing):
     def forget(self) -> None:
         """After a fork, in the child: what waits is the parent's; what is posted here from now on is passed on."""
         self._inheriting = threading.Lock()
-        self._inbox, self._batch, self._gone = deque(), [], True
+        self._inbox, self._batch, self._parts, self._gone = deque(), [], deque(), True
         self.backend.abandon()
 
     def _pass_on(self) -> None:

@@ -29,10 +29,10 @@ from respan_guard.backends.base import (
     TooLate,
 )
 from respan_guard.clock import Clock
-from respan_guard.drain import Waits
 from respan_guard.errors import BackendError, CounterOverflow, GuardError, StorageUnavailable
 from respan_guard.home import Home
 from respan_guard.home_rates import Counted
+from respan_guard.items import Waits
 from respan_guard.observing import observe_entry
 from respan_guard.telemetry import telemetry
 

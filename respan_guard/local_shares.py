@@ -11,9 +11,9 @@ from respan_guard.backends.base import Record, Release
 if TYPE_CHECKING:
     from respan_guard.backends.base import Backend, Entry, Limit, Op, Outcome, Recorded, TooLate
     from respan_guard.decision import Decision
-    from respan_guard.drain import Waits
     from respan_guard.home import Home
     from respan_guard.home_rates import Counted
+    from respan_guard.items import Waits
     from respan_guard.lanes import Lane
 
 __all__ = ["Account", "LocalLane"]

@@ -13,7 +13,8 @@ from collections.abc import Coroutine
 
 from respan_guard.backends.base import Backend, Entry, Outcome, Record
 from respan_guard.clock import Clock
-from respan_guard.drain import BATCH, Item
+from respan_guard.drain import BATCH
+from respan_guard.items import Item
 from respan_guard.journal import Journal, JournalFile
 from respan_guard.submitting import Submitting
 

@@ -6,8 +6,9 @@ import asyncio
 from abc import abstractmethod
 
 from respan_guard.backends.base import Admit, Entry, Op, Outcome, Record, Recorded, Release, TooLate
-from respan_guard.drain import Drain, Item, Unstorable, Waits
+from respan_guard.drain import Drain
 from respan_guard.errors import BackendError, CounterOverflow, StorageUnavailable
+from respan_guard.items import Item, Unstorable, Waits
 
 __all__ = ["Submitting"]
 

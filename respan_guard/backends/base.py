@@ -111,6 +111,8 @@ class Backend(ABC):
     """Whether one instance serves every loop and thread; `apply_now` is then available."""
     server_clock: ClassVar[bool] = False
     """Whether `now` is read from the server when it is not given."""
+    at_once: int = 1
+    """How many batches a caller may have under way, without waiting for the first; they apply in the order given."""
     identity: str | None = None
     """Set by `open`: tells this store from another one under the same URL. None where nothing outlives a process."""
     default_timeout: ClassVar[float] = 0.25

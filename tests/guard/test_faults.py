@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from respan_guard import Guard, StorageUnavailable, Usage
 from respan_guard.backends import registry
+from respan_guard.backends.base import Entry, Op, Outcome
 from respan_guard.errors import CounterOverflow, StorageFull
 from respan_guard.journal import Journal
 from respan_guard.testing import FakeClock
@@ -22,10 +24,11 @@ LIMITS = {"default_limits": {"total_budget": 1}}
 DIME = Decimal("0.1")
 
 
-@pytest.fixture(autouse=True)
-def scheme(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Make faulty:// known."""
+@pytest.fixture(autouse=True, params=[1, 2], ids=["one at a time", "two at a time"])
+def scheme(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Make faulty:// known, as a store that takes so many batches at a time."""
     monkeypatch.setitem(registry._BUILT_IN, "faulty", f"{FaultyBackend.__module__}:FaultyBackend")
+    monkeypatch.setattr(FaultyBackend, "at_once", request.param)
     yield
     FaultyBackend.stores.clear()
 
@@ -212,6 +215,32 @@ async def test_concurrent_operations_travel_together(store: FaultyBackend, guard
     assert sum(store.batches) == 100
 
 
+async def test_what_is_answered_before_a_failure_in_front_of_it_is_sent_again(
+    store: FaultyBackend, guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second batch is stored while the first fails: nobody hears that all is stored before it is."""
+    monkeypatch.setattr(FaultyBackend, "at_once", 2)
+    await guard.record(Usage(cost=DIME), "c1")
+    apply, sizes = store.apply, list[int]()
+
+    async def first_fails(ops: Sequence[Op], now: int | None = None) -> list[Outcome]:
+        sizes.append(len(ops))
+        if len(sizes) == 1:
+            await asyncio.sleep(0.05)
+            raise StorageFull("no room")
+        return await apply(ops, now)
+
+    monkeypatch.setattr(store, "apply", first_fails)
+    for _ in range(20):
+        guard.record_soon(Usage(cost=DIME), "c1")
+    await guard.flush()
+    assert sizes[:2] == [11, 9]  # and the marker
+    assert sum(sizes) >= 40
+    monkeypatch.setattr(store, "apply", apply)
+    assert (await guard.status("c1")).total_spend == 21 * DIME
+    assert await guard.verify() == []
+
+
 async def test_an_overflow_is_refused_before_anything_is_written(guard: Guard) -> None:
     """A record beyond 9,000,000 USD in all is kept as a dead letter and never becomes wrong money."""
     await guard.record(Usage(cost=9_000_000), "whale")
@@ -268,6 +297,26 @@ async def test_records_that_outrun_storage_wait_on_disk(
     assert await guard.verify() == []
 
 
+async def test_a_flush_waits_for_what_is_set_aside_after_it_began(
+    store: FaultyBackend, guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records that wait before the flush go to disk while it waits: it returns when those are stored, too."""
+    monkeypatch.setattr("respan_guard.overflow._MOST_WAITING", 1_000)
+    write = guard.journal.write
+
+    def slowly(entries: Sequence[Entry]) -> None:
+        time.sleep(0.3)
+        write(entries)
+
+    monkeypatch.setattr(guard.journal, "write", slowly)
+    await guard.record(Usage(cost=Decimal("0.000001")), "c2")
+    for _ in range(5_000):
+        guard.record_soon(Usage(cost=Decimal("0.000001")), "c2")
+    await guard.flush()
+    assert (await guard.status("c2")).total_spend == Decimal("0.005001")
+    assert store.batches
+
+
 async def test_what_draws_from_a_hold_is_never_set_aside(
     store: FaultyBackend, guard: Guard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,8 +328,10 @@ async def test_what_draws_from_a_hold_is_never_set_aside(
             admission.record_soon(Usage(cost=Decimal("0.0001")))
         home = guard.lane().home
         assert home is not None
-        await asyncio.sleep(0.1)
-        assert home._no_room > home.waiting
+        async with asyncio.timeout(10):
+            while not home._no_room:
+                await asyncio.sleep(0.001)
+        assert home._no_room > home.waiting > 500
     assert not list(tmp_path.glob("*.journal"))
     store.delay = 0
     await guard.flush()
