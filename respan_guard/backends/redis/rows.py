@@ -88,12 +88,13 @@ class Encoder:
         self._limits: dict[int, tuple[tuple[Limit, ...], list[list[int]]]] = {}
 
     def batch(self, ops: Sequence[Op]) -> list[bytes]:
-        """The operations, and behind them the texts that they refer to by place."""
+        """The limits that are asked with, each policy's once, the operations, and the texts they refer to by place."""
         texts: list[bytes] = [b""]
-        rows: list[list[Any]] = []
+        policies: dict[int, int] = {}
+        rows: list[Any] = [[]]
         for op in ops:
             if isinstance(op, Admit):
-                rows.append(self._admit(op))
+                rows.append(self._admit(op, self._place(op.limits, policies, rows[0])))
             elif isinstance(op, Record):
                 rows.append(self._record(op.entry, texts))
             elif isinstance(op, Release):
@@ -107,7 +108,7 @@ class Encoder:
 
     def standing(self, customer: str, limits: tuple[Limit, ...], model: str) -> bytes:
         """The question where limits stand."""
-        return text([[4, customer, model, self.limits(limits)]])
+        return text([[self.limits(limits)], [4, customer, model, 1]])
 
     def limits(self, limits: tuple[Limit, ...]) -> list[list[int]]:
         """Limits as numbers."""
@@ -120,10 +121,18 @@ class Encoder:
         self._limits[id(limits)] = (limits, rows)
         return rows
 
-    def _admit(self, op: Admit) -> list[Any]:
+    def _place(self, limits: tuple[Limit, ...], places: dict[int, int], policies: list[Any]) -> int:
+        """Where a batch has limits, from 1; the operations keep them alive, so ids tell them apart."""
+        place = places.get(id(limits))
+        if place is None:
+            policies.append(self.limits(limits))
+            place = places[id(limits)] = len(policies)
+        return place
+
+    def _admit(self, op: Admit, place: int) -> list[Any]:
         return [
             0, op.customer, op.id, op.revision, op.day, op.day_from_ms, op.day_to_ms, op.model, op.requests, op.cost,
-            op.tokens, op.ttl_ms, 1 if op.free else 0, self.limits(op.limits),
+            op.tokens, op.ttl_ms, 1 if op.free else 0, place,
         ]  # fmt: skip
 
     def _record(self, entry: Entry, texts: list[bytes]) -> list[Any]:

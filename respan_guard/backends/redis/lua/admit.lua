@@ -55,6 +55,9 @@ local function evaluate(cell, limits, model, requests, cost, tokens, free)
   return fits, used, held, windows, reasons
 end
 
+local given = cjson.decode(ARGV[5])
+local policies = given[1] -- limits, which operations name by their place: many have the same
+
 local function admit(op)
   local customer, id, model, requests, cost, tokens = op[2], op[3], op[8], op[9], op[10], op[11]
   local cell = load(customer)
@@ -62,7 +65,7 @@ local function admit(op)
   if hold then
     if (hold[6] >= 0 and hold[6] or hold[5]) + REPLAY > now then return hold[7] end
   elseif s[NUM] > 0 and not cell.born then
-    local field = s[NUM] .. ':' .. id
+    local field = cell.n .. ':' .. id
     local raw = call('HGET', P .. 'a' .. turn, field)
     if not raw and now < turned + REPLAY then raw = call('HGET', P .. 'a' .. 1 - turn, field) end
     if raw then
@@ -71,15 +74,15 @@ local function admit(op)
     end
   end
   if s[REVISION] ~= op[4] or now < op[6] or now >= op[7] then
-    return { 2, now, s[REVISION], s[NUM] > 0 and call('GET', P .. 'p:' .. s[NUM]) or false }
+    return { 2, now, s[REVISION], s[NUM] > 0 and call('GET', P .. 'p:' .. cell.n) or false }
   end
-  local fits, used, held, windows, reasons = evaluate(cell, op[14], model, requests, cost, tokens, op[13] == 1)
+  local fits, used, held, windows, reasons = evaluate(cell, policies[op[14]], model, requests, cost, tokens, op[13] == 1)
   if not fits then return { 1, now, used, held, windows, reasons } end
   keep(cell)
   if requests > 0 then
     s[LAST] = now
     local at = 0
-    for _, limit in ipairs(op[14]) do
+    for _, limit in ipairs(policies[op[14]]) do
       if limit[3] > 0 then
         local i, rates = roll(s[RATES], limit[3]), s[RATES]
         rates[i], rates[i + 1], rates[i + 2], rates[i + 3] =

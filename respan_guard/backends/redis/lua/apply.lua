@@ -1,6 +1,6 @@
 -- A batch of operations: everything is decided on copies first and written last, so a batch that can't be applied
 -- leaves nothing behind. ARGV: epoch, latest time known, "1" to read the server's clock, "1" for a log whose places
--- are times, operations as JSON, texts they refer to.
+-- are times, as JSON a list of lists of limits and behind it the operations, texts they refer to.
 local function many(command, key, values) -- Lua hands over at most some 8,000 at once
   for at = 1, #values, 4000 do call(command, key, unpack(values, at, math.min(at + 3999, #values))) end
 end
@@ -9,10 +9,11 @@ end
 
 local reply = { first_seq, 0 }
 local does = { [0] = admit, record, release, renew, standing }
-for at, op in ipairs(cjson.decode(ARGV[5])) do
+for at = 2, #given do
+  local op = given[at]
   local answer = does[op[1]](op)
   if overflow then return redis.error_reply('OVERFLOW ' .. overflow) end
-  reply[at + 2] = answer
+  reply[at + 1] = answer
 end
 reply[2] = seq
 if reading then return reply end
@@ -46,8 +47,8 @@ end
 
 for _, cell in ipairs(order) do
   local s = cell.s
-  local num = s[NUM]
-  if cell.save and num > 0 then
+  local num = cell.n
+  if cell.save and num then
     if cell.born then call('HSET', P .. 'names', num, cell.customer) end
     if cell.changed then
       local h, made = P .. 'h:' .. num, {}
@@ -84,13 +85,15 @@ for _, cell in ipairs(order) do
 end
 
 local function keep_together(letter, rows)
-  for _, row in pairs(rows) do
-    local key = P .. letter .. row.at
-    local raw = call('HGET', key, row.model)
-    local sums = raw and unpacked(raw) or {}
-    for i = 1, #row do sums[i] = (sums[i] or 0) + row[i] end
-    call('HSET', key, row.model, pack(sums))
-    if not raw and letter == 't:' then call('ZADD', P .. 'hours', row.at, row.at) end
+  for at, models in pairs(rows) do
+    local key = P .. letter .. at
+    for model, row in pairs(models) do
+      local raw = call('HGET', key, model)
+      local sums = raw and unpacked(raw) or {}
+      for i = 1, #row do sums[i] = (sums[i] or 0) + row[i] end
+      call('HSET', key, model, pack(sums))
+      if not raw and letter == 't:' then call('ZADD', P .. 'hours', at, at) end
+    end
   end
 end
 

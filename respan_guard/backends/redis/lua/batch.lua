@@ -26,6 +26,7 @@ local function load(customer)
     local raw = call('GET', P .. 'c:' .. customer)
     cell = { customer = customer, holds = {}, s = raw and unpacked(raw) or { 0, '', 0, 0, 0, 0, '', {}, {}, {}, {}, {}, 0, 0 } }
     cell.soonest = cell.s[SOONEST]
+    if raw then cell.n = '' .. cell.s[NUM] end -- once: numbers are slow to write
     cells[customer] = cell
     order[#order + 1] = cell
   end
@@ -35,7 +36,7 @@ end
 local function keep(cell)
   if cell.s[NUM] == 0 then
     born = born + 1
-    cell.s[NUM], cell.s[FIRST], cell.s[LAST], cell.born = born, now, now, true
+    cell.s[NUM], cell.s[FIRST], cell.s[LAST], cell.born, cell.n = born, now, now, true, '' .. born
   end
   cell.save, cell.seen = true, true
 end
@@ -43,7 +44,7 @@ end
 local function hold_of(cell, id)
   local hold = cell.holds[id]
   if hold == nil then
-    local raw = cell.s[NUM] > 0 and not cell.born and call('HGET', P .. 'h:' .. cell.s[NUM], id)
+    local raw = cell.s[NUM] > 0 and not cell.born and call('HGET', P .. 'h:' .. cell.n, id)
     hold = raw and unpacked(raw) or false
     cell.holds[id] = hold
   end
@@ -84,7 +85,7 @@ local function expire(cell)
   local s = cell.s
   if s[SOONEST] == 0 or s[SOONEST] > now then return end
   if not cell.born then
-    local rows = call('HGETALL', P .. 'h:' .. s[NUM])
+    local rows = call('HGETALL', P .. 'h:' .. cell.n)
     for i = 1, #rows, 2 do
       if cell.holds[rows[i]] == nil then cell.holds[rows[i]] = unpacked(rows[i + 1]) end
     end

@@ -3,7 +3,7 @@
 local function find(cell, id)
   local entry = cell.entries and cell.entries[id]
   if entry or cell.s[NUM] == 0 or cell.born then return entry end
-  local place = call('ZSCORE', P .. 'e:' .. cell.s[NUM], id)
+  local place = call('ZSCORE', P .. 'e:' .. cell.n, id)
   if not place then return nil end
   local row = call('XRANGE', P .. 'log', place, place)[1][2]
   return { seq = tonumber(place), day = tonumber(row[4]), cost = tonumber(row[6]) or false, rev = tonumber(row[8]),
@@ -13,7 +13,7 @@ end
 local function append(cell, id, entry, at)
   seq = math.max(seq + 1, ticks)
   latest = math.max(latest, at)
-  entry.seq, entry.latest, entry.num, entry.id = seq, latest, cell.s[NUM], id
+  entry.seq, entry.latest, entry.num, entry.id = seq, latest, cell.n, id
   if not cell.entries then cell.entries = {} end
   cell.entries[id] = entry
   log[#log + 1] = entry
@@ -86,7 +86,7 @@ end
 
 local function standing(op)
   reading = true
-  local _, used, held, windows = evaluate(load(op[2]), op[4], op[3], 0, 0, 0, false)
+  local _, used, held, windows = evaluate(load(op[2]), policies[op[4]], op[3], 0, 0, 0, false)
   return { 0, now, used, held, windows }
 end
 

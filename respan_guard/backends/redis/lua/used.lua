@@ -20,7 +20,7 @@ local function row_of(cell, key, day)
   end
   local sums = cell.rows and cell.rows[key]
   if not sums then
-    local raw = not cell.born and call('HGET', P .. 's:' .. cell.s[NUM], key)
+    local raw = not cell.born and call('HGET', P .. 's:' .. cell.n, key)
     sums = raw and unpacked(raw)
     if not sums then
       sums = {}
@@ -38,18 +38,22 @@ local function row_of(cell, key, day)
 end
 
 local function together(sums, at, model)
-  local key = at .. ':' .. model
-  local found = sums[key]
+  local models = sums[at]
+  if not models then
+    models = {}
+    sums[at] = models
+  end
+  local found = models[model]
   if not found then
-    found = { at = at, model = model }
-    sums[key] = found
+    found = { key = at .. ':' .. model }
+    models[model] = found
   end
   return found
 end
 
 local function add(cell, model, day, amounts, at)
-  local totals, row = cell.s[TOTALS], row_of(cell, day .. ':' .. model, day)
   local of_day, of_hour = together(days, day, model), together(hours, math.floor(at / HOUR), model)
+  local totals, row = cell.s[TOTALS], row_of(cell, of_day.key, day)
   for i = 1, #amounts do
     local amount = amounts[i]
     totals[i], row[i] = (totals[i] or 0) + amount, (row[i] or 0) + amount
@@ -82,8 +86,12 @@ local function sum_of_all(metric, first, last, model)
       if not model or rows[i] == model then sum = sum + measure(metric, unpacked(rows[i + 1])) end
     end
   end
-  for _, row in pairs(days) do
-    if row.at >= first and row.at < last and (not model or row.model == model) then sum = sum + measure(metric, row) end
+  for day, models in pairs(days) do
+    if day >= first and day < last then
+      for its, row in pairs(models) do
+        if not model or its == model then sum = sum + measure(metric, row) end
+      end
+    end
   end
   return sum
 end
