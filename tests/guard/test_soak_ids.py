@@ -19,12 +19,13 @@ IDS = 1_200_000
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-async def test_random_ids_do_not_grow_memory_without_bound() -> None:
+async def test_random_ids_do_not_grow_memory_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """1,200,000 random ids, 30 a second of the guard's clock, every tenth refused, one customer known by name.
 
-    Once the store is full of idle customers (`max_customers`), the number of blocks that Python has allocated stays
-    where it is; and the one that spent keeps its sums.
+    Once the store is full of idle customers (`max_customers`) and of counted refusals, the number of blocks that Python
+    has allocated stays where it is; and the one that spent keeps its sums.
     """
+    monkeypatch.setattr("respan_guard.backends.memory._MAX_REFUSALS", 20_000)
     clock = FakeClock()
     guard = Guard("memory://", default_limits={"rate_limit": 1, "total_budget": 10}, clock=clock)
     shared = guard._homes.shared
@@ -48,6 +49,7 @@ async def test_random_ids_do_not_grow_memory_without_bound() -> None:
             gc.collect()
             sizes.append(sys.getallocatedblocks())
     assert len(store) <= 50_000 + 10_000
+    assert len(shared.backend._refusals) == 20_000
     assert max(sizes[3:]) < 1.1 * sizes[3], sizes
     assert (await guard.status("spender")).total_spend == 1
     assert await guard.verify() == []
