@@ -33,6 +33,8 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "storage": "sqlite:///respan_guard.db",
         "mode": "enforce",
         "default_limits": None,
+        "app_budgets": None,
+        "model_budgets": None,
         "hold": "upper_bound",
         "default_hold": Decimal(0),
         "default_max_output_tokens": 4096,
