@@ -47,6 +47,7 @@ class Admission:
         customer_identifier: Whom the work is done for.
         decision: The decision behind it, with every limit's state before it.
         held: What it holds, nano-USD.
+        model: The model it holds it for; "" if that was not said.
         ended: Whether it is over; it is nobody's then.
     """
 
@@ -67,6 +68,7 @@ class Admission:
         "ended",
         "held",
         "id",
+        "model",
         "slot",
     )
 
@@ -79,6 +81,7 @@ class Admission:
         *,
         day: int = 0,
         held: int = 0,
+        model: str = "",
         stored: bool = True,
         local: bool = False,
     ) -> None:
@@ -87,6 +90,7 @@ class Admission:
         self.decision = decision
         self.day = day
         self.held = held
+        self.model = model
         self.ended = False
         self.slot: Slot | None = None
         self._guard = guard

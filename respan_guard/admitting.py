@@ -87,6 +87,8 @@ class Admissions:
             if remember is not None:
                 stored = guard.failover.stored(customer)
             terms = known.policy.at(now)
+            if terms.per_model is not None and ask.model:
+                terms = terms.per_model
             if ask.unpriced is not None and terms.money and not switch.shadow:
                 raise UnpricedModel(ask.unpriced)
             try:
@@ -124,7 +126,7 @@ class Admissions:
             if remember is not None:
                 remember(decision, ask.cost, stored)
             if outcome.__class__ is Allowed:
-                return Admission(guard, lane, op_id, decision, day=terms.day, held=ask.cost)
+                return Admission(guard, lane, op_id, decision, day=terms.day, held=ask.cost, model=ask.model)
             guard.refusals.add(decision)
             if switch.shadow:
                 decision.shadow = decision.allowed = True

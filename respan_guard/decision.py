@@ -10,10 +10,21 @@ from decimal import Decimal
 from respan_guard.backends.base import Allowed, Limit, Refused, Window
 from respan_guard.money import from_nano
 
-__all__ = ["BLOCKED", "Decision", "LimitStatus", "Status", "as_datetime", "rate_wait_ms"]
+__all__ = ["BLOCKED", "BUDGETS", "Decision", "LimitStatus", "Status", "as_datetime", "rate_wait_ms"]
 
 BLOCKED = "blocked"
 """Name of the limit that a blocked customer's params compile to."""
+
+_SAID = {
+    "period_budget": "The budget of this period",
+    "total_budget": "The total budget",
+    "app_period_budget": "The app's own budget of this period",
+    "app_total_budget": "The app's own total budget",
+    "model_period_budget": "The app's own budget of this period for this model",
+    "model_total_budget": "The app's own total budget for this model",
+}
+BUDGETS = tuple(_SAID)
+"""Names of the limits that cap cost."""
 
 _RANK = {"exhausted": 3, "rate": 2, "held": 1}
 _HELD_WAIT = 1.0
@@ -48,7 +59,7 @@ class LimitStatus:
     """Where one limit stands. Amounts are USD (`Decimal`) for budgets, plain numbers for the rest.
 
     Attributes:
-        name: "rate_limit", "period_budget", "total_budget", ...
+        name: "rate_limit", "period_budget", "total_budget", "app_period_budget", "model_total_budget", ...
         metric: "requests", "cost" or "tokens".
         used: What is spent or counted.
         held: What calls in flight may still spend.
@@ -57,6 +68,7 @@ class LimitStatus:
         resets_at: When used falls to 0 (a budget's period ends) or the window ends; None for never.
         window_seconds: Length of a rate's window; None for budgets.
         reason: Why this limit refused: "rate", "held", "exhausted"; None if it did not.
+        shared: Whether it counts all customers together. Its amounts are the app's own affair: clients never see them.
     """
 
     name: str
@@ -68,6 +80,7 @@ class LimitStatus:
     resets_at: datetime | None = None
     window_seconds: int | None = None
     reason: str | None = None
+    shared: bool = False
 
 
 def limit_statuses(
@@ -93,6 +106,7 @@ def limit_statuses(
                 resets_at=None if reset is None else as_datetime(reset),
                 window_seconds=limit.window_ms // 1000 or None,
                 reason=reason,
+                shared=limit.shared,
             )
         )
     return tuple(found)
@@ -197,9 +211,7 @@ class Decision:
         until = hardest.resets_at
         if reason == "rate":
             return f"Too many requests: {hardest.limit} per {hardest.window_seconds} seconds."
-        name = {"period_budget": "The budget of this period", "total_budget": "The total budget"}.get(
-            hardest.name, f"The limit {hardest.name}"
-        )
+        name = _SAID.get(hardest.name, f"The limit {hardest.name}")
         if reason == "held":
             return f"{name} is full because of calls in flight. Try again shortly."
         said = f"{name} is used up."

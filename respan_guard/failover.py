@@ -3,7 +3,9 @@
 "closed" refuses with 503, "open" lets in as if there were no such limit, "local" goes by a share of the limit that
 belongs to this process alone: of a rate, `local_share` of its amount; of a budget, `local_share` of what was left of
 it when storage last said so. Shares are never merged with the store or with other processes': R processes together
-let in at most R shares. What is spent meanwhile is recorded as ever, and booked once storage is back.
+let in at most R shares. Budgets that all customers share have no local share, because what was left of them is known
+of one customer at a time: for them "local" is "closed". What is spent meanwhile is recorded as ever, and booked once
+storage is back.
 """
 
 from __future__ import annotations
@@ -135,7 +137,7 @@ class Failover:
                 if self._rated and limit.kind == "rate":
                     continue  # asked elsewhere, and before
                 kind, mode = (rates, self._rates) if limit.kind == "rate" else (budgets, self._budgets)
-                if mode == "closed":
+                if mode == "closed" or (mode == "local" and limit.shared):
                     raise unavailable(error) from error
                 if mode == "local":
                     kind.append(limit)

@@ -63,11 +63,11 @@ class Guard(Exporting):
         self.prices = PriceBook(settings.prices, clock=settings.clock)
         self.ids = Ids()
         self.renewer = Renewer(self.clock, int(settings.hold_ttl * 1000))
-        self.policies = Policies(settings.default_limits, settings.time_zone, settings.max_cached_customers)
+        self.policies = Policies(settings)
         self.estimator, self.recorder = Estimator(settings, self.prices), Recorder(self.prices, self.ids)
         self._off, self._offset = settings.mode == "off", 0
         self.switch = Switch(self)
-        self._homes = make_homes(settings, self._on_open, self._on_fork)
+        self._homes = make_homes(settings, self.policies.limits(self.now_ms()), self._on_open, self._on_fork)
         self.journal = self._homes.journal
         self.storage_timeout = settings.storage_timeout or self._homes.backend_class.default_timeout
         self.fork_mark = ""  # tells what this process numbers from what its parent does, if it was forked

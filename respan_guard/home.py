@@ -48,6 +48,7 @@ class Home(Overflowing):
         timeout: Seconds that storage may take.
         server_clock: Whether the store's own clock counts.
         rates: Where rates are kept that the store shall not keep.
+        limits: What it will be asked for, as far as the settings say it.
     """
 
     def __init__(
@@ -60,12 +61,14 @@ class Home(Overflowing):
         timeout: float,
         server_clock: bool = False,
         rates: RateStorage | None = None,
+        limits: Sequence[Limit] = (),
     ) -> None:
         super().__init__(backend, clock, journal, timeout=timeout, server_clock=server_clock)
         self._inherit = inherit
         self._inheriting = threading.Lock()
         self._thread = threading.get_ident()
         self._opening = asyncio.Lock()
+        self._limits = limits
         self.rates = rates.open(timeout) if rates is not None else None
         self._looked_at = (0.0, 0)
         self.asleep = True  # nobody looks at the kill switch here
@@ -193,6 +196,7 @@ class Home(Overflowing):
         """Open the backend once, and post what earlier processes left in their journals."""
         async with self._opening:
             if not self._opened:
+                self.backend.check_limits(self._limits)
                 await self.backend.open()
                 self._opened = True
                 if self.backend.identity is not None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from respan_guard.backends.base import Backend, Op, Record
+from respan_guard.backends.base import Backend, Limit, Op, Record
 from respan_guard.backends.registry import backend_factory
 from respan_guard.clock import Clock, SystemClock
 from respan_guard.errors import ConfigurationError, StorageUnavailable
@@ -41,6 +41,7 @@ class Homes:
         on_open: Called with each new home, on its loop, once it may be used.
         on_fork: Called in a forked child.
         rates: Where rates are kept that the store shall not keep.
+        limits: What customers without limits of their own are asked for: a store says at once if it can't keep them.
         needed: Whether to open fails while storage is down; else it goes on, and storage is opened when it is back.
     """
 
@@ -53,6 +54,7 @@ class Homes:
         on_open: Callable[[Lane], None],
         on_fork: Callable[[], None],
         rates: RateStorage | None = None,
+        limits: tuple[Limit, ...] = (),
         *,
         needed: bool = True,
     ) -> None:
@@ -63,6 +65,7 @@ class Homes:
         self._on_open = on_open
         self._on_fork = on_fork
         self._rates = rates
+        self._limits = limits
         self._needed = needed
         self._lock = threading.Lock()
         self._app: Home | None = None
@@ -112,6 +115,7 @@ class Homes:
         """
         loop = asyncio.get_running_loop()
         if self.shared is not None:
+            self.shared.backend.check_limits(self._limits)
             self._on_open(self.shared)
             return
         if self._app is not None and self._app.loop.is_closed():
@@ -230,6 +234,7 @@ class Homes:
             timeout=backend.default_timeout if self._timeout is None else self._timeout,
             server_clock=backend.server_clock and isinstance(self._clock, SystemClock),
             rates=self._rates,
+            limits=self._limits,
         )
 
     def _start_thread(self) -> RemoteLane:
@@ -277,7 +282,9 @@ class Homes:
                 logger.error("%d usage records are lost, the journal can't be written: %s", len(entries), disk)
 
 
-def make_homes(settings: Settings, on_open: Callable[[Lane], None], on_fork: Callable[[], None]) -> Homes:
+def make_homes(
+    settings: Settings, limits: tuple[Limit, ...], on_open: Callable[[Lane], None], on_fork: Callable[[], None]
+) -> Homes:
     """The homes that the settings ask for.
 
     Raises:
@@ -291,6 +298,7 @@ def make_homes(settings: Settings, on_open: Callable[[Lane], None], on_fork: Cal
         on_open,
         on_fork,
         rate_storage(settings),
+        limits,
         needed=settings.budget_failure == "closed",
     )
 

@@ -201,7 +201,7 @@ class BudgetNotifier:
             terms = known.policy.at(start_of_day(day, known.policy.zone))
             for limit, resets in zip(terms.limits, terms.resets, strict=True):
                 long_over = resets is not None and resets < now - _KEPT_MS
-                if limit.metric == "cost" and limit.amount and not long_over:
+                if limit.metric == "cost" and limit.amount and not limit.shared and not long_over:
                     period = terms.period if limit.kind == "span" else None
                     asked[limit.name, limit.key] = (limit, resets, period, record)
         limits = tuple(limit for limit, *_ in asked.values())

@@ -22,6 +22,8 @@ class GuardOptions(TypedDict, total=False):
 
     mode: Mode
     default_limits: Mapping[str, Any] | None
+    app_budgets: Mapping[str, Any] | None
+    model_budgets: Mapping[str, Any] | None
     hold: Literal["upper_bound", "none"] | Money
     default_hold: Money
     default_max_output_tokens: int

@@ -5,10 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from respan_guard.customer import Customer
-from respan_guard.policy import Policy, compile_policy
+from respan_guard.policy import Budgets, Policy, compile_policy
+
+if TYPE_CHECKING:
+    from respan_guard.backends.base import Limit
+    from respan_guard.settings import Settings
 
 __all__ = ["KnownPolicy", "Policies", "has_limits"]
 
@@ -28,18 +32,24 @@ class Policies:
     """Known policies, bounded; a customer that isn't here is tried with the default policy.
 
     Args:
-        defaults: Limits of customers without their own, as the fields of a `Customer`.
-        time_zone: Where the days of customers without a zone of their own begin.
-        size: How many customers to remember.
+        settings: Say the limits of customers without their own, what all together may spend, where the days of
+            customers without a zone of their own begin, and how many customers to remember.
+
+    Attributes:
+        default: The policy of customers without params.
+        per_model: Whether there are budgets of single models: then it matters for which model money is held.
     """
 
-    def __init__(self, defaults: Mapping[str, Any] | None, time_zone: str, size: int) -> None:
-        self._time_zone = time_zone
-        self._size = size
+    def __init__(self, settings: Settings) -> None:
+        self._time_zone = settings.time_zone
+        self._size = settings.max_cached_customers
         self._defaults: Mapping[str, Any] = {}
-        if defaults:
-            self._defaults = Customer(customer_identifier="default", **defaults).to_params()
-        self.default = KnownPolicy("", None, compile_policy(self._defaults, time_zone=time_zone))
+        if settings.default_limits:
+            self._defaults = Customer(customer_identifier="default", **settings.default_limits).to_params()
+        self._app = _shared(settings.app_budgets, "app_", "all")
+        self._models = _shared(settings.model_budgets, "model_", "model")
+        self.per_model = self._models is not None
+        self.default = KnownPolicy("", None, self._compile(self._defaults))
         self._known: dict[str, KnownPolicy] = {}
         self._lock = threading.Lock()
         self.any_own = False
@@ -78,13 +88,21 @@ class Policies:
         if params is None:
             self._known.pop(customer, None)
             return self.default
-        known = KnownPolicy(revision, params, compile_policy(self.effective(params), time_zone=self._time_zone))
+        known = KnownPolicy(revision, params, self._compile(self.effective(params)))
         self.any_own = self.any_own or has_limits(params)
         with self._lock:
             if len(self._known) >= self._size and customer not in self._known:
                 self._known.pop(next(iter(self._known)), None)  # the one learned first; it is learned again in one trip
             self._known[customer] = known
         return known
+
+    def _compile(self, params: Mapping[str, Any]) -> Policy:
+        return compile_policy(params, time_zone=self._time_zone, app=self._app, models=self._models)
+
+    def limits(self, now_ms: int) -> tuple[Limit, ...]:
+        """The most that storage is asked for a customer without limits of its own."""
+        terms = self.default.policy.at(now_ms)
+        return (terms.per_model or terms).limits
 
     def drop(self, customer: str) -> None:
         """Forget a customer; the store is asked again."""
@@ -115,6 +133,10 @@ class Policies:
 def has_limits(params: Mapping[str, Any]) -> bool:
     """Whether params have any limit of a customer's own."""
     return any(params.get(name) not in (None, False) for name in _LIMITS)
+
+
+def _shared(fields: Mapping[str, Any] | None, prefix: str, scope: str) -> Budgets | None:
+    return None if fields is None else Budgets(Customer.from_params("app", fields), prefix, scope)
 
 
 _FRESH = 3.0  # seconds; homes in use look twice a second

@@ -20,6 +20,7 @@ from respan_guard.periods import ALIGNED, Duration, day_bounds, load_zone, local
 from respan_guard.rates import parse_rates, rate_unit
 
 __all__ = [
+    "Budgets",
     "Policy",
     "Terms",
     "compile_policy",
@@ -38,11 +39,13 @@ class Terms:
     """What a policy says on one local date. Valid from `day_from_ms` until before `day_to_ms`.
 
     Attributes:
-        limits: Block, rates, period budget, total budget, as far as there are any.
+        limits: Block, rates, period budget, total budget, as far as there are any, and behind the customer's own what
+            all customers together may spend.
         resets: For each limit the instant (ms) when its period ends; None for rates and totals.
         day: Ordinal of the local date, on which amounts are booked.
         period: First day of the current budget period and the day after its last; None without a period budget.
         money: Whether any limit caps cost.
+        per_model: The same for who says a model, with what all together may spend on it; None without such budgets.
     """
 
     limits: tuple[Limit, ...]
@@ -52,30 +55,60 @@ class Terms:
     day_to_ms: int
     period: tuple[date, date] | None
     money: bool
+    per_model: Terms | None = None
 
 
 _NEVER = Terms((), (), 0, 0, 0, None, False)
 
 
+class Budgets:
+    """What may be spent, in each period and in all: by a customer, or by all customers together.
+
+    A period is a run of dates, and the date is always that of the customer who asks. So where customers have zones of
+    their own, budgets that they share begin a new period for each of them at its own midnight; what each spends counts
+    for the period that its own date is in, and the sum of those never passes the budget.
+
+    Args:
+        customer: Whose fields say how much, and when periods begin.
+        prefix: What the limits' names begin with.
+        scope: Who counts: see `Limit`.
+    """
+
+    __slots__ = ("_amount", "_grid", "_name", "_scope", "_total")
+
+    def __init__(self, customer: Customer, prefix: str = "", scope: str = "customer") -> None:
+        self._name = f"{prefix}period_budget"
+        self._scope = scope
+        self._grid = _grid(customer)
+        self._amount = None if customer.period_budget is None else to_nano(customer.period_budget)
+        self._total: tuple[Limit, ...] = ()
+        if customer.total_budget is not None:
+            amount = to_nano(customer.total_budget)
+            self._total = (Limit(f"{prefix}total_budget", "total", "cost", amount, scope=scope),)
+
+    def on(self, day: int) -> tuple[Limit, ...]:
+        """The limits on a date: that of its period, that of all time, as far as there are any."""
+        if self._amount is None:
+            return self._total
+        first, end = period(*self._grid, day)
+        span = Limit(self._name, "span", "cost", self._amount, first_day=first, end_day=end, scope=self._scope)
+        return (span, *self._total)
+
+
 class Policy:
     """Compiled params. Safe to share between threads."""
 
-    __slots__ = ("_anchor", "_before", "_behind", "_budget", "_length", "_money", "_terms", "zone")
+    __slots__ = ("_app", "_before", "_models", "_own", "_terms", "zone")
 
-    def __init__(self, customer: Customer, zone: tzinfo) -> None:
+    def __init__(
+        self, customer: Customer, zone: tzinfo, app: Budgets | None = None, models: Budgets | None = None
+    ) -> None:
         self.zone = zone
         self._terms = _NEVER
         self._before: tuple[Limit, ...] = (*_block(customer), *_rates(customer))
-        self._behind: tuple[Limit, ...] = ()
-        if customer.total_budget is not None:
-            self._behind = (Limit("total_budget", "total", "cost", to_nano(customer.total_budget)),)
-        self._budget: int | None = None
-        if customer.period_budget is not None:
-            self._budget = to_nano(customer.period_budget)
-        self._anchor, self._length = _grid(customer)
-        self._money = self._budget is not None or any(
-            limit.metric == "cost" for limit in (*self._before, *self._behind)
-        )
+        self._own = Budgets(customer)
+        self._app = app
+        self._models = models
 
     def at(self, now_ms: int) -> Terms:
         """The terms in force at an instant. Costs a comparison, but for the first call on a new date."""
@@ -91,29 +124,49 @@ class Policy:
         return terms.day if terms.day_from_ms <= ms < terms.day_to_ms else local_day(ms, self.zone)
 
     def _compile(self, now_ms: int) -> Terms:
-        day, day_from_ms, day_to_ms = day_bounds(now_ms, self.zone)
-        if self._budget is None:
-            limits = self._before + self._behind
-            return Terms(limits, (None,) * len(limits), day, day_from_ms, day_to_ms, None, self._money)
-        first, end = period(self._anchor, self._length, day)
-        span = Limit("period_budget", "span", "cost", self._budget, first_day=first, end_day=end)
-        resets = (*(None for _ in self._before), start_of_day(end, self.zone), *(None for _ in self._behind))
-        limits = (*self._before, span, *self._behind)
-        return Terms(limits, resets, day, day_from_ms, day_to_ms, _dates(first, end), self._money)
+        bounds = day_bounds(now_ms, self.zone)
+        day = bounds[0]
+        own = self._own.on(day)
+        dates = next((_dates(limit.first_day, limit.end_day) for limit in own if limit.kind == "span"), None)
+        limits = self._before + own
+        if self._app is not None:
+            limits += self._app.on(day)
+        per_model: Terms | None = None
+        if self._models is not None:
+            per_model = self._say(limits + self._models.on(day), bounds, dates, None)
+        return self._say(limits, bounds, dates, per_model)
+
+    def _say(
+        self,
+        limits: tuple[Limit, ...],
+        bounds: tuple[int, int, int],
+        dates: tuple[date, date] | None,
+        per_model: Terms | None,
+    ) -> Terms:
+        resets = tuple(start_of_day(limit.end_day, self.zone) if limit.kind == "span" else None for limit in limits)
+        return Terms(limits, resets, *bounds, dates, any(limit.metric == "cost" for limit in limits), per_model)
 
 
-def compile_policy(params: Mapping[str, Any] | None, *, time_zone: str = "UTC") -> Policy:
+def compile_policy(
+    params: Mapping[str, Any] | None,
+    *,
+    time_zone: str = "UTC",
+    app: Budgets | None = None,
+    models: Budgets | None = None,
+) -> Policy:
     """Turn params into a policy. A budget without `period_start` follows the calendar: 1 January, the 1st, Mondays.
 
     Args:
         params: Fields of a `Customer`; None for no limits.
         time_zone: Where days begin, unless the params name a zone.
+        app: What all customers together may spend.
+        models: What all together may spend on each model.
 
     Raises:
         InvalidInput: The params are no sound fields of a customer.
     """
     customer = Customer.from_params(_NOBODY, params)
-    return Policy(customer, load_zone(customer.time_zone or time_zone))
+    return Policy(customer, load_zone(customer.time_zone or time_zone), app, models)
 
 
 def _block(customer: Customer) -> tuple[Limit, ...]:

@@ -75,7 +75,7 @@ def render(
 
     Args:
         refusal: The decision, or the error that carries it or says what else is wrong.
-        show_amounts: Whether the body tells amounts of budgets (as `limit_info`, in Respan's shape).
+        show_amounts: Whether the body tells amounts of the customer's budgets (as `limit_info`, in Respan's shape).
         budget_status_code: The status of a spent budget.
         random: Numbers from 0 to 1 that spread the times at which refused clients come back.
     """
@@ -200,5 +200,6 @@ def _limit_info(limits: tuple[LimitStatus, ...]) -> dict[str, Any]:
                 "is_within_limit": status.reason is None,
             }
             for status in limits
+            if not status.shared
         ],
     }

@@ -6,7 +6,6 @@ that is not known and a value that can't work are errors when the guard is made,
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -16,15 +15,14 @@ from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
-from zoneinfo import ZoneInfo
 
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
+from respan_guard import option_values as checked
 from respan_guard.clock import Clock, SystemClock
-from respan_guard.customer import Customer
 from respan_guard.errors import ConfigurationError
-from respan_guard.money import to_nano
+from respan_guard.option_values import DEFAULT_LIMIT_FIELDS, nearest
 from respan_guard.options import FailureMode, GuardOptions, Mode, RateLimitStrategy
 
 __all__ = ["CONFIG_FILE", "CONFIG_VARIABLE", "DEFAULT_LIMIT_FIELDS", "GuardOptions", "Settings", "mask_url", "nearest"]
@@ -33,18 +31,6 @@ CONFIG_FILE: Final = "respan_guard.toml"
 """The only file that is read, from the current directory."""
 CONFIG_VARIABLE: Final = "RESPAN_GUARD_CONFIG"
 """The environment variable that names another file to read instead."""
-DEFAULT_LIMIT_FIELDS: Final = (
-    "rate_limit",
-    "budget_duration",
-    "period_budget",
-    "total_budget",
-    "period_start",
-    "period_end",
-    "markup_percentage",
-    "time_zone",
-)
-"""The fields of a customer that `default_limits` may set; the others say who one customer is."""
-
 _PREFIX = "RESPAN_GUARD_"
 _TEST_PREFIX = "RESPAN_GUARD_TEST_"  # where our own tests find servers
 _KEYWORD_ONLY = frozenset({"clock"})  # objects that no text can name
@@ -61,67 +47,8 @@ def mask_url(url: str) -> str:
     return _SECRET_PARAMETER.sub(r"\1***", masked)
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """Say which known name was probably meant, else which there are: the end of an error message."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
-
-
-def _number(value: object) -> object:
-    # True is an int to Python, never to someone who writes settings.
-    if isinstance(value, bool):
-        raise ValueError("got a boolean")
-    return value
-
-
-def _money(value: object) -> object:
-    to_nano(value, "the amount")  # type: ignore[arg-type]  # it is there to refuse what is no amount
-    return Decimal(str(value))
-
-
-def _hold(value: object) -> object:
-    if isinstance(value, str) and value in ("upper_bound", "none"):
-        return value
-    return _money(value)
-
-
-def _days(value: object) -> object:
-    if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d{1,6})(?:\s*days?)?\s*", value)):
-        return int(match[1])
-    return _number(value)
-
-
-def _storage(value: object) -> object:
-    if not isinstance(value, str) or not re.match(r"\s*[a-z][a-z0-9+.-]*://", value) or "\0" in value:
-        raise ValueError("that is no URL")
-    return value.strip()  # a secret read from a file often ends with a newline
-
-
-def _rate_storage(value: object) -> object:
-    return None if value is None else _storage(value)
-
-
-def _zone(value: object) -> object:
-    try:
-        ZoneInfo(value)  # type: ignore[arg-type]  # a wrong type is one of the ways to fail
-    except (KeyError, ValueError, OSError, TypeError, AttributeError):
-        raise ValueError("there is no such zone") from None
-    return value
-
-
-def _default_limits(value: object) -> object:
-    if value is None:
-        return None
-    if not isinstance(value, Mapping):
-        raise ValueError("that is no mapping; in the environment write it as JSON")  # a TypeError would get through
-    for name in value:
-        if name not in DEFAULT_LIMIT_FIELDS:
-            raise ValueError(f"{name!r} is no limit; {nearest(str(name), list(DEFAULT_LIMIT_FIELDS))}")
-    return Customer.from_params("default", value).to_params()
-
-
-_Count = Annotated[int, BeforeValidator(_number)]
-_Seconds = Annotated[float, BeforeValidator(_number)]
+_Count = Annotated[int, BeforeValidator(checked.number)]
+_Seconds = Annotated[float, BeforeValidator(checked.number)]
 
 
 class Settings(BaseSettings):
@@ -133,6 +60,8 @@ class Settings(BaseSettings):
         storage: Where everything is kept.
         mode: "enforce"; "shadow" decides and reports and refuses nobody; "off" does nothing.
         default_limits: `customer_params` limits of customers without their own, as checked JSON values.
+        app_budgets: What all customers together may spend: the budget fields of `customer_params`.
+        model_budgets: What all together may spend on each model; counted where a call says its model beforehand.
         hold: "upper_bound" holds what a call could cost at most; "none"; or an amount, USD.
         default_hold: What a request holds whose body says nothing about an LLM call, USD.
         default_max_output_tokens: The longest answer to expect where a request sets no maximum.
@@ -168,24 +97,32 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    storage: Annotated[str, BeforeValidator(_storage)] = Field(
+    storage: Annotated[str, BeforeValidator(checked.storage)] = Field(
         "sqlite:///respan_guard.db", description='a URL like "sqlite:///guard.db" or "memory://"'
     )
     mode: Mode = Field("enforce", description='"enforce", "shadow" or "off"')
-    default_limits: Annotated[dict[str, Any] | None, BeforeValidator(_default_limits)] = Field(
+    default_limits: Annotated[dict[str, Any] | None, BeforeValidator(checked.default_limits)] = Field(
         None,
         description='limits of a customer like {"rate_limit": 60, "budget_duration": "monthly", "period_budget": 5}',
     )
-    hold: Annotated[Literal["upper_bound", "none"] | Decimal, BeforeValidator(_hold)] = Field(
+    app_budgets: Annotated[dict[str, Any] | None, BeforeValidator(checked.shared_budgets)] = Field(
+        None, description='budgets like {"budget_duration": "daily", "period_budget": 500, "total_budget": 10000}'
+    )
+    model_budgets: Annotated[dict[str, Any] | None, BeforeValidator(checked.shared_budgets)] = Field(
+        None, description='budgets like {"budget_duration": "daily", "period_budget": 200}'
+    )
+    hold: Annotated[Literal["upper_bound", "none"] | Decimal, BeforeValidator(checked.hold)] = Field(
         "upper_bound", description='"upper_bound", "none" or an amount of USD from 0'
     )
-    default_hold: Annotated[Decimal, BeforeValidator(_money)] = Field(Decimal(0), description="an amount of USD from 0")
+    default_hold: Annotated[Decimal, BeforeValidator(checked.money)] = Field(
+        Decimal(0), description="an amount of USD from 0"
+    )
     default_max_output_tokens: _Count = Field(4096, ge=1, le=10_000_000, description="a number of tokens from 1")
     prices: dict[str, Any] = Field(
         {}, description='prices by model like {"my-model": {"input": 0.5, "output": 1.5}}, USD per million tokens'
     )
     unknown_price: Literal["reject", "flag"] = Field("reject", description='"reject" or "flag"')
-    time_zone: Annotated[str, BeforeValidator(_zone)] = Field(
+    time_zone: Annotated[str, BeforeValidator(checked.zone)] = Field(
         "UTC", description='the name of a time zone like "UTC" or "Europe/Berlin"'
     )
     namespace: str = Field(
@@ -193,14 +130,14 @@ class Settings(BaseSettings):
         pattern=r"^[A-Za-z0-9_.-]{1,64}$",
         description="1 to 64 letters, digits, dots, dashes and underscores",
     )
-    retention: Annotated[int | None, BeforeValidator(_days)] = Field(
+    retention: Annotated[int | None, BeforeValidator(checked.days)] = Field(
         None, ge=1, le=100_000, description='a number of days from 1 like 400 or "400 days"'
     )
     storage_timeout: _Seconds | None = Field(None, gt=0, le=300, description="a number of seconds above 0, at most 300")
     budget_failure: FailureMode = Field("closed", description='"closed", "open" or "local"')
     rate_limit_failure: FailureMode = Field("local", description='"closed", "open" or "local"')
     local_share: _Seconds = Field(0.1, gt=0, le=1, description="a share above 0, at most 1")
-    rate_limit_storage: Annotated[str | None, BeforeValidator(_rate_storage)] = Field(
+    rate_limit_storage: Annotated[str | None, BeforeValidator(checked.rate_storage)] = Field(
         None, description='a storage URL of limits like "redis://localhost:6379" or "memcached://localhost:11211"'
     )
     rate_limit_strategy: RateLimitStrategy = Field(

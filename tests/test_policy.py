@@ -18,6 +18,7 @@ from respan_guard.decision import BLOCKED
 from respan_guard.errors import InvalidInput
 from respan_guard.periods import DURATIONS, local_day, start_of_day
 from respan_guard.policy import (
+    Budgets,
     compile_policy,
     current_period,
     customer_at,
@@ -77,6 +78,33 @@ def test_every_limit_in_order() -> None:
     assert terms.resets == (None, None, None, None, at("2026-10-31"), None)
     assert terms.period == (date(2026, 9, 30), date(2026, 10, 31))
     assert terms.money
+
+
+def test_what_all_share_stands_behind_the_customers_own() -> None:
+    """Periods are of the customer's own date; budgets of models are for who says one; each makes it about money."""
+    app = Budgets(Customer.from_params("app", {"period_budget": 9, "budget_duration": "daily"}), "app_", "all")
+    models = Budgets(Customer.from_params("app", {"period_budget": 5, "total_budget": 7}), "model_", "model")
+    terms = compile_policy({"rate_limit": 5, "time_zone": "Asia/Tokyo"}, app=app, models=models).at(at("2026-10-31T20"))
+    first = day("2026-11-01")  # it is Sunday there already
+    shared = Limit("app_period_budget", "span", "cost", 9 * USD, first_day=first, end_day=first + 1, scope="all")
+    assert terms.limits[1:] == (shared,)
+    assert terms.resets == (None, at("2026-11-02", "Asia/Tokyo"))
+    assert terms.period is None, "the period is that of the customer's own budget"
+    assert terms.money
+    named = terms.per_model
+    assert named is not None
+    assert named.limits == (
+        *terms.limits,
+        Limit("model_period_budget", "span", "cost", 5 * USD, first_day=first, end_day=first + 30, scope="model"),
+        Limit("model_total_budget", "total", "cost", 7 * USD, scope="model"),
+    )
+    assert named.resets == (*terms.resets, at("2026-12-01", "Asia/Tokyo"), None)
+    assert (named.day, named.day_to_ms, named.per_model) == (terms.day, terms.day_to_ms, None)
+    assert [limit.shared for limit in named.limits] == [False, True, True, True]
+    alone = compile_policy({"rate_limit": 5}, models=models).at(NOW)
+    assert not alone.money
+    assert alone.per_model is not None
+    assert alone.per_model.money
 
 
 @pytest.mark.parametrize(

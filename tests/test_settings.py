@@ -33,6 +33,8 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "storage": "sqlite:///respan_guard.db",
         "mode": "enforce",
         "default_limits": None,
+        "app_budgets": None,
+        "model_budgets": None,
         "hold": "upper_bound",
         "default_hold": Decimal(0),
         "default_max_output_tokens": 4096,
@@ -122,8 +124,10 @@ def test_environment_reads_numbers_booleans_and_json(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("RESPAN_GUARD_RETENTION", "400 days")
     monkeypatch.setenv("RESPAN_GUARD_BUDGET_STATUS_CODE", "429")
     monkeypatch.setenv("RESPAN_GUARD_DEFAULT_LIMITS", '{"rate_limit": "5/second"}')
+    monkeypatch.setenv("RESPAN_GUARD_APP_BUDGETS", '{"budget_duration": "daily", "period_budget": 500}')
     monkeypatch.setenv("RESPAN_GUARD_TEST_REDIS_URL", "redis://localhost")
     settings = Settings.load()
+    assert settings.app_budgets == {"budget_duration": "daily", "period_budget": "500"}
     assert settings.hold == Decimal("0.05")
     assert settings.show_amounts is True
     assert settings.retention == 400
@@ -199,6 +203,13 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"journal_dir": 3}, r"journal_dir must be the path of a directory"),
     ({"max_cached_customers": 0}, r"max_cached_customers must be a number from 1"),
     ({"clock": "now"}, r"clock must be an object with now_ms\(\) and monotonic\(\)"),
+    ({"app_budgets": 500}, r"app_budgets must be budgets like .* that is no mapping"),
+    ({"app_budgets": {"period_budjet": 5}}, r"app_budgets .* 'period_budjet' is no budget; did you mean period_budget"),
+    ({"app_budgets": {"rate_limit": 5}}, r"app_budgets .* 'rate_limit' is no budget"),
+    ({"app_budgets": {}}, r"app_budgets .* neither a period_budget nor a total_budget"),
+    ({"app_budgets": {"budget_duration": "daily"}}, r"app_budgets .* neither a period_budget nor a total_budget"),
+    ({"model_budgets": {"total_budget": -1}}, r"model_budgets must be budgets like .* total_budget"),
+    ({"model_budgets": {"time_zone": "UTC", "total_budget": 1}}, r"model_budgets .* 'time_zone' is no budget"),
     ({"default_limits": 60}, r"default_limits must be limits of a customer like"),
     ({"default_limits": {"rate_limt": 60}}, r"default_limits .* 'rate_limt' is no limit; did you mean rate_limit\?"),
     ({"default_limits": {"name": "Acme"}}, r"default_limits .* 'name' is no limit"),

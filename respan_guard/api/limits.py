@@ -12,7 +12,12 @@ _NAMES = {"period_budget": "customer_budget", "total_budget": "customer_total_bu
 
 
 def limit_info(status: Status) -> dict[str, Any]:
-    """Where a customer's limits stand: always what is spent so far, then with what calls in flight may still spend."""
+    """Where a customer's limits stand: always what is spent so far, then with what calls in flight may still spend.
+
+    Budgets that all customers share are not listed, as this may be handed on to the customer; they count for
+    `is_allowed`.
+    """
+    room = all(limit.used + limit.held < limit.limit for limit in status.limits if limit.name != BLOCKED)
     limits = [
         {
             "name": _NAMES.get(limit.name, f"customer_{limit.name}"),
@@ -22,6 +27,6 @@ def limit_info(status: Status) -> dict[str, Any]:
             "is_within_limit": limit.used + limit.held < limit.limit,
         }
         for limit in status.limits
-        if limit.name != BLOCKED
+        if limit.name != BLOCKED and not limit.shared
     ]
-    return {"is_allowed": not status.blocked and all(limit["is_within_limit"] for limit in limits), "limits": limits}
+    return {"is_allowed": not status.blocked and room, "limits": limits}

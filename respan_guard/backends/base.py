@@ -118,6 +118,13 @@ class Backend(ABC):
     default_timeout: ClassVar[float] = 0.25
     """Seconds that an operation may take where the user sets no `storage_timeout`."""
 
+    def check_limits(self, limits: Sequence[Limit]) -> None:  # noqa: B027 - most stores keep them all
+        """Refuse limits that this store can't keep. Called before `open` with those that the settings ask for.
+
+        Raises:
+            ConfigurationError: It can't keep one of them; the message says why, and what to use instead.
+        """
+
     @abstractmethod
     async def open(self) -> None:
         """Connect, and bring the schema up to date. Idempotent.

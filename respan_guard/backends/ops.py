@@ -72,6 +72,11 @@ class Limit:
         days = "" if self.kind == "total" else f"{self.first_day}-{self.end_day}"
         object.__setattr__(self, "key", f"{self.metric}:{days}")
 
+    @property
+    def shared(self) -> bool:
+        """Whether it counts all customers together."""
+        return self.scope in ("model", "all")
+
 
 @dataclass(slots=True)
 class Admit:

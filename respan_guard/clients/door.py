@@ -89,7 +89,9 @@ class Door:
         guard = self.guard
         ask = guard.estimator.of_call(call)
         claimed = 0
-        if around is not None and ask.cost and ask.unpriced is None:
+        # A hold for another model, or for none, is not in the budget of this one.
+        serves = around is not None and (around.model == ask.model or not guard.policies.per_model)
+        if around is not None and serves and ask.cost and ask.unpriced is None:
             # The admission around it holds money already, maybe for this very call: only what is missing is asked for.
             claimed = around.claim(ask.cost)
             if claimed == ask.cost:

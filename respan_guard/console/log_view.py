@@ -10,16 +10,16 @@ from urllib.parse import urlencode
 
 from respan_guard.backends.base import RecordQuery, RefusalRow
 from respan_guard.console.ranges import Range, range_from
+from respan_guard.decision import BUDGETS
 
 if TYPE_CHECKING:
     from respan_guard.guard import Guard
 
-__all__ = ["BUDGETS", "FIRST", "PILLS", "LogsView", "Place", "Refused", "status_of", "view_from"]
+__all__ = ["FIRST", "PILLS", "LogsView", "Place", "Refused", "status_of", "view_from"]
 
 PILLS = {
     "": "All", "ok": "OK", "rate": "Rate limited", "budget": "Over budget", "error": "Error", "unpriced": "Unpriced"
 }  # fmt: skip
-BUDGETS = ("period_budget", "total_budget")
 _HIDDEN_PILLS = ("refused",)
 Refused = tuple[int, str, str]
 """A row of refusals: minute, customer, reason."""

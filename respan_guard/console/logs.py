@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from respan_guard.backends.base import HOUR_MS, Amounts, Backend, RecordQuery, RefusalRow, StoredEntry, UsageQuery
 from respan_guard.console.log_search import Found, search
-from respan_guard.console.log_view import BUDGETS, LogsView, status_of
+from respan_guard.console.log_view import LogsView, status_of
 from respan_guard.console.ranges import Range
+from respan_guard.decision import BUDGETS
 from respan_guard.markups import markups_in, with_markup
 from respan_guard.money import from_nano
 

@@ -46,7 +46,7 @@ async def near_budgets(guard: Guard, backend: Backend, rows: Sequence[CustomerRo
 
 
 def _budgets(limits: Sequence[Limit]) -> list[Limit]:
-    return [limit for limit in limits if limit.metric == "cost" and limit.name != BLOCKED]
+    return [limit for limit in limits if limit.metric == "cost" and limit.name != BLOCKED and not limit.shared]
 
 
 def _used(limit: Limit, today: int, days: dict[int, int], total: int) -> int:

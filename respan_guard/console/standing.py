@@ -24,6 +24,12 @@ __all__ = ["NEAR", "Line", "Meter", "lines", "meters", "policy_of", "profile", "
 NEAR = 80
 """Percent of a limit from which on a customer is near it."""
 _SPARK_DAYS = 30
+_TITLES = {
+    "period_budget": "Period budget",
+    "total_budget": "Total budget",
+    "app_period_budget": "The app's period budget",
+    "app_total_budget": "The app's total budget",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +58,7 @@ class Meter:
         """For people."""
         if self.status.window_seconds:
             return f"Rate, {_duration(self.status.window_seconds)}"
-        return {"period_budget": "Period budget", "total_budget": "Total budget"}.get(
-            self.status.name, self.status.name
-        )
+        return _TITLES.get(self.status.name, self.status.name)
 
     @property
     def resets_at(self) -> datetime | None:
@@ -102,22 +106,26 @@ def policy_of(guard: Guard, row: CustomerRow | None) -> Policy:
     return guard.policies.learn(row.customer, row.revision, row.params).policy
 
 
-async def meters(guard: Guard, backend: Backend, row: CustomerRow | None, customer: str) -> list[Meter]:
-    """Every limit of a customer as it stands."""
+async def meters(
+    guard: Guard, backend: Backend, row: CustomerRow | None, customer: str, *, own: bool = False
+) -> list[Meter]:
+    """Every limit of a customer as it stands, and unless only its `own` are asked for, those that all share."""
     now = guard.now_ms()
     terms = policy_of(guard, row).at(now)
-    if not terms.limits:
+    places = [place for place, limit in enumerate(terms.limits) if not (own and limit.shared)]
+    if not places:
         return []
-    outcome = await backend.standing(customer, terms.limits, now=now)
-    statuses = limit_statuses(terms.limits, terms.resets, outcome)
+    limits = tuple(terms.limits[place] for place in places)
+    outcome = await backend.standing(customer, limits, now=now)
+    statuses = limit_statuses(limits, tuple(terms.resets[place] for place in places), outcome)
     return [Meter(status) for status in statuses if status.name != BLOCKED]
 
 
 def state_of(customer: Customer, limits: list[Meter]) -> str:
-    """One of "blocked", "over", "near" and "ok". Budgets count; a rate is full for a minute at most."""
+    """One of "blocked", "over", "near" and "ok". Its own budgets count; a rate is full for a minute at most."""
     if customer.blocked:
         return "blocked"
-    levels = {meter.level for meter in limits if not meter.status.window_seconds}
+    levels = {meter.level for meter in limits if not (meter.status.window_seconds or meter.status.shared)}
     return next((level for level in ("over", "near") if level in levels), "ok")
 
 
@@ -126,7 +134,7 @@ async def lines(guard: Guard, backend: Backend, rows: list[CustomerRow]) -> list
     found = []
     for row in rows:
         customer = profile(row)
-        limits = await meters(guard, backend, row, row.customer)
+        limits = await meters(guard, backend, row, row.customer, own=True)
         end = policy_of(guard, row).day_of(guard.now_ms()) + 1
         days = await backend.usage(
             UsageQuery(first_day=end - _SPARK_DAYS, end_day=end, customer=row.customer, by=("day",))

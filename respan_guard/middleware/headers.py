@@ -58,7 +58,7 @@ class _Plan:
             if limit.kind == "rate":
                 self.rates.append((place, limit.amount, limit.window_ms, f'"{limit.name}";r='))
                 policies.append(f'"{limit.name}";q={limit.amount};w={limit.window_ms // 1000}')
-            elif show_amounts and limit.metric == "cost":
+            elif show_amounts and limit.metric == "cost" and not limit.shared:
                 self.budgets.append((place, limit.amount, f'"{limit.name}";r='))
                 policies.append(f'"{limit.name}";q={limit.amount // _NANO_PER_MICRO}{_UNIT}')
         self.policy = (b"ratelimit-policy", ", ".join(policies).encode("ascii")) if policies else None
@@ -68,7 +68,7 @@ class RateLimitFields:
     """Makes the two fields.
 
     Args:
-        show_amounts: Whether budgets are shown.
+        show_amounts: Whether the customer's budgets are shown.
     """
 
     __slots__ = ("_plans", "_show_amounts")

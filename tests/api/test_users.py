@@ -257,3 +257,22 @@ async def test_the_name_that_sums_are_left_under_is_no_user(api: Client, guard: 
     assert (await api("POST", "/api/users/create/", new, 400))["field"] == "customer_identifier"
     total = await api("POST", "/api/dashboard/total-users/", summary_type="all")
     assert total["summary"]["total_users"] == 1
+
+
+class TestAppBudgets:
+    """A guard whose customers share a budget."""
+
+    @pytest.fixture
+    def options(self) -> dict[str, Any]:
+        return {"app_budgets": {"total_budget": 7}}
+
+    async def test_limit_info_is_the_customers(self, api: Client, guard: Guard) -> None:
+        """What all share is not listed, so that the row can be handed on; once it is used up nobody is allowed."""
+        await guard.put_customer(Customer(customer_identifier="ann", total_budget=5))
+        info = (await api("GET", "/api/users/ann/"))["limit_info"]
+        assert info["is_allowed"] is True
+        assert [limit["name"] for limit in info["limits"]] == ["customer_total_budget"]
+        await guard.record(Usage(model="m", cost=7), "bob")
+        info = (await api("GET", "/api/users/ann/"))["limit_info"]
+        assert info["is_allowed"] is False
+        assert [limit["is_within_limit"] for limit in info["limits"]] == [True]

@@ -6,12 +6,20 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.testclient import TestClient
+from typer.testing import CliRunner
 
+from respan_guard import Guard, GuardMiddleware
 from respan_guard.backends.base import Allowed, Backend, Op, Recorded, RecordQuery, Release, UsageQuery
 from respan_guard.backends.redis import RedisBackend
-from respan_guard.errors import ConfigurationError, CounterOverflow, StorageUnavailable
+from respan_guard.cli.app import app as cli
+from respan_guard.errors import ConfigurationError, CounterOverflow, GuardError, StorageUnavailable
 from respan_guard.testing import BackendContract
 from respan_guard.testing.contract_support import MAX, NOW, admit, one, rate, record, recorded, total
 from tests.backends import redis_server
@@ -226,3 +234,42 @@ async def test_the_store_is_spread_over_all_nodes() -> None:
     parts = [_slot(backend._at.keys(part)[0]) for part in range(16)]
     owners = [next(at for at, node in enumerate(cluster.nodes) if cluster._owns(node, slot)) for slot in parts]
     assert set(owners) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("option", ["app_budgets", "model_budgets"])
+async def test_a_guard_with_shared_budgets_does_not_start(option: str, tmp_path: Path) -> None:
+    """Opening says why and what to use instead, whichever mode budgets fail in; without such a budget it opens."""
+    for mode in ("closed", "open", "local"):
+        options: Any = {option: {"total_budget": 5}, "budget_failure": mode, "journal_dir": tmp_path}
+        with pytest.raises(ConfigurationError, match=r"_total_budget counts all customers .* use .* PostgreSQL"):
+            await Guard(redis_server.shared_cluster().url, **options).open()
+    namespace = f"test-{secrets.token_hex(6)}"
+    url = redis_server.shared_cluster().url
+    async with Guard(url, namespace=namespace, journal_dir=tmp_path) as guard, guard.admit("ann"):
+        pass
+
+
+async def test_an_app_with_shared_budgets_does_not_start(tmp_path: Path) -> None:
+    """The middleware fails the startup of the app's lifespan with the same words."""
+    guard = Guard(redis_server.shared_cluster().url, app_budgets={"total_budget": 5}, journal_dir=tmp_path)
+    app = Starlette(middleware=[Middleware(GuardMiddleware, guard=guard)])
+    with pytest.raises(ConfigurationError, match="app_total_budget counts all customers together"), TestClient(app):
+        pass
+
+
+def test_check_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`respan-guard check` fails with the reason."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RESPAN_GUARD_APP_BUDGETS", '{"total_budget": 5}')
+    found = CliRunner().invoke(cli, ["check", "--storage", redis_server.shared_cluster().url])
+    assert found.exit_code == 1
+    assert "wrong: app_total_budget counts all customers together" in " ".join(found.output.split())
+
+
+async def test_a_guard_that_nobody_opens_refuses(tmp_path: Path) -> None:
+    """It asks storage with its first admission, and lets nobody in; the log says why."""
+    options: Any = {"app_budgets": {"total_budget": 5}, "journal_dir": tmp_path}
+    guard = Guard(redis_server.shared_cluster().url, **options)
+    with pytest.raises(GuardError):
+        await guard.admit("ann")
+    await asyncio.to_thread(guard._homes.close_blocking)

@@ -26,7 +26,7 @@ from respan_guard.console import Console, Panel
 from respan_guard.errors import StorageUnavailable
 from respan_guard.exporters import ExportResult
 
-from .support import PASSWORD, SAME, client_of, fill, signed_in, token_in
+from .support import PASSWORD, SAME, client_of, fill, make_guard, signed_in, token_in
 
 HERE = Path(package.__file__).parent
 PAGES = ["/", "/?range=24h", "/?range=period", "/?range=custom&from=2025-12-30&to=2026-01-20", "/users", "/user-new",
@@ -353,3 +353,20 @@ def test_templates_have_no_inline_code() -> None:
         assert not re.search(
             r"<script(?![^>]*\bsrc=)|\sstyle=|\son[a-z]+=|<style|\|\s*safe|hx-on|js:|autoescape", text
         ), path
+
+
+async def test_what_all_customers_share_is_told_apart() -> None:
+    """A customer's page says where the app's budget stands; that it is used up makes no customer one that is over."""
+    guard = make_guard(app_budgets={"total_budget": 3})
+    await fill(guard)
+    await guard.record(Usage(model="m", cost=3), "eve")
+    client = signed_in(guard)
+    page = client.get("/user?id=ann").text
+    assert "The app&#39;s total budget" in page
+    users = client.get("/users").text
+    assert re.findall(r'class="badge (\w+)"', users) == ["ok", "ok", "ok"]
+    await guard.try_admit("bob")
+    await guard.flush()
+    budget = client.get("/logs?status=budget").text
+    assert "app_total_budget" in budget
+    assert "app_total_budget" not in client.get("/logs?status=rate").text

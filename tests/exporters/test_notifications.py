@@ -417,3 +417,14 @@ def test_two_processes_tell_exactly_once(tmp_path: Path) -> None:
             process.communicate()
     told = sorted(out.read_text().split("\n")[:-1])
     assert told == sorted(f"{customer} {share}" for customer in ("c1", "c2", "c3") for share in (80, 100))
+
+
+async def test_only_budgets_of_the_customers_own_are_told(make_guard: MakeGuard) -> None:
+    """What all customers share is not any one's: its thresholds are nobody's."""
+    told: list[BudgetEvent] = []
+    async with make_guard(**LIMITS, app_budgets={"total_budget": 1}) as guard:
+        way = delivery(guard, notifier(guard, told))
+        await way.step()
+        await spend(guard, "9")
+        await way.step()
+        assert [event.limit for event in told] == ["period_budget"]

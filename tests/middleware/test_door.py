@@ -843,3 +843,30 @@ async def test_a_scope_that_is_used_again_is_a_new_request() -> None:
     await call(twice, customer="c")
     assert statuses == [200, 429]
     await ledger.settled(1)
+
+
+async def test_amounts_of_the_apps_budgets_are_never_shown() -> None:
+    """Neither fields nor refusals tell what all customers share, with `show_amounts` neither; they tell which it is."""
+    guard, _ = make_guard(
+        default_limits={"total_budget": 5},
+        app_budgets={"total_budget": "77.5"},
+        model_budgets={"total_budget": "66.5"},
+        show_amounts=True,
+    )
+    app = gateway(provider, guard)
+    answered = await call(app, customer="c")
+    assert answered.status == 200
+    await guard.record(Usage(model="other", cost=Decimal("77.5")), "somebody")
+    refused = await call(app, customer="c")
+    assert refused.status == 402
+    found = refused.json()
+    assert found["violated-policies"] == ["app_total_budget"]
+    assert found["error"]["code"] == "app_total_budget"
+    assert found["detail"] == "The app's own total budget is used up."
+    assert [limit["name"] for limit in found["limit_info"]["limits"]] == ["total_budget"]
+    assert b"77" not in refused.body
+    assert b"66" not in refused.body
+    for exchange in (answered, refused):
+        for field in ("ratelimit", "ratelimit-policy"):
+            assert exchange.headers[field].startswith('"total_budget";')
+            assert "," not in exchange.headers[field], "no other limit"

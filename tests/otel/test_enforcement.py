@@ -45,6 +45,18 @@ def test_a_spent_budget_stops_the_next_call(make_metered: MakeMetered) -> None:
     assert not metered.processor._running
 
 
+def test_a_spent_budget_of_the_apps_stops_every_customer(make_metered: MakeMetered) -> None:
+    """What others spent counts; budgets of models do not stop calls that are known by their spans alone."""
+    metered = make_metered(app_budgets=LIMITS, model_budgets={"total_budget": Decimal("0.001")}, otel_enforce=True)
+    for number in range(3):
+        with metered.guard.on_behalf_of(f"org_{number}"):
+            metered.see(numbered(number))
+            metered.records()
+    with metered.guard.on_behalf_of("org_9"), pytest.raises(BudgetExceeded) as refused:
+        metered.see(numbered(3))
+    assert [limit.name for limit in refused.value.decision.violated] == ["app_total_budget"]
+
+
 def test_a_header_does_not_undo_it(make_metered: MakeMetered) -> None:
     """A client that sends baggage under the name by which the app says who it is, is stopped all the same."""
     metered = make_metered(default_limits={"total_budget": 0}, otel_enforce=True)

@@ -81,6 +81,15 @@ class RedisBackend(Backend):
 
     # -- life --------------------------------------------------------------------------------------
 
+    def check_limits(self, limits: Sequence[Limit]) -> None:
+        """See `Backend.check_limits`."""
+        for limit in limits if self._at.nodes else ():
+            if limit.shared:
+                raise ConfigurationError(
+                    f"{limit.name} counts all customers together, and a Redis Cluster keeps each customer in a part of "
+                    "its own; use a single server, or PostgreSQL, for limits that span customers"
+                )
+
     async def open(self) -> None:
         """See `Backend.open`."""
         if self._shelf is not None:
@@ -166,7 +175,7 @@ class RedisBackend(Backend):
             return await self._batch(shelf, 0, ops, now)
         for op in ops:
             if isinstance(op, Admit):
-                self._refuse_spanning(op.limits)
+                self.check_limits(op.limits)
         split = shelf.parts.split(ops)
         batches = [self._batch(shelf, part, [ops[at] for at in places], now) for part, places in split.items()]
         answers = await asyncio.gather(*batches, return_exceptions=True)
@@ -208,14 +217,6 @@ class RedisBackend(Backend):
         reply = await shelf.run("apply", part, self._now, server, shelf.timed, *self._encoder.batch(ops))
         return reply[0], reply[1], [outcome_from(row) for row in reply[2:]]
 
-    def _refuse_spanning(self, limits: Sequence[Limit]) -> None:
-        for limit in limits:
-            if limit.scope in ("model", "all"):
-                raise ConfigurationError(
-                    f"{limit.name} counts all customers together, and a Redis Cluster keeps each customer in a part of "
-                    "its own; use a single server, or PostgreSQL, for limits that span customers"
-                )
-
     # -- customers ---------------------------------------------------------------------------------
 
     async def put(
@@ -249,8 +250,7 @@ class RedisBackend(Backend):
     ) -> Allowed:
         """See `Backend.standing`."""
         shelf, limits = self._opened(), tuple(limits)
-        if shelf.parts.count > 1:
-            self._refuse_spanning(limits)
+        self.check_limits(limits)
         at, server = self._seen(now) if now is not None else self._now, "1" if now is None else "0"
         asked = self._encoder.standing(customer, limits, model)
         reply = await shelf.run("apply", shelf.parts.of(customer), at, server, shelf.timed, asked)

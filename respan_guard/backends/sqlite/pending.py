@@ -58,6 +58,7 @@ class Pending:
         self.rollups: dict[tuple[int, int, str], Amounts] = {}
         self.everybody: dict[tuple[int, int, str], Amounts] = {}  # by hour, day and model
         self.holds: dict[tuple[int, str], tuple[SQLiteCell, Hold]] = {}
+        self._unwritten: dict[tuple[int, str], Hold] = {}  # those of `holds` that the tables have not, or otherwise
         self.rates: dict[tuple[int, int], Window] = {}
         self.entries: dict[tuple[int, str], tuple[StoredEntry, int]] = {}  # with `latest_ms`
 
@@ -82,6 +83,11 @@ class Pending:
         if total is None:
             total = self.everybody[everybodys] = Amounts()
         total.add(amounts)
+
+    def keep_hold(self, c: int, cell: SQLiteCell, hold: Hold) -> None:
+        """A hold is new, or has changed."""
+        self.holds[c, hold.id] = (cell, hold)
+        self._unwritten[c, hold.id] = hold
 
     def write_sums(self, db: sqlite3.Connection, now: int) -> None:
         """Write customers and rollups. May be called before the batch is over, to have sums read from the tables."""
@@ -115,9 +121,9 @@ class Pending:
         self.active.clear()
 
     def write_holds(self, db: sqlite3.Connection) -> None:
-        """Write holds; also called before the batch is over. They stay, so that the caller sees which are over."""
+        """Write what is not written yet of holds; also before the batch is over, to have sums read from the table."""
         written, over = [], []
-        for (c, hold_id), (_, hold) in self.holds.items():
+        for (c, hold_id), hold in self._unwritten.items():
             answer = answer_text(hold.outcome)
             if is_over(hold):
                 over.append((c, hold_id, hold.ended, answer))
@@ -130,6 +136,7 @@ class Pending:
             db.executemany("INSERT OR REPLACE INTO ended (c, id, ended_ms, answer) VALUES (?, ?, ?, ?)", over)
         if written:
             db.executemany(_INSERT_HOLD, written)
+        self._unwritten = {}
 
     def write_rates(self, db: sqlite3.Connection) -> None:
         """Write the states of rates."""

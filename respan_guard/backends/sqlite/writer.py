@@ -213,7 +213,8 @@ class Writer(Ledger[SQLiteCell]):
     def _sum(self, c: int | None, model: str | None, metric: str, first_day: int, end_day: int) -> int:
         self._pending.write_sums(self.db, self.now)  # what this batch added so far counts
         column = "input_tokens + output_tokens" if metric == "tokens" else metric
-        query = f"SELECT coalesce(sum({column}), 0) FROM rollups WHERE day >= ? AND day < ?"  # noqa: S608
+        table = "rollups" if c is not None else "days"  # where everybody's sums are kept
+        query = f"SELECT coalesce(sum({column}), 0) FROM {table} WHERE day >= ? AND day < ?"  # noqa: S608
         values: list[int | str] = [first_day, end_day]
         if c is not None:
             query += " AND c = ?"
@@ -285,7 +286,7 @@ class Writer(Ledger[SQLiteCell]):
 
     def keep_hold(self, cell: SQLiteCell, hold: Hold) -> None:
         """A hold was made or changed."""
-        self._pending.holds[self._row(cell), hold.id] = (cell, hold)
+        self._pending.keep_hold(self._row(cell), cell, hold)
 
     def end_hold(self, cell: SQLiteCell, hold: Hold) -> None:
         """A hold is over."""
