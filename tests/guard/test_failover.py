@@ -55,7 +55,7 @@ async def back(home: Home) -> None:
             await asyncio.sleep(0.01)
 
 
-async def refuse(batch: object) -> None:
+def refuse(part: object) -> None:
     """A connection that is down."""
     raise DOWN
 
