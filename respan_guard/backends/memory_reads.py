@@ -25,6 +25,7 @@ from respan_guard.backends.base import (
 )
 from respan_guard.backends.cells import amounts_of
 from respan_guard.backends.memory_accounts import Account, sum_of
+from respan_guard.backends.rows import names_of
 from respan_guard.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -73,6 +74,12 @@ def _accounts(store: MemoryStore, customer: str | None) -> Iterable[Account]:
     return () if account is None else (account,)
 
 
+def _some(store: MemoryStore, among: tuple[str, ...] | None) -> Iterable[Account]:
+    if among is None:
+        return store.each()
+    return [account for name in names_of(among) if (account := store.peek(name)) is not None]
+
+
 def customers(store: MemoryStore, query: CustomerQuery) -> list[CustomerRow]:
     """A page of customers."""
     if query.sort not in _SORTS:
@@ -90,7 +97,7 @@ def customers(store: MemoryStore, query: CustomerQuery) -> list[CustomerRow]:
 
     rows = [
         customer_row(account)
-        for account in store.each()
+        for account in _some(store, query.among)
         if is_one(account, seen_since_ms=query.seen_since_ms, blocked=query.blocked)
     ]
     if wanted:
@@ -128,7 +135,7 @@ def usage(store: MemoryStore, query: UsageQuery) -> list[UsageRow]:
     def distinct(key: tuple[Any, ...]) -> int | None:
         if not query.distinct:
             return None
-        kept = query.customer is None and days_only
+        kept = query.of_all and days_only
         return store.totals.customers[key[0]] if kept else len(members[key])
 
     return [UsageRow(groups[key], customers=distinct(key), **dict(zip(query.by, key, strict=True))) for key in keys]
@@ -145,17 +152,32 @@ def _rollups(store: MemoryStore, query: UsageQuery, days_only: bool) -> Iterator
     """What a query is about: customer ("" in totals), model, day or hour, amounts."""
     hourly = "hour" in query.by
     first, end = (query.first_hour, query.end_hour) if hourly else (query.first_day, query.end_day)
-    together = query.customer is None and "customer" not in query.by and (days_only or not query.distinct)
+    together = query.of_all and (days_only or not query.distinct)
+    if hourly and query.among is not None:
+        yield from _hours_of(store, set(query.among), query)
+        return
     if hourly or together:
         store.totals.catch_up(store)
         for (when, model), amounts in (store.totals.hours if hourly else store.totals.days).items():
             if first <= when < end and query.model in (None, model):
                 yield "", model, when, amounts
         return
-    for account in _accounts(store, query.customer):
+    accounts = _some(store, query.among) if query.customer is None else _accounts(store, query.customer)
+    for account in accounts:
+        if query.among is not None and account.customer not in query.among:
+            continue
         for (model, when), amounts in account.sums.items():
             if first <= when < end and query.model in (None, model):
                 yield account.customer, model, when, amounts
+
+
+def _hours_of(store: MemoryStore, among: set[str], query: UsageQuery) -> Iterator[tuple[str, str, int, Amounts]]:
+    """What entries of some customers add to hours."""
+    for entry in store.log:
+        if entry is None or entry.customer not in among or query.model not in (None, entry.model):
+            continue
+        if query.first_hour <= (hour := entry.at_ms // HOUR_MS) < query.end_hour:
+            yield entry.customer, entry.model, hour, amounts_of(entry)
 
 
 def entries(store: MemoryStore, query: RecordQuery) -> list[StoredEntry]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from respan_guard.backends.base import AMOUNTS, CustomerQuery, RecordQuery, UsageQuery
-from respan_guard.backends.postgres.rows import CUSTOMER, ENTRY, EVER
+from respan_guard.backends.base import AMOUNTS, HOUR_MS, CustomerQuery, RecordQuery, UsageQuery
+from respan_guard.backends.postgres.rows import CUSTOMER, ENTRY, EVER, FROM_ENTRIES
+from respan_guard.backends.rows import names_of
 from respan_guard.errors import InvalidInput
 
 __all__ = ["MOVING", "Statement", "count_sql", "customers_sql", "entries_sql", "sum_of", "usage_sql"]
@@ -33,6 +34,9 @@ def customers_sql(query: CustomerQuery) -> Statement:
         where.append("strpos(search, %(search)s) > 0")
         values["search"] = query.search.casefold()
     where += _filters(query.seen_since_ms, query.blocked, values)
+    if query.among is not None:
+        where.append("customer = ANY(%(among)s)")
+        values["among"] = names_of(query.among)
     rest = f"{_where(where)}ORDER BY {', '.join(f'{key} {order}' for key in keys)} LIMIT %(limit)s"
     if query.sort not in MOVING:
         return f"SELECT {CUSTOMER} FROM {{schema}}.customers {rest}", values  # noqa: S608
@@ -70,11 +74,13 @@ def usage_sql(query: UsageQuery, rows: list[int] | None = None) -> Statement:
         rows: The customers' rows (`c`), if they are known already; see `tops`.
     """
     query.check()
+    if query.among is not None:
+        return _some_sql(query, names_of(query.among))
     first, end = query.first_day, query.end_day
     table, when, where = "totals", "at", ["unit = 'd'"]
     if "hour" in query.by:
         first, end, where = query.first_hour, query.end_hour, ["unit = 'h'"]
-    elif "customer" in query.by or query.customer is not None:
+    elif not query.of_all:
         table = "rollups"
     distinct = "NULL"
     if query.distinct:
@@ -98,12 +104,9 @@ def usage_sql(query: UsageQuery, rows: list[int] | None = None) -> Statement:
         days = ["day >= %(first)s", "day < %(end)s"]
         where = [*days, *where[2:], f"r.c IN ({found} FETCH FIRST %(limit)s ROWS WITH TIES)"]
     names = ["at" if table == "totals" and name in ("day", "hour") else name for name in query.by]
-    order = [] if query.top is None else [f"{sum_of(query.top)} DESC"]
-    chosen = ", ".join((*names, distinct, *(f"sum(r.{name})" for name in AMOUNTS)))
-    grouped = f"GROUP BY {', '.join(names)} ORDER BY {', '.join(order + names)}" if names else "HAVING count(*) > 0"
     source = f"{{schema}}.{table} r" + (" JOIN {schema}.customers k USING (c)" if "customer" in query.by else "")
     return (
-        f"SELECT {chosen} FROM {source} {_where(where)}{grouped} LIMIT %(limit)s",  # noqa: S608  # constants
+        _grouped(query, names, source, where, distinct),
         {
             "first": min(first, EVER),
             "end": min(end, EVER),
@@ -113,6 +116,45 @@ def usage_sql(query: UsageQuery, rows: list[int] | None = None) -> Statement:
             "limit": query.limit,
         },
     )
+
+
+def _some_sql(query: UsageQuery, among: list[str]) -> Statement:
+    """A report on some customers, from their rollups; by hour, from their entries."""
+    first, end = min(query.first_day, EVER), min(query.end_day, EVER)
+    rows = "SELECT c FROM {schema}.customers WHERE customer = ANY(%(among)s)"
+    where = [f"r.c = ANY(ARRAY({rows}))", "r.day >= %(first)s", "r.day < %(end)s"]
+    source = "{schema}.rollups r"
+    if "hour" in query.by:
+        first, end = query.first_hour * HOUR_MS, query.end_hour * HOUR_MS
+        added = ", ".join(f"{what} AS {name}" for name, what in FROM_ENTRIES.items())
+        source = (
+            f"(SELECT c, model, at_ms / {HOUR_MS} AS hour, 0 AS requests, {added} FROM {{schema}}.entries "  # noqa: S608
+            f"WHERE c + 0 = ANY(ARRAY({rows})) AND seq >= %(seq)s AND at_ms >= %(first)s AND at_ms < %(end)s) r"
+        )
+        where = []
+    if "customer" in query.by:
+        source += " JOIN {schema}.customers k USING (c)"
+    if query.customer is not None:
+        where.append("r.c = (SELECT c FROM {schema}.customers WHERE customer = %(customer)s)")
+    if query.model is not None:
+        where.append("model = %(model)s")
+    distinct = "count(DISTINCT r.c)" if query.distinct else "NULL"
+    values: dict[str, Any] = {
+        "first": first,
+        "end": end,
+        "customer": query.customer,
+        "model": query.model,
+        "among": among,
+    }
+    values |= {"limit": query.limit, "seq": 0}
+    return _grouped(query, list(query.by), source, where, distinct), values
+
+
+def _grouped(query: UsageQuery, names: list[str], source: str, where: list[str], distinct: str) -> str:
+    order = [] if query.top is None else [f"{sum_of(query.top)} DESC"]
+    chosen = ", ".join((*names, distinct, *(f"sum(r.{name})" for name in AMOUNTS)))
+    grouped = f"GROUP BY {', '.join(names)} ORDER BY {', '.join(order + names)}" if names else "HAVING count(*) > 0"
+    return f"SELECT {chosen} FROM {source} {_where(where)}{grouped} LIMIT %(limit)s"  # noqa: S608  # constants
 
 
 def sum_of(name: str) -> str:

@@ -30,7 +30,7 @@ _ACTIVE = """SELECT coalesce(sum(customers), 0) FROM {schema}.totals
 def may_be_found(query: UsageQuery) -> bool:
     """Whether a report asks for the largest customers, by something that has an index."""
     indexed = query.by == ("customer",) and query.top in _INDEXED and query.limit > 0
-    return indexed and query.customer is None and query.model is None
+    return indexed and query.customer is None and query.among is None and query.model is None
 
 
 async def largest(query: UsageQuery, ask: Ask) -> list[int] | None:

@@ -6,9 +6,11 @@ import asyncio
 import heapq
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from respan_guard.backends.base import (
+    HOUR_MS,
     Amounts,
     CustomerQuery,
     CustomerRow,
@@ -18,8 +20,10 @@ from respan_guard.backends.base import (
     UsageQuery,
     UsageRow,
 )
+from respan_guard.backends.cells import amounts_of
 from respan_guard.backends.redis.rows import amounts_from, customer_from, entry_from, hold_from
 from respan_guard.backends.redis.shelf import Shelf
+from respan_guard.backends.rows import names_of
 from respan_guard.errors import InvalidInput
 
 __all__ = ["booked_on", "count_customers", "customers", "entries", "entry", "get", "holds", "usage"]
@@ -75,8 +79,8 @@ async def customers(shelf: Shelf, query: CustomerQuery) -> list[CustomerRow]:
 
 async def _customers_of(shelf: Shelf, part: int, query: CustomerQuery) -> list[CustomerRow]:
     wanted = query.search.casefold()
-    if query.blocked:  # so few that they are not worth an order of their own
-        return await _blocked(shelf, part, query, wanted)
+    if query.blocked or query.among is not None:  # so few that they are not worth an order of their own
+        return await _of_few(shelf, part, query, wanted)
     found: list[CustomerRow] = []
     after = query.after
     length = _PAGE if wanted or query.blocked is not None or query.seen_since_ms is not None else query.limit
@@ -99,8 +103,8 @@ def _matches(row: CustomerRow, query: CustomerQuery, wanted: str) -> bool:
     return not wanted or any(wanted in str(text).casefold() for text in texts if text)
 
 
-async def _blocked(shelf: Shelf, part: int, query: CustomerQuery, wanted: str) -> list[CustomerRow]:
-    names = sorted(await shelf.members(part, "blocked"))
+async def _of_few(shelf: Shelf, part: int, query: CustomerQuery, wanted: str) -> list[CustomerRow]:
+    names = sorted(await shelf.members(part, "blocked")) if query.among is None else _in_part(shelf, part, query.among)
     rows: list[CustomerRow] = []
     for start in range(0, len(names), _MANY):
         found = await shelf.run("rows", part, *names[start : start + _MANY])
@@ -114,6 +118,10 @@ async def _blocked(shelf: Shelf, part: int, query: CustomerQuery, wanted: str) -
         rows = [row for row in rows if (place(row) < after if query.descending else place(row) > after)]
     rows = [row for row in rows if _matches(row, query, wanted)]
     return sorted(rows, key=place, reverse=query.descending)[: query.limit]
+
+
+def _in_part(shelf: Shelf, part: int, among: tuple[str, ...]) -> list[str]:
+    return [name for name in names_of(among) if shelf.parts.of(name) == part]
 
 
 async def count_customers(shelf: Shelf, seen_since_ms: int | None, blocked: bool | None) -> int:
@@ -153,11 +161,15 @@ async def usage(shelf: Shelf, query: UsageQuery) -> list[UsageRow]:
     """Sums of the rollups: of one customer, of each that was active on the days, or kept ones of all together."""
     query.check()
     days_only = query.by == ("day",) and query.model is None
-    together = query.customer is None and "customer" not in query.by and (days_only or not query.distinct)
+    together = query.of_all and (days_only or not query.distinct)
     groups: dict[tuple[Any, ...], Amounts] = {}
     members: dict[tuple[Any, ...], set[str]] = {}
     active: Counter[int] = Counter()
-    found = await (_kept(shelf, query, active) if "hour" in query.by or together else _sums(shelf, query))
+    hourly = "hour" in query.by
+    if hourly and query.among is not None:
+        found = await _hours_of(shelf, set(query.among), query)
+    else:
+        found = await (_kept(shelf, query, active) if hourly or together else _sums(shelf, query))
     for customer, model, when, amounts in found:
         if query.model in (None, model):
             values = {"customer": customer, "model": model, "day": when, "hour": when}
@@ -199,13 +211,40 @@ async def _kept(shelf: Shelf, query: UsageQuery, active: Counter[int]) -> list[t
     return found
 
 
+async def _hours_of(shelf: Shelf, among: set[str], query: UsageQuery) -> list[tuple[str, str, int, Amounts]]:
+    """What entries of some customers add to hours."""
+    end_ms = query.end_hour * HOUR_MS
+    asked = RecordQuery(model=query.model, since_ms=query.first_hour * HOUR_MS, until_ms=end_ms, limit=_PAGE)
+    found = []
+    while page := await entries(shelf, asked):
+        some = [stored.entry for stored in page if stored.entry.customer in among]
+        found += [(entry.customer, entry.model, entry.at_ms // HOUR_MS, amounts_of(entry)) for entry in some]
+        asked = replace(asked, after=page[-1].seq)
+    return found
+
+
 async def _sums(shelf: Shelf, query: UsageQuery) -> list[tuple[str, str, int, Amounts]]:
     if query.customer is not None:
+        if query.among is not None and query.customer not in query.among:
+            return []
         part, numbers = await _number(shelf, query.customer)
         return await _sums_of(shelf, part, numbers, query)
     found = []
     for part in range(shelf.parts.count):
-        found += await _sums_of(shelf, part, await _active(shelf, part, query), query)
+        if query.among is None:
+            numbers = await _active(shelf, part, query)
+        else:
+            numbers = await _numbers(shelf, part, _in_part(shelf, part, query.among))
+        found += await _sums_of(shelf, part, numbers, query)
+    return found
+
+
+async def _numbers(shelf: Shelf, part: int, names: list[str]) -> list[int]:
+    """The numbers of customers of a part, of those that are known."""
+    found: list[int] = []
+    for start in range(0, len(names), _MANY):
+        rows = await shelf.run("rows", part, *names[start : start + _MANY])
+        found += [row[7] for row in rows if row is not None]
     return found
 
 

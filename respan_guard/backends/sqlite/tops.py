@@ -23,7 +23,9 @@ _CREDITED = "SELECT c, customer, 0 FROM customers WHERE credited"
 
 def has_shortcut(db: sqlite3.Connection, query: UsageQuery) -> bool:
     """Whether a query asks for the largest customers of days in which many were active."""
-    if query.by != ("customer",) or query.top not in _INDEXED or query.customer is not None or query.model is not None:
+    if query.by != ("customer",) or query.top not in _INDEXED or query.model is not None:
+        return False
+    if query.customer is not None or query.among is not None:
         return False
     days = "SELECT coalesce(sum(customers), 0) FROM active WHERE day >= ? AND day < ?"
     return not query.distinct and int(db.execute(days, (query.first_day, query.end_day)).fetchone()[0]) > _FEW
