@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from copy import copy
 from heapq import nlargest, nsmallest
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from respan_guard.backends.base import (
@@ -80,6 +81,17 @@ def _some(store: MemoryStore, among: tuple[str, ...] | None) -> Iterable[Account
     return [account for name in names_of(among) if (account := store.peek(name)) is not None]
 
 
+def _in_order(store: MemoryStore, query: CustomerQuery) -> Iterator[Account]:
+    """Customers by identifier, from where the page begins."""
+    names: Iterable[str] = chain(store.cells, store.resting)
+    if query.after is not None:
+        last = query.after[1]
+        names = [name for name in names if (name < last if query.descending else name > last)]
+    for name in sorted(names, reverse=query.descending):
+        if (account := store.peek(name)) is not None:
+            yield account
+
+
 def customers(store: MemoryStore, query: CustomerQuery) -> list[CustomerRow]:
     """A page of customers."""
     if query.sort not in _SORTS:
@@ -95,13 +107,16 @@ def customers(store: MemoryStore, query: CustomerQuery) -> list[CustomerRow]:
     def place(row: CustomerRow) -> Any:
         return (sort_value(row, query.sort), row.customer)
 
-    rows = [
-        customer_row(account)
-        for account in _some(store, query.among)
-        if is_one(account, seen_since_ms=query.seen_since_ms, blocked=query.blocked)
-    ]
-    if wanted:
-        rows = [row for row in rows if matches(row)]
+    def rows_of(accounts: Iterable[Account]) -> Iterator[CustomerRow]:
+        for account in accounts:
+            if is_one(account, seen_since_ms=query.seen_since_ms, blocked=query.blocked):
+                row = customer_row(account)
+                if not wanted or matches(row):
+                    yield row
+
+    if query.sort == "customer" and query.among is None:  # then nobody is looked at but who is on the page
+        return list(islice(rows_of(_in_order(store, query)), query.limit))
+    rows: Iterable[CustomerRow] = rows_of(_some(store, query.among))
     if query.after is not None:
         after = query.after
         rows = [row for row in rows if (place(row) < after if query.descending else place(row) > after)]

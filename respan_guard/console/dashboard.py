@@ -8,10 +8,10 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
-from respan_guard.backends.base import HOUR_MS, Amounts, Backend, CustomerQuery, UsageQuery, UsageRow
+from respan_guard.backends.base import HOUR_MS, Amounts, Backend, UsageQuery, UsageRow
 from respan_guard.console.charts import OTHERS, Chart, chart
-from respan_guard.console.formats import change, compact, count, exact_usd, usd
-from respan_guard.console.near import near_budgets
+from respan_guard.console.formats import ago, change, compact, count, exact_usd, usd
+from respan_guard.console.near import Near, NearCounter
 from respan_guard.console.ranges import Range
 from respan_guard.console.standing import NEAR
 from respan_guard.markups import MarkedSums, Markups, all_markups, marked_sums, markups_in, with_markup
@@ -24,9 +24,8 @@ __all__ = ["Tile", "dashboard"]
 
 _TOP = 10
 _RECENT = 6
-_LOOKED_AT = 100  # customers whose limits are looked at: of the active ones, those who spent most
 _SERIES = 6
-_ACTIVE_MS = 31 * 86_400_000
+_OLD_MS = 5_000  # a count that is older says so
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +42,19 @@ class Tile:
     more_exact: str = ""
 
 
-async def dashboard(guard: Guard, span: Range) -> dict[str, Any]:
-    """What the page shows."""
+async def dashboard(guard: Guard, span: Range, counter: NearCounter) -> dict[str, Any]:
+    """What the page shows.
+
+    Args:
+        guard: Whose customers.
+        span: Of which time.
+        counter: Who is near a limit; it outlives the page.
+    """
+    name = span.name if span.name != "custom" else str(span.first_day)
+    near = await counter.last(name, span.since_ms - 1)
 
     async def work(backend: Backend) -> dict[str, Any]:
-        return await _Dashboard(guard, backend, span).page()
+        return await _Dashboard(guard, backend, span).page(near)
 
     return await guard.lane().call(work, 30.0)
 
@@ -64,7 +71,7 @@ class _Dashboard:
         # What customers used is kept by day: of the last 24 hours, the days they lie in are shown.
         self.of_days = ", yesterday and today" if span.hourly else ""
 
-    async def page(self) -> dict[str, Any]:
+    async def page(self, near: Near | None) -> dict[str, Any]:
         span, before = self.span, self.span.before(self.zone)
         self.markups = await all_markups(self.guard, self.backend)
         now_sums, then_sums = await self.sums(span), await self.sums(before)
@@ -73,7 +80,6 @@ class _Dashboard:
         tops = {metric: await self.top(metric) for metric in ("cost", "requests", "tokens")}
         daily, daily_before = await self.active(span), await self.active(before)
         refused, refused_before = await self.refusals(span), await self.refusals(before)
-        near, near_before, looked_at = await self.near()
         return {
             "tiles": [
                 self.spend_tile(now_sums, then_sums),
@@ -82,9 +88,7 @@ class _Dashboard:
                      change(sum(refused.values()), sum(refused_before.values())), _reasons(refused),
                      f"logs?status=refused&{span.query}"),
                 await self.people_tile(daily, daily_before),
-                Tile("Near a limit", count(near), change(near, near_before),
-                     f"At {NEAR} % of a budget or more, of the {looked_at} active customers who spent most",
-                     "users?sort=cost&dir=desc", f"now, of {looked_at} top spenders" if looked_at else "nobody spent"),
+                self.near_tile(near),
                 _latency_tile(now_sums, then_sums),
             ],
             "charts": [await self.by_model(), await self.by_customer(tops["cost"]), self.active_chart(daily)],
@@ -180,13 +184,14 @@ class _Dashboard:
             since_minute=span.since_ms // 60_000, until_minute=-(-span.until_ms // 60_000), limit=_RECENT
         )
 
-    async def near(self) -> tuple[int, int, int]:
-        """How many of those who spend most are near or over a budget, were when the range began, and were looked at."""
-        active = self.guard.now_ms() - _ACTIVE_MS
-        spenders = await self.backend.customers(CustomerQuery(sort="cost", descending=True, limit=2 * _LOOKED_AT))
-        rows = [row for row in spenders if row.last_seen_ms >= active][:_LOOKED_AT]
-        near, before = await near_budgets(self.guard, self.backend, rows, self.span.since_ms - 1)
-        return near, before, len(rows)
+    def near_tile(self, near: Near | None) -> Tile:
+        """How many are near or over a budget, and when that was counted if it is a while ago."""
+        if near is None:
+            return Tile("Near a limit", "\N{EN DASH}", note="is being counted", link="users?state=near")
+        of_old = self.guard.now_ms() - near.at_ms > _OLD_MS
+        more = f"counted {ago(near.at_ms, self.guard.now_ms())}" if of_old else ""
+        exact = f"{near.now:,} of all customers at {NEAR} % of a budget or more"
+        return Tile("Near a limit", count(near.now), change(near.now, near.then), exact, "users?state=near", more=more)
 
     async def by_model(self) -> Chart:
         points: dict[str, Counter[int]] = {}
