@@ -142,6 +142,8 @@ def usage(store: MemoryStore, query: UsageQuery) -> list[UsageRow]:
         groups.setdefault(key, Amounts()).add(amounts)
         members.setdefault(key, set()).add(customer)
     top = query.top
+    if top is not None and query.least is not None:
+        groups = {key: amounts for key, amounts in groups.items() if _amount(amounts, top) >= query.least}
     if top is None:
         keys = sorted(groups)[: query.limit]
     else:

@@ -150,6 +150,8 @@ class UsageQuery:
         among: Only these customers. Costs their rollups, whatever others have.
         top: An amount, or "tokens" (input and output): the largest first, equal ones in order of `by`. None for all
             in order of `by`.
+        least: Only groups of which `top` is at least that. Of customers, those who can't have so much, by what they
+            used in all time, need not be looked at.
         distinct: Whether rows tell the number of different customers in them. Of a "day" it is kept, like totals;
             any other costs the customers of those days. Not for hours.
     """
@@ -165,6 +167,7 @@ class UsageQuery:
     first_hour: int = 0
     end_hour: int = 1 << 40
     among: tuple[str, ...] | None = None
+    least: int | None = None
 
     @property
     def of_all(self) -> bool:
@@ -186,7 +189,7 @@ class UsageQuery:
                 f" got {', '.join(self.by)}",
                 field="by",
             )
-        if self.top is not None and self.top not in (*AMOUNTS, "tokens"):
+        if (self.top is not None or self.least is not None) and self.top not in (*AMOUNTS, "tokens"):
             raise InvalidInput(f"top must be one of {', '.join(AMOUNTS)}, tokens; got {self.top!r}", field="top")
 
 

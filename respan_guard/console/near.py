@@ -9,7 +9,7 @@ take a small share of the time only.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -35,8 +35,12 @@ _EVER = 1 << 40
 _DAY_MS = 86_400_000
 _EPOCH = date(1970, 1, 1).toordinal()
 
+_BUDGETS = ("period_budget", "budget_duration", "period_start", "period_end", "total_budget", "time_zone")
+_MOST_POLICIES = 10_000
+
 Days: TypeAlias = tuple[int, int]
-Asked: TypeAlias = list[tuple[Limit, int, Days]]
+Asked: TypeAlias = tuple[Limit, int, Days]
+"""A budget, the moment's place among the two, and the days whose sum says how much of it was used by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,20 +118,14 @@ async def near_budgets(guard: Guard, then_ms: int) -> Near:
     """
     moments = guard.now_ms(), then_ms
     found, names = [0, 0], list[str]()
-    default = _asked(guard.policies.default.policy, moments)
+    asking = _Asking(guard, moments)
+    known = await guard.lane().call(lambda backend: _near_alike(backend, asking.default), None)
     query = CustomerQuery(limit=_PAGE)
 
     async def page(backend: Backend) -> list[CustomerRow]:
         rows = await backend.customers(query)
-        asked = {
-            row.customer: (
-                default
-                if row.params is None
-                else _asked(guard.policies.look(row.customer, row.revision, row.params).policy, moments)
-            )
-            for row in rows
-        }
-        for row, near in await _near_among(backend, rows, asked):
+        asked = {row.customer: asking.of(row) for row in rows}
+        for row, near in await _near_among(backend, rows, asked, known):
             found[0] += near[0]
             found[1] += near[1]
             if near[0] and len(names) < MOST_NAMES:
@@ -140,27 +138,65 @@ async def near_budgets(guard: Guard, then_ms: int) -> Near:
     return Near(found[0], found[1], moments[0], tuple(names))
 
 
-def _asked(policy: Policy, moments: tuple[int, int]) -> Asked:
-    """Each budget, the moment's place among the two, and the days whose sum says how much of it was used."""
-    found: Asked = []
-    for place, ms in enumerate(moments):
-        today = policy.day_of(ms)
-        for limit in policy.at(ms).limits:
-            if limit.metric != "cost" or limit.name == BLOCKED:
-                continue
-            days = (today + 1, _EVER) if limit.kind == "total" else (limit.first_day, min(today + 1, limit.end_day))
-            found.append((limit, place, days))
+class _Asking:
+    """What is to be asked of customers. Many have the same budgets: each kind is worked out once."""
+
+    def __init__(self, guard: Guard, moments: tuple[int, int]) -> None:
+        self._policies = guard.policies
+        self._moments = moments
+        self._known: dict[tuple[object, ...], list[Asked]] = {}
+        self.default = self._asked(guard.policies.default.policy)
+
+    def of(self, row: CustomerRow) -> list[Asked]:
+        """What is to be asked of a customer."""
+        if row.params is None:
+            return self.default
+        params = self._policies.effective(row.params)
+        key = tuple(params.get(name) for name in _BUDGETS)
+        asked = self._known.get(key)
+        if asked is None:
+            if len(self._known) >= _MOST_POLICIES:
+                self._known.clear()
+            asked = self._known[key] = self._asked(self._policies.look(row.customer, row.revision, row.params).policy)
+        return asked
+
+    def _asked(self, policy: Policy) -> list[Asked]:
+        found: list[Asked] = []
+        for place, ms in enumerate(self._moments):
+            today = policy.day_of(ms)
+            for limit in policy.at(ms).limits:
+                if limit.metric == "cost" and limit.name != BLOCKED:
+                    span = limit.first_day, min(today + 1, limit.end_day)
+                    found.append((limit, place, (today + 1, _EVER) if limit.kind == "total" else span))
+        return found
+
+
+async def _near_alike(backend: Backend, asked: Sequence[Asked]) -> dict[Asked, set[str]]:
+    """Who is near budgets that most have. Storage finds them without a look at those who can't have used so much."""
+    found: dict[Asked, set[str]] = {}
+    for budget in asked:
+        limit, _, days = budget
+        if limit.kind == "span" and limit.amount > 0:
+            query = UsageQuery(*days, top="cost", least=_least(limit), limit=_EVER)
+            found[budget] = {row.customer or "" for row in await backend.usage(query)}
     return found
 
 
+def _least(limit: Limit) -> int:
+    return -(-limit.amount * NEAR // 100)
+
+
 async def _near_among(
-    backend: Backend, rows: Sequence[CustomerRow], asked: Mapping[str, Asked]
-) -> list[tuple[CustomerRow, tuple[bool, bool]]]:
+    backend: Backend,
+    rows: Sequence[CustomerRow],
+    asked: Mapping[str, Sequence[Asked]],
+    known: Mapping[Asked, Collection[str]],
+) -> list[tuple[CustomerRow, list[bool]]]:
     """Which of some customers were near a budget at each of the moments, by one statement for each run of days."""
     runs: dict[Days, list[str]] = {}
     for row in rows:
         seen_day = row.last_seen_ms // _DAY_MS + _EPOCH + 1  # in whatever zone
-        for first, end in {days for _, _, days in asked[row.customer]}:
+        for first, end in {budget[2] for budget in asked[row.customer] if budget not in known}:
             if first <= seen_day:
                 runs.setdefault((first, end), []).append(row.customer)
     sums: dict[tuple[str, Days], int] = {}
@@ -171,10 +207,14 @@ async def _near_among(
     found = []
     for row in rows:
         near = [False, False]
-        for limit, place, days in asked[row.customer]:
-            used_up = sums.get((row.customer, days), 0)
-            if limit.kind == "total":  # all but what came later
-                used_up = row.totals.cost - used_up
-            near[place] = near[place] or used_up * 100 >= limit.amount * NEAR
-        found.append((row, (near[0], near[1])))
+        for budget in asked[row.customer]:
+            limit, place, days = budget
+            if budget in known:
+                is_near = row.customer in known[budget]
+            elif limit.kind == "total":  # all but what came later
+                is_near = row.totals.cost - sums.get((row.customer, days), 0) >= _least(limit)
+            else:
+                is_near = sums.get((row.customer, days), 0) >= _least(limit)
+            near[place] = near[place] or is_near
+        found.append((row, near))
     return found

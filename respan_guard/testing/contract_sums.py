@@ -157,8 +157,21 @@ class SumRules(BackendFixture):
         assert await who("cost") == ["bob", "eve", "ann"]
         assert await who("tokens", limit=2) == ["bob", "eve"]
         assert await who("requests") == ["ann", "bob", "eve"]
-        with pytest.raises(InvalidInput, match="top"):
-            await who("cost; DROP TABLE days")
+        assert await who("cost", least=4) == ["bob", "eve"]
+        assert await who("tokens", least=1, limit=1) == ["bob"]
+        assert await who("errors", least=1) == []
+        assert await who("cost", least=4, among=("eve", "ann")) == ["eve"]
+        assert await who("cost", least=4, customer="eve") == ["eve"]
+        assert await who("cost", least=4, model="m") == []
+        await recorded(backend, record("back", -90, customer="ida", day=DAY - 2, kind="adjustment"))
+        await recorded(backend, record("now", 20, customer="ida", day=DAY))
+        assert await who("cost", least=20) == ["ida"]
+        days = await backend.usage(UsageQuery(by=("day",), top="cost", least=33))
+        assert [(row.day, row.amounts.cost) for row in days] == [(DAY - 1, 99), (DAY, 33)]
+        assert await backend.usage(UsageQuery(by=(), top="cost", least=43)) == []
+        for wrong in ({"top": "cost; DROP TABLE days"}, {"least": 1}):
+            with pytest.raises(InvalidInput, match="top"):
+                await backend.usage(UsageQuery(**wrong))
 
     async def test_different_customers_are_counted(self, backend: Backend) -> None:
         """Of each day, each model, all days together; admitted counts as well as booked on."""

@@ -9,7 +9,7 @@ from typing import Any, Final
 from respan_guard.backends.base import AMOUNTS, HOUR_MS, UsageQuery, UsageRow
 from respan_guard.backends.rows import names_of
 from respan_guard.backends.sqlite.rows import FROM_ENTRIES, amounts_from
-from respan_guard.backends.sqlite.tops import has_shortcut, top_customers
+from respan_guard.backends.sqlite.tops import INDEXED, has_shortcut, top_customers
 
 __all__ = ["AMONG", "first_since", "usage", "usage_sql"]
 
@@ -66,6 +66,11 @@ def usage_sql(query: UsageQuery) -> tuple[str, list[Any]]:
     if query.model is not None:
         where.append("model = ?")
         values.append(query.model)
+    if query.by == ("customer",) and query.among is None and query.least is not None and query.top in INDEXED:
+        # Within days nobody used more than in all time, but for who got money back; see `tops`.
+        source = "customers CROSS JOIN rollups USING (c)"
+        where.append(f"customers.c IN (SELECT c FROM customers WHERE {query.top} >= ? OR credited)")  # noqa: S608
+        values.append(query.least)
     return _grouped(query, table, source, f"WHERE {' AND '.join(where)}", distinct), [*values, query.limit]
 
 
@@ -90,7 +95,10 @@ def _hours_sql(db: sqlite3.Connection, query: UsageQuery, among: tuple[str, ...]
 def _grouped(query: UsageQuery, table: str, source: str, where: str, distinct: str) -> str:
     sums = ", ".join(f"sum({table}.{name})" for name in AMOUNTS)
     names = ", ".join(query.by)
-    grouped = f"GROUP BY {names}" if names else "HAVING count(*) > 0"
+    having = "count(*) > 0"
+    if query.top is not None and query.least is not None:
+        having = f"{_sum_of(table, query.top)} >= {query.least:d}"
+    grouped = (f"GROUP BY {names} " if names else "") + f"HAVING {having}"
     order = [] if query.top is None else [f"{_sum_of(table, query.top)} DESC"]
     ordered = f" ORDER BY {', '.join((*order, *query.by))}" if names else ""
     chosen = ", ".join((*query.by, distinct, sums))
