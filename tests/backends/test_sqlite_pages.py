@@ -174,6 +174,14 @@ async def test_usage_reads_days_not_records(store: SQLiteBackend) -> None:
         (UsageQuery(first_hour=1, by=("hour", "model")), "SEARCH hours USING PRIMARY KEY (hour>? AND hour<?)"),
         (UsageQuery(DAY, DAY + 1, by=("day",), distinct=True), "SEARCH active USING INTEGER PRIMARY KEY (rowid=?)"),
         (UsageQuery(DAY, DAY + 1, by=("customer",), top="cost"), "rollups_by_day (day>? AND day<?)"),
+        (
+            UsageQuery(DAY, DAY + 1, by=("customer",), among=("c05",)),
+            "SEARCH rollups USING PRIMARY KEY (c=? AND day>? AND day<?)",
+        ),
+        (
+            UsageQuery(DAY, DAY + 1, by=("customer",), top="cost", least=5),
+            "customers_by_cost (cost>?)",
+        ),
     ):
         sql, values = sums.usage_sql(query)
         found = await inside(store, lambda db, sql=sql, values=values: plan(db, sql, values))  # type: ignore[misc]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from datetime import timedelta
 from decimal import Decimal
 from random import Random
@@ -16,6 +17,7 @@ from respan_guard.console import near as near_module
 from respan_guard.console.near import Near, NearCounter, near_budgets
 from respan_guard.errors import BackendError, StorageUnavailable
 from respan_guard.testing import FakeClock
+from tests.console.support import client_of
 from tests.guard.conftest import MakeGuard, clock, make_guard, storage
 
 __all__ = ["clock", "make_guard", "storage"]
@@ -157,3 +159,54 @@ class TestCounter:
             with pytest.raises(BackendError):
                 await counter.last("30d", 1)
         assert await counter.last("30d", 1) is not None
+
+
+class TestPages:
+    """The tile of the dashboard leads to the customers behind it."""
+
+    async def fill(self, guard: Guard) -> None:
+        """Three customers, one near and one over."""
+        for name, cost in (("ann", 9), ("bob", 1), ("eve", 20)):
+            await guard.record(Usage(model="m", cost=cost), name)
+
+    async def test_who_is_near_is_listed(self, make_guard: MakeGuard) -> None:
+        """On the page, with any other filter and order, and in both files."""
+        async with make_guard(default_limits={"period_budget": 10}) as guard:
+            await self.fill(guard)
+            client = client_of(guard, open_to_all=True)
+            page = client.get("/").text
+            assert re.search(r'users\?state=near">Near a limit</a></h2>\s*<p class="value" title="2 of all', page)
+            page = client.get("/users?state=near&sort=customer&dir=asc").text
+            assert re.findall(r"user\?id=(\w+)", page) == ["ann", "eve"]
+            assert "2 at 80 % of a budget or more, without holds, counted just now." in page
+            assert re.findall(r"user\?id=(\w+)", client.get("/users?state=near&q=e").text) == ["eve"]
+            lines = client.get("/users.csv?state=near").text.splitlines()
+            assert [line.split(",")[0] for line in lines[1:]] == ["eve", "ann"]
+            assert [row["customer_identifier"] for row in client.get("/users.json?state=near").json()] == ["eve", "ann"]
+
+    async def test_while_it_is_counted(self, make_guard: MakeGuard, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Both pages say so, rather than a number that is not known."""
+        monkeypatch.setattr(near_module, "_PATIENCE", 0.02)
+
+        async def slow(guard: Guard, then_ms: int) -> Near:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        monkeypatch.setattr(near_module, "near_budgets", slow)
+        async with make_guard(default_limits={"period_budget": 10}) as guard:
+            await self.fill(guard)
+            client = client_of(guard, open_to_all=True)
+            assert "is being counted" in client.get("/").text
+            assert "Who is near a budget is being counted" in client.get("/users?state=near").text
+
+    async def test_of_very_many_the_first_are_listed(
+        self, make_guard: MakeGuard, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """And the page says how many there are."""
+        monkeypatch.setattr(near_module, "MOST_NAMES", 1)
+        async with make_guard(default_limits={"period_budget": 10}) as guard:
+            await self.fill(guard)
+            page = client_of(guard, open_to_all=True).get("/users?state=near").text
+            assert re.findall(r"user\?id=(\w+)", page) == ["ann"]
+            assert "2 at 80 % of a budget" in page
+            assert "The first 1 by identifier are here." in page
