@@ -1,16 +1,17 @@
 """What reports add to customers' costs. Budgets compare what was paid.
 
 A sum over several customers is marked up from sums that are kept anyway: all of it by the markup of the default
-limits, and on top, for each customer whose own markup differs, the difference on what it cost. Those customers are
+limits, and on top, for those customers whose own markup differs, the difference on what they cost. Those customers are
 known by marks, facts that are set before a customer first gets a markup of its own and go when it loses it. So a
-report costs one read where nobody has one, and two reads for each who has: it grows neither with records nor with
-customers. Beyond `MAX_OWN` of them a sum has no marked-up figure, rather than a slow or a wrong one.
+report costs one read where nobody has one, else what it costs to read the rollups of those who have, a thousand of
+them at once: it does not grow with records, nor with other customers. Sums by hour are kept of all customers together
+only, so theirs are added up from the entries of those hours.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
@@ -22,19 +23,15 @@ if TYPE_CHECKING:
     from respan_guard.guard import Guard
 
 __all__ = [
-    "MARKUP", "MAX_OWN", "MarkedSums", "Markups", "all_markups", "costs_with_markup", "mark", "mark_of", "marked_sums",
+    "MARKUP", "MarkedSums", "Markups", "all_markups", "costs_with_markup", "mark", "mark_of", "marked_sums",
     "markups_in", "markups_of", "unmark", "with_markup",
 ]  # fmt: skip
-
-MAX_OWN: Final = 1_000
-"""How many customers may have a markup of their own for sums over several customers to be marked up."""
 
 MARKUP: Final = "markup_percentage"
 """The field of a customer."""
 
 _SPACE = "markups"
-_FEW = 8
-_PAGE = 1_000
+_AT_ONCE = 1_000  # customers that are asked about by one statement
 _MOST = 1_000_000
 
 
@@ -49,25 +46,11 @@ async def markups_of(guard: Guard, customers: Collection[str]) -> dict[str, Deci
 
 
 async def markups_in(guard: Guard, backend: Backend, customers: Collection[str]) -> dict[str, Decimal]:
-    """The same for whoever has the store in hand.
-
-    Of many, only those that are marked are looked up. Where more are than can be told, all customers are read in order:
-    not more work than the report they are for.
-    """
-    default = guard.policies.markup(None)
-    found: dict[str, Decimal | None] = dict.fromkeys(customers, default)
-    asked = set(customers)
-    if len(asked) > _FEW and (marked := await _marked(backend)) is not None:
-        asked &= marked
-    if len(asked) <= MAX_OWN:
-        for customer in asked:
-            if (row := await backend.get(customer)) is not None:
-                found[customer] = guard.policies.markup(row.params)
-    else:
-        query = CustomerQuery(limit=_PAGE)
-        while rows := await backend.customers(query):
-            found |= {row.customer: guard.policies.markup(row.params) for row in rows if row.customer in found}
-            query = replace(query, after=(rows[-1].customer, rows[-1].customer))
+    """The same for whoever has the store in hand."""
+    found: dict[str, Decimal | None] = dict.fromkeys(customers, guard.policies.markup(None))
+    for names in _batches(sorted(found), _AT_ONCE):
+        for row in await backend.customers(CustomerQuery(among=names, limit=len(names))):
+            found[row.customer] = guard.policies.markup(row.params)
     return {customer: markup for customer, markup in found.items() if markup}
 
 
@@ -85,18 +68,20 @@ class Markups:
         return bool(self.default or self.own)
 
 
-async def all_markups(guard: Guard, backend: Backend) -> Markups | None:
-    """The markups of all customers; None if more than `MAX_OWN` are marked."""
-    marked = await _marked(backend)
-    if marked is None:
-        return None
+async def all_markups(guard: Guard, backend: Backend) -> Markups:
+    """The markups of all customers."""
     default = guard.policies.markup(None) or Decimal(0)
     own: dict[str, Decimal] = {}
-    for customer in sorted(marked):
-        row = await backend.get(customer)
-        markup = default if row is None else guard.policies.markup(row.params) or Decimal(0)
-        if markup != default:
-            own[customer] = markup
+    after = ""
+    while marks := await backend.facts(_SPACE, after=after, limit=_AT_ONCE):
+        after = marks[-1][0]
+        names = tuple(name for name, _ in marks)
+        for row in await backend.customers(CustomerQuery(among=names, limit=len(names))):
+            markup = guard.policies.markup(row.params) or Decimal(0)
+            if markup != default:
+                own[row.customer] = markup
+        if len(marks) < _AT_ONCE:
+            break
     return Markups(default, own)
 
 
@@ -113,52 +98,55 @@ class MarkedSums:
         self._of = of
         self._more: dict[tuple[str | None, int | None], Decimal] = {}
 
-    async def add(self, backend: Backend, customer: str, percentage: Decimal) -> None:
-        """Add what a customer pays on top."""
-        query = replace(self._of, customer=customer, top=None, distinct=False, limit=_MOST)
-        for row in await backend.usage(query):
-            nano = EXACT.multiply(row.amounts.cost, percentage)  # a hundredth of it, at the end
-            for place in {(row.model, row.day), (None, row.day), (row.model, None), (None, None)}:
-                self._more[place] = EXACT.add(self._more.get(place, Decimal(0)), nano)
+    async def add(self, backend: Backend, own: Mapping[str, Decimal]) -> None:
+        """Add what customers pay on top: each its percentage."""
+        query = replace(self._of, top=None, distinct=False, limit=_MOST)
+        # One statement for all of them where it reads the log; else batches, most of them of one percentage.
+        size = len(own) if "hour" in query.by else _AT_ONCE
+        for names in _batches(sorted(own, key=lambda name: (own[name], name)), size):
+            one = own[names[0]] == own[names[-1]]
+            by = query.by if one else (*query.by, "customer")
+            for row in await backend.usage(replace(query, by=by, among=names)):
+                nano = EXACT.multiply(row.amounts.cost, own[row.customer or "" if not one else names[0]])
+                when = row.hour if row.day is None else row.day
+                for place in {(row.model, when), (None, when), (row.model, None), (None, None)}:
+                    self._more[place] = EXACT.add(self._more.get(place, Decimal(0)), nano)  # a hundredth, at the end
 
-    def cost(self, nano: int, *, model: str | None = None, day: int | None = None) -> Decimal:
-        """What was paid, with markup: in all, or of a model or day that the query groups by."""
-        more = self._more.get((model, day), Decimal(0)).scaleb(-11, EXACT)
+    def cost(self, nano: int, *, model: str | None = None, when: int | None = None) -> Decimal:
+        """What was paid, with markup: in all, or of a model, a day or an hour that the query groups by."""
+        more = self._more.get((model, when), Decimal(0)).scaleb(-11, EXACT)
         return _plain(EXACT.add(with_markup(from_nano(nano), self._percentage), more))
 
 
-async def marked_sums(
-    guard: Guard, backend: Backend, query: UsageQuery, markups: Markups | None = None
-) -> MarkedSums | None:
+async def marked_sums(guard: Guard, backend: Backend, query: UsageQuery, markups: Markups | None = None) -> MarkedSums:
     """The marked-up sums of a query that does not group by customer.
 
-    None where they can't be had: too many customers have a markup of their own, or the query is by hour, of which no
-    customer's sums are kept, and some have. Of markups that were read before, it makes no second read.
+    Of markups that were read before, it makes no second read.
     """
     if query.customer is not None:
         found = await markups_in(guard, backend, {query.customer})
         return MarkedSums(found.get(query.customer), query)
     if markups is None:
         markups = await all_markups(guard, backend)
-    if markups is None or (markups.own and "hour" in query.by):
-        return None
-    sums = MarkedSums(markups.default, query)
-    for customer, percentage in markups.own.items():
-        await sums.add(backend, customer, EXACT.subtract(percentage, markups.default))
+    default = markups.default
+    sums = MarkedSums(default, query)
+    await sums.add(backend, {name: EXACT.subtract(markup, default) for name, markup in markups.own.items()})
     return sums
 
 
-async def costs_with_markup(guard: Guard, query: UsageQuery, rows: Sequence[UsageRow]) -> list[Decimal | None]:
-    """For each row that a query found, its cost with markup; None where it can't be had."""
+async def costs_with_markup(guard: Guard, query: UsageQuery, rows: Sequence[UsageRow]) -> list[Decimal]:
+    """For each row that a query found, its cost with markup."""
     if not rows:
         return []
     if "customer" in query.by:
         markups = await markups_of(guard, {row.customer or "" for row in rows})
         return [with_markup(from_nano(row.amounts.cost), markups.get(row.customer or "")) for row in rows]
     sums = await guard.lane().call(lambda backend: marked_sums(guard, backend, query), None)
-    if sums is None:
-        return [None for _ in rows]
-    return [sums.cost(row.amounts.cost, model=row.model, day=row.day) for row in rows]
+    return [sums.cost(row.amounts.cost, model=row.model, when=row.day) for row in rows]
+
+
+def _batches(names: Sequence[str], size: int) -> Iterator[tuple[str, ...]]:
+    return (tuple(names[at : at + size]) for at in range(0, len(names), max(size, 1)))
 
 
 def _plain(amount: Decimal) -> Decimal:
@@ -168,12 +156,6 @@ def _plain(amount: Decimal) -> Decimal:
 
 
 # -- who has one of its own ----------------------------------------------------------------------------
-
-
-async def _marked(backend: Backend) -> set[str] | None:
-    """Everybody who may have a markup of its own; None if they are too many."""
-    facts = await backend.facts(_SPACE, limit=MAX_OWN + 1)
-    return {customer for customer, _ in facts} if len(facts) <= MAX_OWN else None
 
 
 async def mark(guard: Guard, customer: str, patience: float) -> None:

@@ -104,6 +104,13 @@ class Policies:
         terms = self.default.policy.at(now_ms)
         return (terms.per_model or terms).limits
 
+    def look(self, customer: str, revision: str, params: Mapping[str, Any]) -> KnownPolicy:
+        """What params compile to, for who looks at everybody: nothing is learned, so nobody is forgotten."""
+        known = self._known.get(customer)
+        if known is not None and known.revision == revision:
+            return known
+        return KnownPolicy(revision, params, self._compile(self.effective(params)))
+
     def drop(self, customer: str) -> None:
         """Forget a customer; the store is asked again."""
         self._known.pop(customer, None)

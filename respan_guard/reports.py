@@ -54,8 +54,7 @@ class UsageReport:
         calls: LLM calls.
         cost: USD, without calls whose price is unknown.
         unpriced: How many calls have no known price.
-        cost_with_markup: The cost with each customer's `markup_percentage`; None for sums over several customers where
-            more than 1,000 have one of their own.
+        cost_with_markup: The cost with each customer's `markup_percentage`.
     """
 
     customer_identifier: str | None
@@ -69,7 +68,7 @@ class UsageReport:
     cache_read_tokens: int
     unpriced: int
     errors: int
-    cost_with_markup: Decimal | None = None
+    cost_with_markup: Decimal
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,7 +122,7 @@ async def _activity(
         buckets = []
         whole = Sums()
         for day, row in rows:
-            sums = Sums(row.amounts, None if marked is None else marked.cost(row.amounts.cost, day=day))
+            sums = Sums(row.amounts, None if marked is None else marked.cost(row.amounts.cost, when=day))
             buckets.append((_day_start(call, day), sums, (row.customers or 0) - (day in nobody)))
             whole.add(sums)
         count = (all_days[0].customers or 0) if all_days else 0
@@ -149,9 +149,7 @@ async def _days_of_nobody(call: Call, filters: Filters[UsageRecord], days: tuple
     return {row.day or 0 for row in await rollups(call.guard, filters, days, by=("day",), customer="", limit=MAX_DAYS)}
 
 
-async def _marked(
-    call: Call, filters: Filters[UsageRecord], days: tuple[int, int], by: tuple[str, ...]
-) -> MarkedSums | None:
+async def _marked(call: Call, filters: Filters[UsageRecord], days: tuple[int, int], by: tuple[str, ...]) -> MarkedSums:
     query = rollup_query(filters, days, by=by)
     return await call.guard.lane().call(lambda backend: marked_sums(call.guard, backend, query), None)
 
@@ -282,7 +280,7 @@ async def _costs(
     def cost(nano: int, day: int, value: str | None) -> Decimal | None:
         if value is not None and of_customers:
             return with_markup(from_nano(nano), markups.get(value))
-        return None if marked is None else marked.cost(nano, model=value, day=day)
+        return marked.cost(nano, model=value, when=day)
 
     return cost
 

@@ -66,7 +66,7 @@ TOPPED: Final[Mapping[str, str]] = {
 
 @dataclass(slots=True)
 class Sums:
-    """Sums, and what their cost is with the customers' markup; None where that can't be had."""
+    """Sums, and what their cost is with the customers' markup; None where nobody asked for that."""
 
     amounts: Amounts = field(default_factory=Amounts)
     marked_up: Decimal | None = Decimal(0)

@@ -2,15 +2,21 @@
 
 The official client asks for page 2, 3, ... by number alone. So the places at which pages ended are
 remembered for a while; where one is not, another process served the page before and what lies before
-is read again, up to a bound. A number says nothing of who asks: of two readers of one list with one key, the
-one that began first may see rows again that the other's first page pushed on. Neither misses any, since a
-place is only ever overwritten by one that lies before it; so who goes by `next` overwrites none.
+is read again, up to a bound. A number says nothing of who asks, so an answer names its reader by a cookie, which HTTP
+clients with a jar, as the official one, send along: readers of one list with one key each have places of their own.
+The cookie says nothing else and opens nothing.
+
+Those who send none share their places: of two, the one that began first may see rows again that the other's first page
+pushed on. Neither misses any, since a place is only ever overwritten by one that lies before it; so who goes by `next`
+overwrites none.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import re
+import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,15 +24,18 @@ from decimal import Decimal
 from typing import Any, Final, Generic, TypeVar
 
 from starlette.requests import Request
+from starlette.responses import Response
 
 from respan_guard.api.fields import clean_text
-from respan_guard.api.wire import parse, to_json
+from respan_guard.api.wire import JSON, parse, to_json
 from respan_guard.errors import InvalidInput
 
 __all__ = ["MAX_PAGE_SIZE", "Page", "Pages", "Slice", "as_filters", "checked", "sorted_slice"]
 
 MAX_PAGE_SIZE: Final = 1000
-_REMEMBERED = 10_000
+_REMEMBERED = 20_000
+_COOKIE = "respan_guard_reader"
+_READER = re.compile(r"[0-9a-f]{32}")
 _MAX_TOKEN = 4_000
 
 R = TypeVar("R")
@@ -41,7 +50,9 @@ class Page:
     Attributes:
         start: The place it begins behind; None for the first, or if that is not known (`skip` then says more).
         skip: How many rows to pass over first, because nobody remembers where the page begins.
-        identity: Of the list in pages of this size, as one key sees it.
+        identity: Of the list in pages of this size, as one key sees it; by one reader, if it says which.
+        reader: Who it is; a new one if it did not say.
+        shared: Under which identity it is remembered, too, for who will not say who it is; None if it did.
         asked: Of the list.
         by_place: It was asked for by `next`, not by its number.
     """
@@ -52,6 +63,8 @@ class Page:
     skip: int
     identity: str
     asked: str
+    reader: str = ""
+    shared: str | None = None
     by_place: bool = False
 
 
@@ -88,33 +101,35 @@ class Pages:
         """
         asked = _asked(request, query, filters)
         key = request.headers.get("authorization", "")
-        identity = hashlib.sha256(f"{asked} {query.page_size} {key}".encode()).hexdigest()
+        shared = hashlib.sha256(f"{asked} {query.page_size} {key}".encode()).hexdigest()
+        reader = request.cookies.get(_COOKIE, "")
+        said = _READER.fullmatch(reader) is not None
+        if not said:
+            reader = secrets.token_hex(16)
+        who = (f"{shared} {reader}", asked, reader, None if said else shared)
         if query.cursor is not None:
             number, place = _read_token(query.cursor, asked)
-            return Page(number, query.page_size, place, 0, identity, asked, by_place=True)
+            return Page(number, query.page_size, place, 0, *who, by_place=True)
         number = query.page
-        known = self._places.get((identity, number))
+        known = self._places.get((who[0] if said else shared, number))
         skip = 0 if number == 1 or known is not None else (number - 1) * query.page_size
-        return Page(number, query.page_size, None if number == 1 else known, skip, identity, asked)
+        return Page(number, query.page_size, None if number == 1 else known, skip, *who)
 
-    def answer(self, request: Request, page: Page, rows: list[Any], part: Slice[Any]) -> dict[str, Any]:
-        """The body of a page.
+    def answer(self, request: Request, page: Page, rows: list[Any], part: Slice[Any], **more: Any) -> Response:
+        """The answer with a page.
 
         Args:
             request: What was asked.
             page: Which page it is.
             rows: What is on it, as it is shown.
             part: Where it ends, and whether another may follow.
+            more: What else is in the body.
         """
         if (place := part.end or page.start) is not None:  # behind an empty page is where it is
-            behind = page.identity, page.number + 1
-            if not page.by_place or behind not in self._places:
-                self._places[behind] = place
-            self._places.move_to_end(behind)
-            while len(self._places) > _REMEMBERED:
-                self._places.popitem(last=False)
-        before = self._places.get((page.identity, page.number - 1))
-        return {
+            for identity in (page.identity,) if page.shared is None else (page.identity, page.shared):
+                self._remember((identity, page.number + 1), place, again=not page.by_place)
+        before = self._places.get((page.shared or page.identity, page.number - 1))
+        body = {
             "count": len(rows),
             "next": _link(request, page.number + 1, part.end, page.asked)
             if part.more and part.end is not None
@@ -122,6 +137,17 @@ class Pages:
             "previous": _link(request, page.number - 1, before, page.asked) if page.number > 1 else None,
             "results": rows,
         }
+        found = JSON(body | more)
+        if page.shared is not None:  # without a path, so that it is for this list, wherever it seems to be mounted
+            found.set_cookie(_COOKIE, page.reader, path=None, httponly=True, samesite="strict")
+        return found
+
+    def _remember(self, behind: tuple[str, int], place: Place, *, again: bool) -> None:
+        if again or behind not in self._places:
+            self._places[behind] = place
+        self._places.move_to_end(behind)
+        while len(self._places) > _REMEMBERED:
+            self._places.popitem(last=False)
 
 
 def _asked(request: Request, query: Any, filters: object) -> str:

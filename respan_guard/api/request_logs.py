@@ -74,7 +74,7 @@ async def list_logs(call: Call) -> Response:
     if query.include_fields is not None:
         names = {"id", *(name.strip() for name in query.include_fields.split(","))}
         rows = [{name: value for name, value in row.items() if name in names} for row in rows]
-    return JSON(call.pages.answer(call.request, page, rows, found))
+    return call.pages.answer(call.request, page, rows, found)
 
 
 async def _shown(call: Call, records: list[UsageRecord]) -> list[dict[str, Any]]:

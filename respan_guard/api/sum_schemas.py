@@ -13,10 +13,7 @@ __all__ = ["ActiveUsers", "Breakdown", "GroupPage", "Summary", "TotalUsers"]
 
 
 class Summary(Answer):
-    """Sums over calls; averages are 0 where no call says.
-
-    `total_cost_with_markup` is null where more than 1,000 users have a markup of their own.
-    """
+    """Sums over calls; averages are 0 where no call says."""
 
     number_of_requests: int
     total_cost: Number
@@ -26,7 +23,7 @@ class Summary(Answer):
     avg_latency: Number
     avg_tps: Number
     avg_ttft: Number
-    total_cost_with_markup: MaybeNumber
+    total_cost_with_markup: Number
     unpriced_requests: int
     scores: dict[str, Any]
 
@@ -55,7 +52,7 @@ class Group(Answer):
     average_latency: MaybeNumber
     average_ttft: MaybeNumber
     average_tps: MaybeNumber
-    total_cost_with_markup: MaybeNumber
+    total_cost_with_markup: Number
     unpriced_requests: int
 
 
@@ -74,7 +71,7 @@ class ActiveBucket(Answer):
     active_users: int
     total_cost: Number
     average_cost_per_user: Number
-    total_cost_with_markup: MaybeNumber
+    total_cost_with_markup: Number
 
 
 class ActiveSummary(Answer):
@@ -83,7 +80,7 @@ class ActiveSummary(Answer):
     active_users: int
     average_cost_per_user: Number
     total_user_cost: Number
-    total_user_cost_with_markup: MaybeNumber
+    total_user_cost_with_markup: Number
 
 
 class ActiveUsers(Answer):

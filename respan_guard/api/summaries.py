@@ -96,8 +96,7 @@ async def groups(call: Call) -> Response:
         for group, found in part.rows:
             found.marked_up = with_markup(from_nano(found.amounts.cost), markups.get(group))
     rows = [_group(_GROUPS[name], group, found) for group, found in part.rows]
-    body = call.pages.answer(call.request, page, rows, part)
-    return JSON({**body, "current_filters": filters.shown(), "filters_data": {}})
+    return call.pages.answer(call.request, page, rows, part, current_filters=filters.shown(), filters_data={})
 
 
 def _sort(text: str | None) -> tuple[str, bool]:

@@ -214,7 +214,7 @@ async def list_users(call: Call) -> Response:
     else:
         known = ", ".join({**_SORTS, **USER_KINDS})
         raise InvalidInput(f"sort_by must be one of {known}, with - for descending", field="sort_by")
-    return JSON(call.pages.answer(call.request, page, [user_row(row, call.guard) for row in found.rows], found))
+    return call.pages.answer(call.request, page, [user_row(row, call.guard) for row in found.rows], found)
 
 
 def _searched(filters: Filters[CustomerRow]) -> str:

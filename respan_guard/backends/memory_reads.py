@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from copy import copy
 from heapq import nlargest, nsmallest
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from respan_guard.backends.base import (
@@ -25,6 +26,7 @@ from respan_guard.backends.base import (
 )
 from respan_guard.backends.cells import amounts_of
 from respan_guard.backends.memory_accounts import Account, sum_of
+from respan_guard.backends.rows import names_of
 from respan_guard.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -73,6 +75,23 @@ def _accounts(store: MemoryStore, customer: str | None) -> Iterable[Account]:
     return () if account is None else (account,)
 
 
+def _some(store: MemoryStore, among: tuple[str, ...] | None) -> Iterable[Account]:
+    if among is None:
+        return store.each()
+    return [account for name in names_of(among) if (account := store.peek(name)) is not None]
+
+
+def _in_order(store: MemoryStore, query: CustomerQuery) -> Iterator[Account]:
+    """Customers by identifier, from where the page begins."""
+    names: Iterable[str] = chain(store.cells, store.resting)
+    if query.after is not None:
+        last = query.after[1]
+        names = [name for name in names if (name < last if query.descending else name > last)]
+    for name in sorted(names, reverse=query.descending):
+        if (account := store.peek(name)) is not None:
+            yield account
+
+
 def customers(store: MemoryStore, query: CustomerQuery) -> list[CustomerRow]:
     """A page of customers."""
     if query.sort not in _SORTS:
@@ -88,13 +107,16 @@ def customers(store: MemoryStore, query: CustomerQuery) -> list[CustomerRow]:
     def place(row: CustomerRow) -> Any:
         return (sort_value(row, query.sort), row.customer)
 
-    rows = [
-        customer_row(account)
-        for account in store.each()
-        if is_one(account, seen_since_ms=query.seen_since_ms, blocked=query.blocked)
-    ]
-    if wanted:
-        rows = [row for row in rows if matches(row)]
+    def rows_of(accounts: Iterable[Account]) -> Iterator[CustomerRow]:
+        for account in accounts:
+            if is_one(account, seen_since_ms=query.seen_since_ms, blocked=query.blocked):
+                row = customer_row(account)
+                if not wanted or matches(row):
+                    yield row
+
+    if query.sort == "customer" and query.among is None:  # then nobody is looked at but who is on the page
+        return list(islice(rows_of(_in_order(store, query)), query.limit))
+    rows: Iterable[CustomerRow] = rows_of(_some(store, query.among))
     if query.after is not None:
         after = query.after
         rows = [row for row in rows if (place(row) < after if query.descending else place(row) > after)]
@@ -120,6 +142,8 @@ def usage(store: MemoryStore, query: UsageQuery) -> list[UsageRow]:
         groups.setdefault(key, Amounts()).add(amounts)
         members.setdefault(key, set()).add(customer)
     top = query.top
+    if top is not None and query.least is not None:
+        groups = {key: amounts for key, amounts in groups.items() if _amount(amounts, top) >= query.least}
     if top is None:
         keys = sorted(groups)[: query.limit]
     else:
@@ -128,7 +152,7 @@ def usage(store: MemoryStore, query: UsageQuery) -> list[UsageRow]:
     def distinct(key: tuple[Any, ...]) -> int | None:
         if not query.distinct:
             return None
-        kept = query.customer is None and days_only
+        kept = query.of_all and days_only
         return store.totals.customers[key[0]] if kept else len(members[key])
 
     return [UsageRow(groups[key], customers=distinct(key), **dict(zip(query.by, key, strict=True))) for key in keys]
@@ -145,17 +169,32 @@ def _rollups(store: MemoryStore, query: UsageQuery, days_only: bool) -> Iterator
     """What a query is about: customer ("" in totals), model, day or hour, amounts."""
     hourly = "hour" in query.by
     first, end = (query.first_hour, query.end_hour) if hourly else (query.first_day, query.end_day)
-    together = query.customer is None and "customer" not in query.by and (days_only or not query.distinct)
+    together = query.of_all and (days_only or not query.distinct)
+    if hourly and query.among is not None:
+        yield from _hours_of(store, set(query.among), query)
+        return
     if hourly or together:
         store.totals.catch_up(store)
         for (when, model), amounts in (store.totals.hours if hourly else store.totals.days).items():
             if first <= when < end and query.model in (None, model):
                 yield "", model, when, amounts
         return
-    for account in _accounts(store, query.customer):
+    accounts = _some(store, query.among) if query.customer is None else _accounts(store, query.customer)
+    for account in accounts:
+        if query.among is not None and account.customer not in query.among:
+            continue
         for (model, when), amounts in account.sums.items():
             if first <= when < end and query.model in (None, model):
                 yield account.customer, model, when, amounts
+
+
+def _hours_of(store: MemoryStore, among: set[str], query: UsageQuery) -> Iterator[tuple[str, str, int, Amounts]]:
+    """What entries of some customers add to hours."""
+    for entry in store.log:
+        if entry is None or entry.customer not in among or query.model not in (None, entry.model):
+            continue
+        if query.first_hour <= (hour := entry.at_ms // HOUR_MS) < query.end_hour:
+            yield entry.customer, entry.model, hour, amounts_of(entry)
 
 
 def entries(store: MemoryStore, query: RecordQuery) -> list[StoredEntry]:

@@ -26,6 +26,7 @@ __all__ = [
     "StoredEntry",
     "UsageQuery",
     "UsageRow",
+    "names_of",
     "records_text",
 ]
 
@@ -114,6 +115,7 @@ class CustomerQuery:
         after: The last row of the page before, as its (sort value, customer); None for the first page.
         blocked: Only those whose params say `blocked` (True), or only the others (False).
         seen_since_ms: Only those last seen at or after it.
+        among: Only these, as far as they are known. Costs so many customers.
     """
 
     search: str = ""
@@ -123,6 +125,7 @@ class CustomerQuery:
     limit: int = 50
     blocked: bool | None = None
     seen_since_ms: int | None = None
+    among: tuple[str, ...] | None = None
 
     @property
     def is_vain(self) -> bool:
@@ -139,11 +142,16 @@ class UsageQuery:
     * Hourly: `first_hour <= hour < end_hour`, by "hour" alone or with "model", over all customers. An entry is in
       the UTC hour (`ms // HOUR_MS`) it ended in, requests in the one they were admitted in. At least the last
       `HOURS_KEPT` hours are there.
+    * Hourly of some (`among`), and then by "customer", too: no sums of these are kept, so they are added up from the
+      entries. Without requests, and without what was pruned; it costs the entries of those hours.
 
     Attributes:
         by: What to group by.
+        among: Only these customers. Costs their rollups, whatever others have.
         top: An amount, or "tokens" (input and output): the largest first, equal ones in order of `by`. None for all
             in order of `by`.
+        least: Only groups of which `top` is at least that. Of customers, those who can't have so much, by what they
+            used in all time, need not be looked at.
         distinct: Whether rows tell the number of different customers in them. Of a "day" it is kept, like totals;
             any other costs the customers of those days. Not for hours.
     """
@@ -158,6 +166,13 @@ class UsageQuery:
     distinct: bool = False
     first_hour: int = 0
     end_hour: int = 1 << 40
+    among: tuple[str, ...] | None = None
+    least: int | None = None
+
+    @property
+    def of_all(self) -> bool:
+        """Whether it is over all customers together."""
+        return self.customer is None and self.among is None and "customer" not in self.by
 
     def check(self) -> None:
         """Refuse what can't be asked, for every store alike.
@@ -166,14 +181,15 @@ class UsageQuery:
             InvalidInput: `by` or `top` names something else, or hours are asked of a customer.
         """
         hourly = "hour" in self.by
-        known = ("hour", "model") if hourly else ("customer", "model", "day")
-        if not set(self.by) <= set(known) or (hourly and (self.distinct or self.customer is not None)):
+        known = ("customer", "model", "hour" if hourly else "day")
+        alone = self.customer is not None or self.distinct or ("customer" in self.by and self.among is None)
+        if not set(self.by) <= set(known) or (hourly and alone):
             raise InvalidInput(
-                "usage is grouped by customer, model and day, or over all customers by hour and model;"
+                "usage is grouped by customer, model and day, or over all customers or some by hour and model;"
                 f" got {', '.join(self.by)}",
                 field="by",
             )
-        if self.top is not None and self.top not in (*AMOUNTS, "tokens"):
+        if (self.top is not None or self.least is not None) and self.top not in (*AMOUNTS, "tokens"):
             raise InvalidInput(f"top must be one of {', '.join(AMOUNTS)}, tokens; got {self.top!r}", field="top")
 
 
@@ -221,6 +237,11 @@ class RecordQuery:
     def is_vain(self) -> bool:
         """Whether no entry can match: none has such a text."""
         return _odd(self.customer, self.model, self.provider, self.kind, self.source, self.status, self.trace_id)
+
+
+def names_of(among: tuple[str, ...]) -> list[str]:
+    """Those of some customers whom a store may know, each once and in order."""
+    return sorted({name for name in among if not _odd(name)})
 
 
 def _odd(*texts: str | None) -> bool:

@@ -57,7 +57,7 @@ def usage(
             sum(row.input_tokens for row in found),
             sum(row.output_tokens for row in found),
             usd(sum((row.cost for row in found), Decimal(0))),
-            usd(_sum([row.cost_with_markup for row in found])),
+            usd(sum((row.cost_with_markup for row in found), Decimal(0))),
             sum(row.unpriced for row in found),
             sum(row.errors for row in found),
         )
@@ -81,12 +81,6 @@ def usage(
         ],
         "no usage",
     )
-
-
-def _sum(amounts: list[Decimal | None]) -> Decimal | None:
-    """All together; None if one of them can't be told."""
-    told = [amount for amount in amounts if amount is not None]
-    return sum(told, Decimal(0)) if len(told) == len(amounts) else None
 
 
 def prices(model: str, provider: str | None, *, as_json: bool) -> bool:

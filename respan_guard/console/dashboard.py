@@ -8,21 +8,13 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
-from respan_guard.backends.base import HOUR_MS, Amounts, Backend, CustomerQuery, UsageQuery, UsageRow
+from respan_guard.backends.base import HOUR_MS, Amounts, Backend, UsageQuery, UsageRow
 from respan_guard.console.charts import OTHERS, Chart, chart
-from respan_guard.console.formats import change, compact, count, exact_usd, usd
-from respan_guard.console.near import near_budgets
+from respan_guard.console.formats import ago, change, compact, count, exact_usd, usd
+from respan_guard.console.near import Near, NearCounter
 from respan_guard.console.ranges import Range
 from respan_guard.console.standing import NEAR
-from respan_guard.markups import (
-    MAX_OWN,
-    MarkedSums,
-    Markups,
-    all_markups,
-    marked_sums,
-    markups_in,
-    with_markup,
-)
+from respan_guard.markups import MarkedSums, Markups, all_markups, marked_sums, markups_in, with_markup
 from respan_guard.money import from_nano
 
 if TYPE_CHECKING:
@@ -32,14 +24,8 @@ __all__ = ["Tile", "dashboard"]
 
 _TOP = 10
 _RECENT = 6
-_LOOKED_AT = 100  # customers whose limits are looked at: of the active ones, those who spent most
 _SERIES = 6
-_ACTIVE_MS = 31 * 86_400_000
-_TOO_MANY = (
-    "too many",
-    f"More than {MAX_OWN:,} customers have a markup of their own, so no sum with markup is made over all.",
-)
-_BY_DAY = "by days only", "Some customers have a markup of their own, and what each used is kept by day, not by hour."
+_OLD_MS = 5_000  # a count that is older says so
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +42,19 @@ class Tile:
     more_exact: str = ""
 
 
-async def dashboard(guard: Guard, span: Range) -> dict[str, Any]:
-    """What the page shows."""
+async def dashboard(guard: Guard, span: Range, counter: NearCounter) -> dict[str, Any]:
+    """What the page shows.
+
+    Args:
+        guard: Whose customers.
+        span: Of which time.
+        counter: Who is near a limit; it outlives the page.
+    """
+    name = span.name if span.name != "custom" else str(span.first_day)
+    near = await counter.last(name, span.since_ms - 1)
 
     async def work(backend: Backend) -> dict[str, Any]:
-        return await _Dashboard(guard, backend, span).page()
+        return await _Dashboard(guard, backend, span).page(near)
 
     return await guard.lane().call(work, 30.0)
 
@@ -73,29 +67,28 @@ class _Dashboard:
         self.zone = ZoneInfo(guard.settings.time_zone)
         self.markups: Markups | None = None
         self.by_day: MarkedSums | None = None
+        self.by_hour: MarkedSums | None = None
         # What customers used is kept by day: of the last 24 hours, the days they lie in are shown.
         self.of_days = ", yesterday and today" if span.hourly else ""
 
-    async def page(self) -> dict[str, Any]:
+    async def page(self, near: Near | None) -> dict[str, Any]:
         span, before = self.span, self.span.before(self.zone)
         self.markups = await all_markups(self.guard, self.backend)
         now_sums, then_sums = await self.sums(span), await self.sums(before)
         self.by_day = await self.marked("day")
+        self.by_hour = await self.marked("hour") if span.hourly else None
         tops = {metric: await self.top(metric) for metric in ("cost", "requests", "tokens")}
         daily, daily_before = await self.active(span), await self.active(before)
         refused, refused_before = await self.refusals(span), await self.refusals(before)
-        near, near_before, looked_at = await self.near()
         return {
             "tiles": [
-                await self.spend_tile(now_sums, then_sums),
+                self.spend_tile(now_sums, then_sums),
                 *self.amount_tiles(now_sums, then_sums),
                 Tile("Refusals", compact(sum(refused.values())),
                      change(sum(refused.values()), sum(refused_before.values())), _reasons(refused),
                      f"logs?status=refused&{span.query}"),
                 await self.people_tile(daily, daily_before),
-                Tile("Near a limit", count(near), change(near, near_before),
-                     f"At {NEAR} % of a budget or more, of the {looked_at} active customers who spent most",
-                     "users?sort=cost&dir=desc", f"now, of {looked_at} top spenders" if looked_at else "nobody spent"),
+                self.near_tile(near),
                 _latency_tile(now_sums, then_sums),
             ],
             "charts": [await self.by_model(), await self.by_customer(tops["cost"]), self.active_chart(daily)],
@@ -123,22 +116,26 @@ class _Dashboard:
         return found
 
     async def marked(self, by: str) -> MarkedSums | None:
-        """Sums over all customers with markup; None where they can't be had, or nobody has a markup."""
+        """Sums over all customers with markup; None where nobody has one."""
         if not self.markups:
             return None
-        query = UsageQuery(first_day=self.span.first_day, end_day=self.span.end_day, by=(by,))
+        span = self.span
+        query = UsageQuery(
+            by=(by,),
+            first_day=span.first_day,
+            end_day=span.end_day,
+            first_hour=span.since_ms // HOUR_MS,
+            end_hour=span.until_ms // HOUR_MS,
+        )
         return await marked_sums(self.guard, self.backend, query, self.markups)
 
-    async def spend_tile(self, now: Amounts, then: Amounts) -> Tile:
+    def spend_tile(self, now: Amounts, then: Amounts) -> Tile:
         """What was spent; and with markup, if anybody has one."""
         more = more_exact = ""
-        sums = await self.marked("hour") if self.span.hourly else self.by_day
+        sums = self.by_hour if self.span.hourly else self.by_day
         if sums is not None:
             cost = sums.cost(now.cost)
             more, more_exact = f"{usd(cost)} with markup", f"{exact_usd(cost)} with markup"
-        elif self.markups is None or self.markups:
-            why, more_exact = _TOO_MANY if self.markups is None else _BY_DAY
-            more = f"\N{EN DASH} with markup ({why})"
         spend, changed = usd(now.cost), change(now.cost, then.cost)
         return Tile("Spend", spend, changed, exact_usd(now.cost), more=more, more_exact=more_exact)
 
@@ -187,13 +184,14 @@ class _Dashboard:
             since_minute=span.since_ms // 60_000, until_minute=-(-span.until_ms // 60_000), limit=_RECENT
         )
 
-    async def near(self) -> tuple[int, int, int]:
-        """How many of those who spend most are near or over a budget, were when the range began, and were looked at."""
-        active = self.guard.now_ms() - _ACTIVE_MS
-        spenders = await self.backend.customers(CustomerQuery(sort="cost", descending=True, limit=2 * _LOOKED_AT))
-        rows = [row for row in spenders if row.last_seen_ms >= active][:_LOOKED_AT]
-        near, before = await near_budgets(self.guard, self.backend, rows, self.span.since_ms - 1)
-        return near, before, len(rows)
+    def near_tile(self, near: Near | None) -> Tile:
+        """How many are near or over a budget, and when that was counted if it is a while ago."""
+        if near is None:
+            return Tile("Near a limit", "\N{EN DASH}", note="is being counted", link="users?state=near")
+        of_old = self.guard.now_ms() - near.at_ms > _OLD_MS
+        more = f"counted {ago(near.at_ms, self.guard.now_ms())}" if of_old else ""
+        exact = f"{near.now:,} of all customers at {NEAR} % of a budget or more"
+        return Tile("Near a limit", count(near.now), change(near.now, near.then), exact, "users?state=near", more=more)
 
     async def by_model(self) -> Chart:
         points: dict[str, Counter[int]] = {}
@@ -201,9 +199,9 @@ class _Dashboard:
             place = row.hour if self.span.hourly else row.day
             points.setdefault(row.model or "no model", Counter())[place or 0] += row.amounts.cost
         found = chart("Spend by model", "usd", self.span, self.zone, points, limit=_SERIES)
-        sums = await self.marked("hour") if self.span.hourly else self.by_day
+        sums = self.by_hour if self.span.hourly else self.by_day
         if sums is not None:
-            found.mark_up(lambda place, cost: sums.cost(cost, day=None if self.span.hourly else place))
+            found.mark_up(lambda place, cost: sums.cost(cost, when=place))
         return found
 
     async def by_customer(self, tops: list[UsageRow]) -> Chart:
@@ -225,7 +223,7 @@ class _Dashboard:
         if any(left.values()):
             found.series.append((OTHERS, [left[day] for day in range(span.first_day, span.end_day)]))
         if (sums := self.by_day) is not None:
-            found.mark_up(lambda day, cost: sums.cost(cost, day=day))
+            found.mark_up(lambda day, cost: sums.cost(cost, when=day))
         return found
 
     async def active(self, span: Range) -> dict[int, int]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from respan_guard.backends.base import Backend, CustomerQuery, CustomerRow
-from respan_guard.console.standing import Line, Meter, lines
+from respan_guard.console.near import Near, NearCounter, near_budgets
+from respan_guard.console.standing import NEAR, Line, Meter, lines
 from respan_guard.money import from_nano
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class UsersView:
             sort=sort,
             descending=down != "asc",
             seen=query.get("seen", "") if query.get("seen", "") in SEEN else "",
-            state=query.get("state", "") if query.get("state", "") in ("blocked", "open") else "",
+            state=query.get("state", "") if query.get("state", "") in ("blocked", "open", "near") else "",
             size=int(size) if size in map(str, _SIZES) else 25,
             after=query.get("after", ""),
         )
@@ -72,8 +73,8 @@ class UsersView:
             return self.link(descending=not self.descending)
         return self.link(sort=name, descending=name not in ("customer", "name"))
 
-    def to_query(self, now_ms: int, limit: int) -> CustomerQuery:
-        """What to ask the store."""
+    def to_query(self, now_ms: int, limit: int, near: tuple[str, ...] | None = None) -> CustomerQuery:
+        """What to ask the store; `near` is who is near a budget, if that is asked for."""
         return CustomerQuery(
             search=self.search,
             sort=self.sort,
@@ -82,6 +83,7 @@ class UsersView:
             limit=limit,
             blocked={"blocked": True, "open": False}.get(self.state),
             seen_since_ms=now_ms - SEEN[self.seen] * _DAY_MS if self.seen else None,
+            among=near,
         )
 
 
@@ -113,17 +115,24 @@ def _after(text: str, kind: type[str | int]) -> tuple[str | int, str] | None:
     return None if "\0" in f"{value}{customer}" else (value, customer)
 
 
-async def users(guard: Guard, view: UsersView) -> dict[str, Any]:
+async def users(guard: Guard, view: UsersView, counter: NearCounter) -> dict[str, Any]:
     """What the page shows."""
+    found: Near | None = None
+    if view.state == "near":
+        found = await counter.last("users", guard.now_ms())
+    near = None if view.state != "near" else () if found is None else found.names
 
     async def work(backend: Backend) -> dict[str, Any]:
-        rows = await backend.customers(view.to_query(guard.now_ms(), view.size + 1))
+        rows = await backend.customers(view.to_query(guard.now_ms(), view.size + 1, near))
         more = len(rows) > view.size
         rows = rows[: view.size]
         return {
             "lines": await lines(guard, backend, rows),
             "total": await backend.count_customers(),
             "blocked": await backend.count_customers(blocked=True),
+            "near": found,
+            "near_percent": NEAR,
+            "counting": view.state == "near" and found is None,
             "next": view.link(after=_place(rows[-1], view.sort)) if more else "",
         }
 
@@ -132,11 +141,12 @@ async def users(guard: Guard, view: UsersView) -> dict[str, Any]:
 
 async def _all(guard: Guard, view: UsersView) -> AsyncIterator[Line]:
     """All customers that the view's filters let through, page by page."""
+    near = (await near_budgets(guard, guard.now_ms())).names if view.state == "near" else None
     while True:
         page = view
 
         async def work(backend: Backend, page: UsersView = page) -> list[Line]:
-            rows = await backend.customers(page.to_query(guard.now_ms(), _EXPORT_PAGE))
+            rows = await backend.customers(page.to_query(guard.now_ms(), _EXPORT_PAGE, near))
             return await lines(guard, backend, rows)
 
         found = await guard.lane().call(work, 60.0)

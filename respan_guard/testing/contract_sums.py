@@ -16,6 +16,7 @@ from respan_guard.backends.base import (
     Release,
     UsageQuery,
 )
+from respan_guard.backends.cells import amounts_of
 from respan_guard.errors import InvalidInput
 from respan_guard.testing.contract_support import DAY, NOW, BackendFixture, admit, allowed, one, record, recorded
 from respan_guard.usage import Usage
@@ -89,6 +90,61 @@ class SumRules(BackendFixture):
             with pytest.raises(InvalidInput, match="hour"):
                 await backend.usage(UsageQuery(**wrong))
 
+    async def test_sums_of_some_customers(self, backend: Backend) -> None:
+        """`among` leaves the others out of any sum, count and order; of hours, sums are those of the entries."""
+        for number, (customer, model) in enumerate([("ann", "m"), ("bob", "m"), ("bob", "n"), ("eve", "n"), ("", "m")]):
+            for later in range(2):
+                more: dict[str, Any] = {
+                    "model": model,
+                    "day": DAY + later,
+                    "at_ms": NOW + later * HOUR_MS,
+                    "input_tokens": later,
+                }
+                entry = record(f"e{number}{later}", 10**number, customer=customer, **more)
+                await recorded(backend, entry, NOW + HOUR_MS)
+        await allowed(backend, admit("a", customer="bob", model="m", day=DAY, cost=7), NOW + HOUR_MS)
+        presumed = record("presumed:a", 7, customer="bob", model="m", admission="a", kind="presumed")
+        await recorded(backend, presumed, NOW + HOUR_MS)
+        for among in ((), ("ann",), ("bob", "", "nobody", "x\0", "\ud800", "bob")):
+            query: dict[str, Any]
+            for query in ({}, {"model": "m"}, {"customer": "bob"}, {"first_day": DAY + 1}, {"end_day": DAY + 1}):
+                for by in ((), ("customer",), ("day",), ("model", "customer"), ("day", "model")):
+                    right: dict[Any, Amounts] = {}
+                    asked = query | {"by": ("customer", "model", "day")}
+                    for row in await backend.usage(UsageQuery(**asked)):
+                        if row.customer in among:
+                            key = tuple(getattr(row, name) for name in by)
+                            right.setdefault(key, Amounts()).add(row.amounts)
+                    rows = await backend.usage(UsageQuery(**query, by=by, among=among, top="cost"))
+                    assert {tuple(getattr(row, name) for name in by): row.amounts for row in rows} == right
+                    assert [row.amounts.cost for row in rows] == sorted((a.cost for a in right.values()), reverse=True)
+            hours: dict[Any, Amounts] = {}
+            entries = [stored.entry for stored in await backend.entries(RecordQuery())]
+            for one_of in entries:
+                if one_of.customer in among and one_of.model == "m":
+                    hours.setdefault((one_of.at_ms // HOUR_MS, one_of.customer), Amounts()).add(amounts_of(one_of))
+            first = NOW // HOUR_MS
+            bounds: dict[str, Any] = {"model": "m", "among": among, "first_hour": first, "end_hour": first + 2}
+            rows = await backend.usage(UsageQuery(by=("hour", "customer"), **bounds))
+            assert {(row.hour, row.customer): row.amounts for row in rows} == hours
+            rows = await backend.usage(UsageQuery(by=("hour",), **(bounds | {"first_hour": first + 1})))
+            costs = [amounts.cost for (hour, _), amounts in hours.items() if hour == first + 1]
+            assert sum(row.amounts.cost for row in rows) == sum(costs)
+        (all_hours,) = await backend.usage(UsageQuery(by=("hour",), among=("ann",), first_hour=first + 1))
+        assert (all_hours.hour, all_hours.amounts.cost) == (first + 1, 1)
+        some = await backend.usage(UsageQuery(by=(), among=("ann", "bob"), distinct=True))
+        assert [row.customers for row in some] == [2]
+        with pytest.raises(InvalidInput, match="hour"):
+            await backend.usage(UsageQuery(by=("hour", "customer")))
+        rows_of = await backend.customers(CustomerQuery(sort="cost", descending=True, among=("bob", "ann", "nobody")))
+        assert [row.customer for row in rows_of] == ["bob", "ann"]
+        rows_of = await backend.customers(CustomerQuery(among=("bob", "ann", "bob"), limit=1))
+        assert [row.customer for row in rows_of] == ["ann"]
+        rows_of = await backend.customers(CustomerQuery(among=("bob", "ann"), after=("ann", "ann"), search="b"))
+        assert [row.customer for row in rows_of] == ["bob"]
+        assert await backend.customers(CustomerQuery(among=())) == []
+        assert await backend.verify() == []
+
     async def test_the_largest_come_first(self, backend: Backend) -> None:
         """Of any amount, within days; equal ones in order of `by`."""
         for customer, cost, tokens in (("ann", 3, 0), ("bob", 5, 9), ("eve", 5, 1), ("ida", 99, 99)):
@@ -101,8 +157,21 @@ class SumRules(BackendFixture):
         assert await who("cost") == ["bob", "eve", "ann"]
         assert await who("tokens", limit=2) == ["bob", "eve"]
         assert await who("requests") == ["ann", "bob", "eve"]
-        with pytest.raises(InvalidInput, match="top"):
-            await who("cost; DROP TABLE days")
+        assert await who("cost", least=4) == ["bob", "eve"]
+        assert await who("tokens", least=1, limit=1) == ["bob"]
+        assert await who("errors", least=1) == []
+        assert await who("cost", least=4, among=("eve", "ann")) == ["eve"]
+        assert await who("cost", least=4, customer="eve") == ["eve"]
+        assert await who("cost", least=4, model="m") == []
+        await recorded(backend, record("back", -90, customer="ida", day=DAY - 2, kind="adjustment"))
+        await recorded(backend, record("now", 20, customer="ida", day=DAY))
+        assert await who("cost", least=20) == ["ida"]
+        days = await backend.usage(UsageQuery(by=("day",), top="cost", least=33))
+        assert [(row.day, row.amounts.cost) for row in days] == [(DAY - 1, 99), (DAY, 33)]
+        assert await backend.usage(UsageQuery(by=(), top="cost", least=43)) == []
+        for wrong in ({"top": "cost; DROP TABLE days"}, {"least": 1}):
+            with pytest.raises(InvalidInput, match="top"):
+                await backend.usage(UsageQuery(**wrong))
 
     async def test_different_customers_are_counted(self, backend: Backend) -> None:
         """Of each day, each model, all days together; admitted counts as well as booked on."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from decimal import Decimal
 from typing import Any
 
+import httpx2
 import pytest
 
 from respan_guard import Customer, Guard, Usage
 from respan_guard.api import search, users
 from respan_guard.testing import FakeClock
 
-from .support import KEY, Client
+from .support import KEY, MOUNT, Client, mounted
 
 
 async def fill(guard: Guard, clock: FakeClock, count: int, **fields: Any) -> None:
@@ -22,6 +24,15 @@ async def fill(guard: Guard, clock: FakeClock, count: int, **fields: Any) -> Non
         clock.advance(1)
         usage = {"model": "m", "cost": Decimal(number % 7), "input_tokens": number, **fields}
         await guard.record(Usage(**usage), f"c{number % 3}", entry_id=f"e{number}")
+
+
+class Forgetful(Client):
+    """Keeps no cookie."""
+
+    async def __call__(self, *args: Any, **given: Any) -> Any:
+        """Call like somebody new."""
+        self.http.cookies.clear()
+        return await super().__call__(*args, **given)
 
 
 def ids(rows: list[Any]) -> list[str]:
@@ -83,9 +94,52 @@ async def test_pages_are_stable_while_rows_come_in(
     assert {f"own:e{n}" for n in range(17)} <= set(seen)
 
 
-async def test_readers_with_one_key(api: Client, guard: Guard, clock: FakeClock) -> None:
-    """By `next` each sees each row once; by numbers a reader may see a row again, and never misses one."""
+@pytest.mark.parametrize("first_step", [0, 1])
+async def test_readers_by_number_with_one_key(guard: Guard, clock: FakeClock, first_step: int) -> None:
+    """Each sees each row of its first page's moment once, however they alternate: a cookie says who is who."""
     await fill(guard, clock, 9)
+    transport = httpx2.ASGITransport(mounted(guard))
+    http = [httpx2.AsyncClient(transport=transport, base_url=f"http://guard{MOUNT}") for _ in range(3)]
+    readers = [Client(one) for one in http]
+    seen: list[list[str]] = [[], [], []]
+    for number in range(1, 6):
+        for step in range(3):
+            which = (step + first_step * number) % 3
+            seen[which] += ids((await readers[which].logs(page_size=3, page=number))["results"])
+            await guard.record(Usage(model="m"), "new", entry_id=f"new{number}{step}")
+    for rows in seen:
+        assert len(rows) == len(set(rows))
+        old = [row for row in rows if "new" not in row]
+        assert old == [f"own:e{n}" for n in range(8, -1, -1)]
+        assert rows[-9:] == old
+    for one in http:
+        await one.aclose()
+
+
+async def test_the_cookie_says_who_reads_and_nothing_else(api: Client, guard: Guard, clock: FakeClock) -> None:
+    """It is asked for once, is for one list, and what is none of ours is not taken."""
+    await fill(guard, clock, 4)
+    await api.logs(page_size=2)
+    (cookie,) = api.last.headers.get_list("set-cookie")
+    assert re.fullmatch("respan_guard_reader=[0-9a-f]{32}; HttpOnly; SameSite=strict", cookie)
+    second = ids((await api.logs(page_size=2, page=2))["results"])
+    assert "set-cookie" not in api.last.headers
+    await api.users()
+    assert "set-cookie" in api.last.headers
+    api.http.cookies.clear()
+    for odd in ("x", "0" * 33, "../../etc"):
+        api.http.cookies.set("respan_guard_reader", odd)
+        assert ids((await api.logs(page_size=2, page=2))["results"]) == second
+        assert "set-cookie" in api.last.headers
+        api.http.cookies.clear()
+    api.http.cookies.set("respan_guard_reader", "0" * 32)  # whom nobody knows here: another process does
+    assert ids((await api.logs(page_size=2, page=2))["results"]) == second
+
+
+async def test_readers_with_one_key(api: Client, guard: Guard, clock: FakeClock) -> None:
+    """By `next` each sees each row once; by numbers, who keeps no cookie may see a row again, and misses none."""
+    await fill(guard, clock, 9)
+    api = Forgetful(api.http)
     old = await api.logs(page_size=3)
     await guard.record(Usage(model="m"), "new", entry_id="new")
     new = await api.logs(page_size=3)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from respan_guard import Customer, Guard, Usage
-from respan_guard import markups as markups_module
 from respan_guard.testing import FakeClock
 
 from .support import Client
@@ -124,20 +123,3 @@ async def test_breakdown_of_one_model(api: Client) -> None:
         found = await api("POST", BREAKDOWN, body, summary_type="all", breakdown_by=by)
         rows = found["total_cost_with_markup"]
         assert sum(v for row in rows for n, v in row.items() if n != "date_group") == SMALL, by
-
-
-async def test_too_many_markups(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sums over all are null, not wrong; what is of one customer, or summed from records, is there."""
-    monkeypatch.setattr(markups_module, "MAX_OWN", 1)
-    assert (await api("POST", SUMMARY))["total_cost_with_markup"] is None
-    assert {row["total_cost_with_markup"] for row in (await api("GET", GROUPS, group_by="model"))["results"]} == {None}
-    found = await api("POST", USERS, {}, summary_type="all")
-    assert {row["total_cost_with_markup"] for row in found["activity"]} == {None}
-    assert found["summary"]["total_user_cost_with_markup"] is None
-    body = {"metrics_to_aggregate": ["total_cost_with_markup"]}
-    by_model = await api("POST", BREAKDOWN, body, summary_type="all")
-    assert {value for row in by_model["total_cost_with_markup"] for n, value in row.items() if n == "big"} == {None}
-    by_customer = await api("POST", BREAKDOWN, body, summary_type="all", breakdown_by="customer_identifier")
-    assert by_customer["total_cost_with_markup"][0]["ann"] == Decimal("1.01") * FACTORS["ann"]
-    assert (await api("POST", SUMMARY, RECORDS))["total_cost_with_markup"] == ALL + SMALL
-    assert all(row["cost_with_markup"] is not None for row in (await api.logs())["results"] if row["cost"])

@@ -14,7 +14,7 @@ import pytest
 
 from respan_guard.backends import rows
 from respan_guard.backends.base import CustomerQuery, Op, RecordQuery, UsageQuery
-from respan_guard.backends.sqlite import SQLiteBackend, reads, tops
+from respan_guard.backends.sqlite import SQLiteBackend, reads, sums, tops
 from respan_guard.errors import InvalidInput
 
 from .sqlite_support import DAY, NOW, admit, inside, opened, record
@@ -174,8 +174,16 @@ async def test_usage_reads_days_not_records(store: SQLiteBackend) -> None:
         (UsageQuery(first_hour=1, by=("hour", "model")), "SEARCH hours USING PRIMARY KEY (hour>? AND hour<?)"),
         (UsageQuery(DAY, DAY + 1, by=("day",), distinct=True), "SEARCH active USING INTEGER PRIMARY KEY (rowid=?)"),
         (UsageQuery(DAY, DAY + 1, by=("customer",), top="cost"), "rollups_by_day (day>? AND day<?)"),
+        (
+            UsageQuery(DAY, DAY + 1, by=("customer",), among=("c05",)),
+            "SEARCH rollups USING PRIMARY KEY (c=? AND day>? AND day<?)",
+        ),
+        (
+            UsageQuery(DAY, DAY + 1, by=("customer",), top="cost", least=5),
+            "customers_by_cost (cost>?)",
+        ),
     ):
-        sql, values = reads.usage_sql(query)
+        sql, values = sums.usage_sql(query)
         found = await inside(store, lambda db, sql=sql, values=values: plan(db, sql, values))  # type: ignore[misc]
         assert uses in found
         assert "entries" not in found

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from respan_guard import Customer, Guard, Usage
-from respan_guard import markups as markups_module
 from respan_guard.testing import FakeClock
 
 from .support import client_of
@@ -65,12 +64,16 @@ async def test_the_dashboard(guard: Guard) -> None:
 
 
 async def test_the_dashboard_by_hour(guard: Guard) -> None:
-    """One markup for all is a factor for hours, too; who has one of his own is known by day only, and it says so."""
+    """The last 24 hours, too: the spend, and each hour under "Numbers"; top users are of the days these lie in."""
     await fill(guard, ann=20)
+    assert isinstance(guard.clock, FakeClock)
+    guard.clock.advance(3 * 3600)
+    await guard.record(Usage(model="big", cost=1, provider="openai"), "ann")
     page = client_of(guard, open_to_all=True).get("/?range=24h").text
-    assert "\N{EN DASH} with markup (by days only)</span>" in page
-    assert "kept by day, not by hour" in page
-    assert told(page) == ["12.12"]
+    assert told(page) == ["17.36", "13.32"]
+    assert ">$17.36 with markup<" in page
+    table, *_ = re.findall(r"<th scope=\"col\" class=\"num\">With markup</th>.*?</table>", page, re.DOTALL)
+    assert re.findall(r'title="([0-9.]+) USD">', table)[:5] == ["1.2", "0", "0", "16.16", "0"]
 
 
 async def test_the_default_markup(tmp_path: Path) -> None:
@@ -83,17 +86,6 @@ async def test_the_default_markup(tmp_path: Path) -> None:
         assert told(client.get("/").text) == ["45.45", "15.15", "15.15", "15.15"]
         assert told(client.get("/users").text) == ["15.15"] * 3
         assert told(client.get("/logs").text) == ["0.075", "7.5"] * 6
-
-
-async def test_too_many_markups(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then a dash says why there is no sum over all; users have theirs."""
-    monkeypatch.setattr(markups_module, "MAX_OWN", 1)
-    await fill(guard, ann=20, bob=10)
-    page = client_of(guard, open_to_all=True).get("/").text
-    assert "\N{EN DASH} with markup (too many)</span>" in page
-    assert "have a markup of their own" in page
-    assert told(page) == ["12.12", "11.11"]
-    assert "With markup</th>" not in page
 
 
 async def test_logs(guard: Guard) -> None:

@@ -27,15 +27,10 @@ async def marks(guard: Guard) -> list[str]:
     return [customer for customer, _ in await guard.lane().call(lambda backend: backend.facts("markups"))]
 
 
-@pytest.mark.parametrize("few", [100, 1])
-@pytest.mark.parametrize("most", [1000, 1])
-async def test_reports_show_the_markup(
-    make_guard: MakeGuard, monkeypatch: pytest.MonkeyPatch, few: int, most: int
-) -> None:
+@pytest.mark.parametrize("at_once", [1000, 2])
+async def test_reports_show_the_markup(make_guard: MakeGuard, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     """A customer's own, else that of the default limits, also of nobody's usage; budgets don't see it."""
-    monkeypatch.setattr(markups_module, "_FEW", few)
-    monkeypatch.setattr(markups_module, "MAX_OWN", most)
-    monkeypatch.setattr(markups_module, "_PAGE", 2)
+    monkeypatch.setattr(markups_module, "_AT_ONCE", at_once)
     async with make_guard(default_limits={"markup_percentage": 50}) as guard:
         await guard.put_customer(Customer(customer_identifier="own", markup_percentage="12.5", total_budget=8))
         await guard.put_customer(Customer(customer_identifier="zero", markup_percentage=0))
@@ -53,15 +48,22 @@ async def test_reports_show_the_markup(
         assert (await guard.status("own")).total_spend == 8
 
 
+@pytest.mark.parametrize("at_once", [1000, 2])
 @pytest.mark.parametrize("default", [None, 0, "7.5"])
-async def test_sums_over_several_customers(make_guard: MakeGuard, clock: FakeClock, default: object) -> None:
-    """By model, by day, by both, or of one model and a range: what the customers' own reports add up to, exactly."""
+async def test_sums_over_several_customers(
+    make_guard: MakeGuard, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, default: object, at_once: int
+) -> None:
+    """By model, by day, by both, or of one model and a range: what the customers' own reports add up to, exactly.
+
+    And however many have a markup of their own: those of one percentage are summed by storage, others one by one.
+    """
+    monkeypatch.setattr(markups_module, "_AT_ONCE", at_once)
     limits = None if default is None else {"markup_percentage": default}
     async with make_guard(default_limits=limits) as guard:
-        for name, markup in (("a", "20"), ("b", "33.333"), ("c", "0"), ("d", "7.5"), ("e", None)):
+        for name, markup in (("a", "20"), ("b", "33.333"), ("c", "0"), ("d", "7.5"), ("e", None), ("f", "20")):
             await guard.put_customer(Customer(customer_identifier=name, markup_percentage=markup))
         for day in range(3):
-            for number, whose in enumerate(("a", "b", "c", "d", "e", "stranger", None)):
+            for number, whose in enumerate(("a", "b", "c", "d", "e", "f", "stranger", None)):
                 for model in ("m", "n")[: 1 + number % 2]:
                     await guard.record(Usage(model=model, cost=Decimal(f"0.00{day}00{number}007")), whose)
             clock.advance(86_400)
@@ -87,20 +89,6 @@ async def test_where_nobody_has_a_markup_a_sum_is_what_was_paid(make_guard: Make
         assert (row.cost, row.cost_with_markup) == (Decimal("0.2"), Decimal("0.2"))
         assert await marks(guard) == []
         assert not await guard.lane().call(lambda backend: all_markups(guard, backend))
-
-
-async def test_too_many_markups_of_their_own(make_guard: MakeGuard, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then sums over several customers have none; those of one, or by customer, still do."""
-    monkeypatch.setattr(markups_module, "MAX_OWN", 2)
-    async with make_guard() as guard:
-        for number in range(3):
-            await guard.put_customer(Customer(customer_identifier=f"c{number}", markup_percentage=100))
-            await guard.record(Usage(model="m", cost=1), f"c{number}")
-        assert [row.cost_with_markup for row in await guard.usage("model")] == [None]
-        assert [row.cost_with_markup for row in await guard.usage("model", customer_identifier="c1")] == [2]
-        assert [row.cost_with_markup for row in await guard.usage()] == [2, 2, 2]
-        await guard.update_customer("c0", markup_percentage=None)
-        assert [row.cost_with_markup for row in await guard.usage("model")] == [5]
 
 
 class TestMarks:

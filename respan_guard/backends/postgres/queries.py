@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from respan_guard.backends.base import AMOUNTS, CustomerQuery, RecordQuery, UsageQuery
-from respan_guard.backends.postgres.rows import CUSTOMER, ENTRY, EVER
+from respan_guard.backends.base import AMOUNTS, HOUR_MS, CustomerQuery, RecordQuery, UsageQuery
+from respan_guard.backends.postgres.rows import CUSTOMER, ENTRY, EVER, FROM_ENTRIES
+from respan_guard.backends.rows import names_of
 from respan_guard.errors import InvalidInput
 
-__all__ = ["MOVING", "Statement", "count_sql", "customers_sql", "entries_sql", "sum_of", "usage_sql"]
+__all__ = [
+    "CREDITED", "INDEXED", "MOVING", "Statement", "count_sql", "customers_sql", "entries_sql", "sum_of", "usage_sql",
+]  # fmt: skip
 
 Statement: TypeAlias = tuple[str, dict[str, Any]]
+INDEXED = ("requests", "calls", "cost", "tokens")
+"""Amounts of all time that customers are known by."""
 MOVING = ("last_seen", "requests", "calls", "cost", "tokens")
 """What customers are kept in order of in a table beside theirs, which has to be brought up to date before."""
+_FEW = 1_000
 _SORTS = ("customer", "name", "first_seen", *MOVING)
 
 
@@ -33,6 +39,9 @@ def customers_sql(query: CustomerQuery) -> Statement:
         where.append("strpos(search, %(search)s) > 0")
         values["search"] = query.search.casefold()
     where += _filters(query.seen_since_ms, query.blocked, values)
+    if query.among is not None:
+        where.append("customer = ANY(%(among)s)")
+        values["among"] = names_of(query.among)
     rest = f"{_where(where)}ORDER BY {', '.join(f'{key} {order}' for key in keys)} LIMIT %(limit)s"
     if query.sort not in MOVING:
         return f"SELECT {CUSTOMER} FROM {{schema}}.customers {rest}", values  # noqa: S608
@@ -70,11 +79,15 @@ def usage_sql(query: UsageQuery, rows: list[int] | None = None) -> Statement:
         rows: The customers' rows (`c`), if they are known already; see `tops`.
     """
     query.check()
+    if query.among is not None:
+        return _some_sql(query, names_of(query.among))
+    if query.by == ("customer",) and query.least is not None and query.customer is None and query.top in INDEXED:
+        return _least_sql(query)
     first, end = query.first_day, query.end_day
     table, when, where = "totals", "at", ["unit = 'd'"]
     if "hour" in query.by:
         first, end, where = query.first_hour, query.end_hour, ["unit = 'h'"]
-    elif "customer" in query.by or query.customer is not None:
+    elif not query.of_all:
         table = "rollups"
     distinct = "NULL"
     if query.distinct:
@@ -98,12 +111,9 @@ def usage_sql(query: UsageQuery, rows: list[int] | None = None) -> Statement:
         days = ["day >= %(first)s", "day < %(end)s"]
         where = [*days, *where[2:], f"r.c IN ({found} FETCH FIRST %(limit)s ROWS WITH TIES)"]
     names = ["at" if table == "totals" and name in ("day", "hour") else name for name in query.by]
-    order = [] if query.top is None else [f"{sum_of(query.top)} DESC"]
-    chosen = ", ".join((*names, distinct, *(f"sum(r.{name})" for name in AMOUNTS)))
-    grouped = f"GROUP BY {', '.join(names)} ORDER BY {', '.join(order + names)}" if names else "HAVING count(*) > 0"
     source = f"{{schema}}.{table} r" + (" JOIN {schema}.customers k USING (c)" if "customer" in query.by else "")
     return (
-        f"SELECT {chosen} FROM {source} {_where(where)}{grouped} LIMIT %(limit)s",  # noqa: S608  # constants
+        _grouped(query, names, source, where, distinct),
         {
             "first": min(first, EVER),
             "end": min(end, EVER),
@@ -113,6 +123,70 @@ def usage_sql(query: UsageQuery, rows: list[int] | None = None) -> Statement:
             "limit": query.limit,
         },
     )
+
+
+def _some_sql(query: UsageQuery, among: list[str]) -> Statement:
+    """A report on some customers, from their rollups; by hour, from their entries."""
+    first, end = min(query.first_day, EVER), min(query.end_day, EVER)
+    rows = "SELECT c FROM {schema}.customers WHERE customer = ANY(%(among)s)"
+    # Of few, each one's rows are looked up on an index; of many, a plan reads what it must.
+    few = f"= ANY(ARRAY({rows}))" if len(among) <= _FEW else f"IN ({rows})"
+    where = [f"r.c {few}", "r.day >= %(first)s", "r.day < %(end)s"]
+    source = "{schema}.rollups r"
+    if "hour" in query.by:
+        first, end = query.first_hour * HOUR_MS, query.end_hour * HOUR_MS
+        whose = f"c + 0 {few}" if len(among) <= _FEW else f"c {few}"
+        added = ", ".join(f"{what} AS {name}" for name, what in FROM_ENTRIES.items())
+        source = (
+            f"(SELECT c, model, at_ms / {HOUR_MS} AS hour, 0 AS requests, {added} FROM {{schema}}.entries "  # noqa: S608
+            f"WHERE {whose} AND seq >= %(seq)s AND at_ms >= %(first)s AND at_ms < %(end)s) r"
+        )
+        where = []
+    if "customer" in query.by:
+        source += " JOIN {schema}.customers k USING (c)"
+    if query.customer is not None:
+        where.append("r.c = (SELECT c FROM {schema}.customers WHERE customer = %(customer)s)")
+    if query.model is not None:
+        where.append("model = %(model)s")
+    distinct = "count(DISTINCT r.c)" if query.distinct else "NULL"
+    values: dict[str, Any] = {
+        "first": first,
+        "end": end,
+        "customer": query.customer,
+        "model": query.model,
+        "among": among,
+    }
+    values |= {"limit": query.limit, "seq": 0}
+    return _grouped(query, list(query.by), source, where, distinct), values
+
+
+def _least_sql(query: UsageQuery) -> Statement:
+    """Those who used so much within the days, from the rollups of those who can have.
+
+    Within days nobody used more than in all time, but for who got money back. Who it is is found by one sum; their
+    names and all other sums are looked up afterwards.
+    """
+    days = ["r.day >= %(first)s", "r.day < %(end)s"]
+    if query.model is not None:
+        days.append("r.model = %(model)s")
+    can = f"SELECT c FROM {{schema}}.customers WHERE {query.top} >= %(least)s UNION {CREDITED}"  # noqa: S608  # checked
+    some = _where([f"r.c IN ({can})", *days])
+    found = f"SELECT r.c FROM {{schema}}.rollups r {some}GROUP BY r.c HAVING {sum_of(query.top or '')} >= %(least)s"  # noqa: S608
+    source = "{schema}.rollups r JOIN {schema}.customers k USING (c)"
+    values: dict[str, Any] = {"first": min(query.first_day, EVER), "end": min(query.end_day, EVER)}
+    values |= {"model": query.model, "least": query.least, "size": EVER, "limit": query.limit}
+    distinct = "count(DISTINCT r.c)" if query.distinct else "NULL"
+    return _grouped(query, ["customer"], source, [*days, f"r.c IN ({found})"], distinct), values
+
+
+def _grouped(query: UsageQuery, names: list[str], source: str, where: list[str], distinct: str) -> str:
+    order = [] if query.top is None else [f"{sum_of(query.top)} DESC"]
+    chosen = ", ".join((*names, distinct, *(f"sum(r.{name})" for name in AMOUNTS)))
+    having = "count(*) > 0"
+    if query.top is not None and query.least is not None:
+        having = f"{sum_of(query.top)} >= {query.least:d}"
+    by, ordered = (f"GROUP BY {', '.join(names)} ", f" ORDER BY {', '.join(order + names)}") if names else ("", "")
+    return f"SELECT {chosen} FROM {source} {_where(where)}{by}HAVING {having}{ordered} LIMIT %(limit)s"  # noqa: S608
 
 
 def sum_of(name: str) -> str:
@@ -157,3 +231,17 @@ def entries_sql(query: RecordQuery, first: int = 0) -> Statement:
 
 def _where(conditions: list[str]) -> str:
     return f"WHERE {' AND '.join(conditions)} " if conditions else ""
+
+
+def _with_credits(table: str) -> str:
+    """Customers with credits in a table: each is one step on the index, however many credits it has."""
+    least = f"SELECT min(e.c) FROM {{schema}}.{table} e WHERE e.cost < 0"  # noqa: S608  # constants
+    return (
+        f"(WITH RECURSIVE found (c) AS (({least}) UNION ALL"  # noqa: S608  # constants
+        f" SELECT ({least} AND e.c > found.c) FROM found WHERE found.c IS NOT NULL)"
+        " SELECT c FROM found WHERE c IS NOT NULL LIMIT %(size)s)"
+    )
+
+
+CREDITED = f"{_with_credits('entries')} UNION {_with_credits('pruned')}"
+"""The rows (`c`) of up to `size` customers who got money back in each of the two tables."""

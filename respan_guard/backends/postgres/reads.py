@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from respan_guard.backends.base import (
+    HOUR_MS,
     AuditRow,
     CustomerQuery,
     CustomerRow,
@@ -115,7 +116,13 @@ class Reads:
         """Sums of the rollups."""
         query.check()
         count = len(query.by)
-        found = await (self._largest(db, query) if may_be_found(query) else self._rows(db, *usage_sql(query)))
+        if may_be_found(query):
+            found = await self._largest(db, query)
+        else:
+            sql, values = usage_sql(query)
+            if "hour" in query.by and query.among is not None:
+                values["seq"] = await self._first_since(db, query.first_hour * HOUR_MS)
+            found = await self._rows(db, sql, values)
         return [
             UsageRow(
                 amounts_from(row, count + 1),

@@ -13,13 +13,12 @@ from heapq import nsmallest
 from typing import Any, TypeAlias
 
 from respan_guard.backends.base import UsageQuery
-from respan_guard.backends.postgres.queries import sum_of
+from respan_guard.backends.postgres.queries import CREDITED, INDEXED, sum_of
 from respan_guard.backends.postgres.rows import EVER
 
 __all__ = ["Ask", "largest", "may_be_found"]
 
 Ask: TypeAlias = Callable[[str, dict[str, Any]], Awaitable[list[Any]]]
-_INDEXED = ("requests", "calls", "cost", "tokens")
 _FEW = 5_000  # customers' days that are added up faster than customers are looked at
 _SHARE = 16  # a look at a customer costs as much as adding up so many customers' days
 _FIRST = 32  # customers that are looked at in one go; then four times as many
@@ -29,8 +28,8 @@ _ACTIVE = """SELECT coalesce(sum(customers), 0) FROM {schema}.totals
 
 def may_be_found(query: UsageQuery) -> bool:
     """Whether a report asks for the largest customers, by something that has an index."""
-    indexed = query.by == ("customer",) and query.top in _INDEXED and query.limit > 0
-    return indexed and query.customer is None and query.model is None
+    indexed = query.by == ("customer",) and query.top in INDEXED and query.limit > 0
+    return indexed and query.customer is None and query.among is None and query.least is None and query.model is None
 
 
 async def largest(query: UsageQuery, ask: Ask) -> list[int] | None:
@@ -87,17 +86,7 @@ def _next(top: str) -> str:
     )
 
 
-def _with_credits(table: str) -> str:
-    """Customers with credits in a table: each is one step on the index, however many credits it has."""
-    least = f"SELECT min(e.c) FROM {{schema}}.{table} e WHERE e.cost < 0"  # noqa: S608  # constants
-    return (
-        f"(WITH RECURSIVE found (c) AS (({least}) UNION ALL"  # noqa: S608  # constants
-        f" SELECT ({least} AND e.c > found.c) FROM found WHERE found.c IS NOT NULL)"
-        " SELECT c FROM found WHERE c IS NOT NULL LIMIT %(size)s)"
-    )
-
-
 _CREDITED = (
     "SELECT c, customer, cost AS total FROM {schema}.customers"  # noqa: S608  # constants
-    f" WHERE c IN ({_with_credits('entries')} UNION {_with_credits('pruned')}) LIMIT %(size)s"
+    f" WHERE c IN ({CREDITED}) LIMIT %(size)s"
 )

@@ -32,7 +32,7 @@ from respan_guard.backends.base import (
     UsageQuery,
     UsageRow,
 )
-from respan_guard.backends.redis import changes, checks, reads
+from respan_guard.backends.redis import changes, checks, reads, sums
 from respan_guard.backends.redis.link import Link
 from respan_guard.backends.redis.location import locate
 from respan_guard.backends.redis.recent import Recent
@@ -262,7 +262,7 @@ class RedisBackend(Backend):
 
     async def usage(self, query: UsageQuery) -> list[UsageRow]:
         """See `Backend.usage`."""
-        return await reads.usage(self._opened(), query)
+        return await sums.usage(self._opened(), query)
 
     async def entries(self, query: RecordQuery) -> list[StoredEntry]:
         """See `Backend.entries`."""

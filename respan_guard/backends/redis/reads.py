@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 from respan_guard.backends.base import (
-    Amounts,
     CustomerQuery,
     CustomerRow,
     HoldRow,
     RecordQuery,
     StoredEntry,
-    UsageQuery,
-    UsageRow,
 )
-from respan_guard.backends.redis.rows import amounts_from, customer_from, entry_from, hold_from
+from respan_guard.backends.redis.rows import customer_from, entry_from, hold_from
 from respan_guard.backends.redis.shelf import Shelf
+from respan_guard.backends.rows import names_of
 from respan_guard.errors import InvalidInput
 
-__all__ = ["booked_on", "count_customers", "customers", "entries", "entry", "get", "holds", "usage"]
+__all__ = ["booked_on", "count_customers", "customers", "entries", "entry", "get", "holds", "in_part", "number"]
 
 _SORTS = ("customer", "name", "first_seen", "last_seen", "requests", "calls", "cost", "tokens")
 _MANY = 200  # customers that one script looks at
@@ -36,7 +33,7 @@ async def get(shelf: Shelf, customer: str) -> CustomerRow | None:
     return None if row is None else customer_from(row)
 
 
-async def _number(shelf: Shelf, customer: str) -> tuple[int, list[int]]:
+async def number(shelf: Shelf, customer: str) -> tuple[int, list[int]]:
     """The part that a customer is in, and its number there, if it is known."""
     part = shelf.parts.of(customer)
     (row,) = await shelf.run("rows", part, customer)
@@ -75,8 +72,8 @@ async def customers(shelf: Shelf, query: CustomerQuery) -> list[CustomerRow]:
 
 async def _customers_of(shelf: Shelf, part: int, query: CustomerQuery) -> list[CustomerRow]:
     wanted = query.search.casefold()
-    if query.blocked:  # so few that they are not worth an order of their own
-        return await _blocked(shelf, part, query, wanted)
+    if query.blocked or query.among is not None:  # so few that they are not worth an order of their own
+        return await _of_few(shelf, part, query, wanted)
     found: list[CustomerRow] = []
     after = query.after
     length = _PAGE if wanted or query.blocked is not None or query.seen_since_ms is not None else query.limit
@@ -99,8 +96,8 @@ def _matches(row: CustomerRow, query: CustomerQuery, wanted: str) -> bool:
     return not wanted or any(wanted in str(text).casefold() for text in texts if text)
 
 
-async def _blocked(shelf: Shelf, part: int, query: CustomerQuery, wanted: str) -> list[CustomerRow]:
-    names = sorted(await shelf.members(part, "blocked"))
+async def _of_few(shelf: Shelf, part: int, query: CustomerQuery, wanted: str) -> list[CustomerRow]:
+    names = sorted(await shelf.members(part, "blocked")) if query.among is None else in_part(shelf, part, query.among)
     rows: list[CustomerRow] = []
     for start in range(0, len(names), _MANY):
         found = await shelf.run("rows", part, *names[start : start + _MANY])
@@ -114,6 +111,11 @@ async def _blocked(shelf: Shelf, part: int, query: CustomerQuery, wanted: str) -
         rows = [row for row in rows if (place(row) < after if query.descending else place(row) > after)]
     rows = [row for row in rows if _matches(row, query, wanted)]
     return sorted(rows, key=place, reverse=query.descending)[: query.limit]
+
+
+def in_part(shelf: Shelf, part: int, among: tuple[str, ...]) -> list[str]:
+    """Those of some customers who are in a part."""
+    return [name for name in names_of(among) if shelf.parts.of(name) == part]
 
 
 async def count_customers(shelf: Shelf, seen_since_ms: int | None, blocked: bool | None) -> int:
@@ -144,89 +146,6 @@ async def _customers_page(
         if not waiting:
             break
     return [customer_from(row) for row in rows if row is not None]
-
-
-# -- sums ------------------------------------------------------------------------------------------
-
-
-async def usage(shelf: Shelf, query: UsageQuery) -> list[UsageRow]:
-    """Sums of the rollups: of one customer, of each that was active on the days, or kept ones of all together."""
-    query.check()
-    days_only = query.by == ("day",) and query.model is None
-    together = query.customer is None and "customer" not in query.by and (days_only or not query.distinct)
-    groups: dict[tuple[Any, ...], Amounts] = {}
-    members: dict[tuple[Any, ...], set[str]] = {}
-    active: Counter[int] = Counter()
-    found = await (_kept(shelf, query, active) if "hour" in query.by or together else _sums(shelf, query))
-    for customer, model, when, amounts in found:
-        if query.model in (None, model):
-            values = {"customer": customer, "model": model, "day": when, "hour": when}
-            key = tuple(values[name] for name in query.by)
-            groups.setdefault(key, Amounts()).add(amounts)
-            members.setdefault(key, set()).add(customer)
-    top = query.top
-    if top is None:
-        keys = sorted(groups)[: query.limit]
-    else:
-        keys = heapq.nsmallest(query.limit, groups, key=lambda key: (-_amount(groups[key], top), key))
-
-    def different(key: tuple[Any, ...]) -> int | None:
-        if not query.distinct:
-            return None
-        return active[key[0]] if together else len(members[key])
-
-    return [UsageRow(groups[key], customers=different(key), **dict(zip(query.by, key, strict=True))) for key in keys]
-
-
-def _amount(amounts: Amounts, name: str) -> int:
-    if name == "tokens":
-        return amounts.input_tokens + amounts.output_tokens
-    value: int = getattr(amounts, name)
-    return value
-
-
-async def _kept(shelf: Shelf, query: UsageQuery, active: Counter[int]) -> list[tuple[str, str, int, Amounts]]:
-    """The sums that are kept of all customers together, by day or hour; and how many were active on a day."""
-    if "hour" in query.by:
-        given = ("hours", "t:", query.first_hour, query.end_hour, "0")
-    else:
-        given = ("days", "g:", query.first_day, query.end_day, "1" if query.distinct else "0")
-    found = []
-    for times in await shelf.run_all("days", *given):
-        for when, rows, customers in times:
-            active[int(when)] += customers
-            found += [("", model, int(when), amounts_from(sums)) for model, sums in rows]
-    return found
-
-
-async def _sums(shelf: Shelf, query: UsageQuery) -> list[tuple[str, str, int, Amounts]]:
-    if query.customer is not None:
-        part, numbers = await _number(shelf, query.customer)
-        return await _sums_of(shelf, part, numbers, query)
-    found = []
-    for part in range(shelf.parts.count):
-        found += await _sums_of(shelf, part, await _active(shelf, part, query), query)
-    return found
-
-
-async def _active(shelf: Shelf, part: int, query: UsageQuery) -> list[int]:
-    """The numbers of the customers that were active on the days."""
-    days = await shelf.ask(part, "ZRANGEBYSCORE", "days", query.first_day, f"({query.end_day}")
-    found: set[str] = set()
-    for day in days:
-        found.update(await shelf.members(part, f"d:{day}"))
-    return sorted(map(int, found))
-
-
-async def _sums_of(
-    shelf: Shelf, part: int, numbers: list[int], query: UsageQuery
-) -> list[tuple[str, str, int, Amounts]]:
-    found = []
-    for start in range(0, len(numbers), _MANY):
-        some = numbers[start : start + _MANY]
-        for customer, rows in await shelf.run("sums", part, query.first_day, query.end_day, *some):
-            found += [(customer, model, day, amounts_from(sums)) for day, model, sums in rows]
-    return found
 
 
 # -- entries ---------------------------------------------------------------------------------------
@@ -313,7 +232,7 @@ async def holds(shelf: Shelf, customer: str | None, state: str, now: int, limit:
         if customer is None:
             numbers = sorted(map(int, await shelf.members(part, "open")))
         else:
-            _, numbers = await _number(shelf, customer)
+            _, numbers = await number(shelf, customer)
         for start in range(0, len(numbers), _MANY):
             for name, rows in await shelf.run("holds", part, *numbers[start : start + _MANY]):
                 made = (hold_from(name, row, now, state) for row in rows)

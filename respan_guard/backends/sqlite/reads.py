@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections import Counter
 from typing import Any
 
 from respan_guard.backends.base import (
-    AMOUNTS,
     AuditRow,
     CustomerQuery,
     CustomerRow,
@@ -15,17 +15,15 @@ from respan_guard.backends.base import (
     RecordQuery,
     RefusalRow,
     StoredEntry,
-    UsageQuery,
-    UsageRow,
 )
+from respan_guard.backends.rows import names_of
 from respan_guard.backends.sqlite.rows import (
     CUSTOMER,
     ENTRY,
-    amounts_from,
     customer_from,
     entry_from,
 )
-from respan_guard.backends.sqlite.tops import has_shortcut, top_customers
+from respan_guard.backends.sqlite.sums import AMONG, first_since, usage
 from respan_guard.backends.texts import params_from
 from respan_guard.errors import InvalidInput
 
@@ -80,6 +78,9 @@ def customers_sql(query: CustomerQuery) -> tuple[str, list[Any]]:
         # From an index that has little else in it; the page then walks its own, and looks up only who is shown.
         where.append("c IN (SELECT c FROM customers WHERE instr(search, ?) > 0)")
         values.append(query.search.casefold())
+    if query.among is not None:
+        where.append(f"c {AMONG}")
+        values.append(json.dumps(names_of(query.among)))
     where += filters(query.seen_since_ms, query.blocked, values)
     ordered = ", ".join(f"{key} {order}" for key in keys.split(", "))
     condition = f"WHERE {' AND '.join(where)} " if where else ""
@@ -108,62 +109,6 @@ def count_customers(db: sqlite3.Connection, seen_since_ms: int | None, blocked: 
     return int(db.execute(f"SELECT count(*) FROM customers WHERE {where}", values).fetchone()[0])  # noqa: S608
 
 
-def usage(db: sqlite3.Connection, query: UsageQuery) -> list[UsageRow]:
-    """Sums of the rollups."""
-    query.check()
-    if has_shortcut(db, query):
-        return top_customers(db, query)
-    sql, values = usage_sql(query)
-    count = len(query.by)
-    return [
-        UsageRow(amounts_from(row, count + 1), customers=row[count], **dict(zip(query.by, row[:count], strict=True)))
-        for row in db.execute(sql, values)
-    ]
-
-
-def usage_sql(query: UsageQuery) -> tuple[str, list[Any]]:
-    """The statement of a report and its values.
-
-    It reads customers' own rollups only if it has to; what counts all customers together is kept beside them.
-    """
-    query.check()
-    when, first, end = "day", query.first_day, query.end_day
-    distinct, table = "NULL", "days"
-    if "hour" in query.by:
-        when, first, end, table = "hour", query.first_hour, query.end_hour, "hours"
-    elif "customer" in query.by or query.customer is not None:
-        table = "rollups"
-    if query.distinct:
-        if table == "days" and query.by == ("day",) and query.model is None:
-            distinct = "(SELECT customers FROM active WHERE active.day = days.day)"
-        else:
-            distinct, table = "count(DISTINCT rollups.c)", "rollups"
-    where = [f"{when} >= ?", f"{when} < ?"]
-    values: list[Any] = [first, end]
-    if query.customer is not None:
-        where.append("c = (SELECT c FROM customers WHERE customer = ?)")
-        values.append(query.customer)
-    if query.model is not None:
-        where.append("model = ?")
-        values.append(query.model)
-    sums = ", ".join(f"sum({table}.{name})" for name in AMOUNTS)
-    names = ", ".join(query.by)
-    grouped = f"GROUP BY {names}" if names else "HAVING count(*) > 0"
-    order = [] if query.top is None else [f"{_sum_of(table, query.top)} DESC"]
-    order += query.by
-    ordered = f" ORDER BY {', '.join(order)}" if names else ""
-    chosen = ", ".join((*query.by, distinct, sums))
-    source = "rollups JOIN customers USING (c)" if "customer" in query.by else table
-    return (
-        f"SELECT {chosen} FROM {source} WHERE {' AND '.join(where)} {grouped}{ordered} LIMIT ?",  # noqa: S608
-        [*values, query.limit],
-    )
-
-
-def _sum_of(table: str, name: str) -> str:
-    return f"sum({table}.input_tokens + {table}.output_tokens)" if name == "tokens" else f"sum({table}.{name})"
-
-
 def entries(db: sqlite3.Connection, query: RecordQuery) -> list[StoredEntry]:
     """Entries in order of the log."""
     return [] if query.is_vain else [entry_from(row) for row in db.execute(*entries_sql(db, query))]
@@ -181,7 +126,7 @@ def entries_sql(db: sqlite3.Connection, query: RecordQuery) -> tuple[str, list[A
     first = query.after if query.after is not None and not query.descending else 0
     if query.since_ms is not None:
         also("at_ms >= ?", query.since_ms)
-        first = max(first, _first_since(db, query.since_ms) - 1)
+        first = max(first, first_since(db, query.since_ms) - 1)
     if query.stop is not None and query.descending:
         first = max(first, query.stop - 1)  # of two bounds SQLite would go down to either
     elif query.stop is not None:
@@ -215,25 +160,6 @@ def entry(db: sqlite3.Connection, customer: str, entry_id: str) -> StoredEntry |
         (customer, entry_id),
     ).fetchone()
     return None if row is None else entry_from(row)
-
-
-def _first_since(db: sqlite3.Connection, since_ms: int) -> int:
-    """The first place of the log from which on an entry may have ended at `since_ms` or later.
-
-    `latest_ms` never falls along the log, so halving finds it without an index.
-    """
-    # Each end on its own: asked for both at once, SQLite reads every entry.
-    low, high = db.execute(
-        "SELECT coalesce((SELECT min(seq) FROM entries), 1), coalesce((SELECT max(seq) FROM entries), 0) + 1"
-    ).fetchone()
-    while low < high:
-        middle = (low + high) // 2
-        row = db.execute("SELECT seq, latest_ms FROM entries WHERE seq >= ? ORDER BY seq LIMIT 1", (middle,)).fetchone()
-        if row is None or row[1] >= since_ms:
-            high = middle
-        else:
-            low = row[0] + 1
-    return int(low)
 
 
 def holds(db: sqlite3.Connection, customer: str | None, state: str, now: int, limit: int) -> list[HoldRow]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import sqlite3
 from heapq import nsmallest
+from typing import Final
 
 from respan_guard.backends.base import AMOUNTS, Amounts, UsageQuery, UsageRow
 from respan_guard.backends.sqlite.rows import amounts_from
 
-__all__ = ["has_shortcut", "top_customers"]
+__all__ = ["INDEXED", "has_shortcut", "top_customers"]
 
-_INDEXED = ("requests", "calls", "cost", "tokens")
+INDEXED: Final = ("requests", "calls", "cost", "tokens")
 _FEW = 20_000  # customers' days that are added up faster than customers are looked at one by one
 _SUM = f"SELECT {', '.join(f'sum({name})' for name in AMOUNTS)} FROM rollups WHERE c = ? AND day >= ? AND day < ?"  # noqa: S608
 _CREDITED = "SELECT c, customer, 0 FROM customers WHERE credited"
@@ -23,7 +24,9 @@ _CREDITED = "SELECT c, customer, 0 FROM customers WHERE credited"
 
 def has_shortcut(db: sqlite3.Connection, query: UsageQuery) -> bool:
     """Whether a query asks for the largest customers of days in which many were active."""
-    if query.by != ("customer",) or query.top not in _INDEXED or query.customer is not None or query.model is not None:
+    if query.by != ("customer",) or query.top not in INDEXED or query.model is not None:
+        return False
+    if query.customer is not None or query.among is not None or query.least is not None:
         return False
     days = "SELECT coalesce(sum(customers), 0) FROM active WHERE day >= ? AND day < ?"
     return not query.distinct and int(db.execute(days, (query.first_day, query.end_day)).fetchone()[0]) > _FEW
