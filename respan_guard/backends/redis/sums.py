@@ -12,6 +12,7 @@ from respan_guard.backends.cells import amounts_of
 from respan_guard.backends.redis.reads import entries, in_part, number
 from respan_guard.backends.redis.rows import amounts_from
 from respan_guard.backends.redis.shelf import Shelf
+from respan_guard.backends.rows import names_of
 
 __all__ = ["usage"]
 
@@ -77,13 +78,17 @@ async def _kept(shelf: Shelf, query: UsageQuery, active: Counter[int]) -> list[t
 
 async def _hours_of(shelf: Shelf, among: set[str], query: UsageQuery) -> list[tuple[str, str, int, Amounts]]:
     """What entries of some customers add to hours."""
-    end_ms = query.end_hour * HOUR_MS
-    asked = RecordQuery(model=query.model, since_ms=query.first_hour * HOUR_MS, until_ms=end_ms, limit=_PAGE)
+    asked = RecordQuery(
+        model=query.model, since_ms=query.first_hour * HOUR_MS, until_ms=query.end_hour * HOUR_MS, limit=_PAGE
+    )
+    # Of few, each one's own log is read; of many, that of all.
+    logs = [replace(asked, customer=name) for name in names_of(tuple(among))] if len(among) <= _MANY else [asked]
     found = []
-    while page := await entries(shelf, asked):
-        some = [stored.entry for stored in page if stored.entry.customer in among]
-        found += [(entry.customer, entry.model, entry.at_ms // HOUR_MS, amounts_of(entry)) for entry in some]
-        asked = replace(asked, after=page[-1].seq)
+    for log in logs:
+        while page := await entries(shelf, log):
+            some = [stored.entry for stored in page if stored.entry.customer in among]
+            found += [(entry.customer, entry.model, entry.at_ms // HOUR_MS, amounts_of(entry)) for entry in some]
+            log = replace(log, after=page[-1].seq)  # the same log, from there on
     return found
 
 
