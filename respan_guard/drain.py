@@ -132,9 +132,10 @@ class Drain(ABC):
                 await self._try(self._advance, max(_STUCK * self.timeout, _LEAST_STUCK))
                 if self._parts:
                     await asyncio.sleep(0)  # those who were answered ask again, to travel beside what is under way
-            except BaseException:
+            except BaseException as end:
                 # The loop is ending under us. Whoever adopts this inbox sends the batch again; ids make that safe.
-                await self._recall()
+                if not isinstance(end, GeneratorExit):  # else it has ended, and nothing can be awaited any more
+                    await self._recall()
                 self._unsend()
                 self._draining = False
                 raise
@@ -166,7 +167,8 @@ class Drain(ABC):
         tasks = [part.answers for part in parts if isinstance(part.answers, asyncio.Task)]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            await asyncio.wait(tasks)
 
     async def _probe(self) -> None:
         """Find out whether storage is back, at nobody's expense."""

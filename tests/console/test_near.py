@@ -32,8 +32,9 @@ OWN: dict[int, dict[str, object]] = {
 
 @pytest.fixture(autouse=True)
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several pages of few customers."""
+    """Several pages of few customers, and all the time that a busy machine takes to count them."""
     monkeypatch.setattr(near_module, "_PAGE", 5)
+    monkeypatch.setattr(near_module, "_PATIENCE", 30)
 
 
 async def near(guard: Guard, then_ms: int) -> tuple[int, int]:
