@@ -278,14 +278,11 @@ class Renewer:
         loop = self._loop
         if loop is not None and loop.is_running():
             return
-        try:
-            self._loop = loop = asyncio.get_running_loop()
-        except RuntimeError:
-            self._loop = None
-            if self._clock.monotonic() >= self._due:
-                self._renew()
-        else:
+        self._loop = loop = asyncio._get_running_loop()  # None if there is none; an error each time would take longer
+        if loop is not None:
             loop.call_later(self._every, self._tick, loop)
+        elif self._clock.monotonic() >= self._due:
+            self._renew()
 
     def unwatch(self, admission: Admission) -> None:
         """Forget an admission that ended."""

@@ -36,11 +36,13 @@ class UsageFilter:
 
     def passed(self, data: bytes) -> bytes:
         """Take the next bytes; what of them and of those before goes on."""
-        return self._edited(data if self._inflate is None else self._inflate.decompress(data))
-
-    def _edited(self, data: bytes) -> bytes:
+        if self._inflate is not None:
+            data = self._inflate.decompress(data)
         if not self._part and data.endswith(b"\n\n") and _MAYBE.search(data) is None:
             return data  # whole events, none of them to be hidden: the usual case
+        return self._edited(data)
+
+    def _edited(self, data: bytes) -> bytes:
         data = self._part + data
         kept: list[bytes] = []
         at = 0
