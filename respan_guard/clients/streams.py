@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import zlib
+
+from respan_guard.providers import decode_json
 
 __all__ = ["UsageFilter"]
 
@@ -70,8 +71,5 @@ def _is_extra(event: bytes) -> bool:
         return False
     lines = event.splitlines()
     data = b"\n".join(line[5:] for line in lines if line.startswith(b"data:"))
-    try:
-        body = json.loads(data)
-    except (ValueError, RecursionError):
-        return False
+    body = decode_json(data)
     return isinstance(body, dict) and body.get("choices") == [] and isinstance(body.get("usage"), dict)

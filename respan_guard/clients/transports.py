@@ -18,6 +18,7 @@ from respan_guard.clients.unmetered import warn_of
 __all__ = ["AsyncTransport", "Kinds", "Transport", "kinds_of"]
 
 _OF_THE_BODY = (b"content-length", b"content-encoding")
+_OF_THE_REQUEST = (b"content-length", b"transfer-encoding", b"accept-encoding")
 _TAKES_BODY = ("HTTPTransport", "AsyncHTTPTransport")
 """Transports that ask for a request's body once there is a connection to send it on."""
 
@@ -65,11 +66,9 @@ class Passage:
         """The request to send, asking for a stream's usage if need be."""
         if outgoing.content is None:
             return request
-        headers = type(request.headers)(request.headers)
-        headers["content-length"] = str(len(outgoing.content))
-        headers["accept-encoding"] = "identity"  # what is compressed can't be edited as it passes
-        if "transfer-encoding" in headers:
-            del headers["transfer-encoding"]
+        headers = [(name, value) for name, value in request.headers.raw if name.lower() not in _OF_THE_REQUEST]
+        headers.append((b"content-length", b"%d" % len(outgoing.content)))
+        headers.append((b"accept-encoding", b"identity"))  # what is compressed can't be edited as it passes
         changed = type(request)(
             request.method,
             request.url,
