@@ -183,12 +183,15 @@ class Admission:
 
     def entry(self, usage: Usage, source: str, *, entry_id: str | None = None) -> Entry:
         """The ledger's entry for a call made under this admission."""
-        entry = self._guard.make_entry(
+        guard, customer = self._guard, self.customer_identifier
+        entry = guard.recorder.entry(
             usage,
-            self.customer_identifier,
+            customer,
+            guard.policies.get(customer).policy,
+            guard.now_ms(),
             source=source,
             admission=self.id if self._stored and not self._inherited else None,
-            number=f"{self._guard.fork_mark}{next(self._numbers)}",
+            number=f"{guard.fork_mark}{next(self._numbers)}",
             entry_id=entry_id,
             held_day=self.day if self.held else None,
         )
