@@ -30,7 +30,7 @@ ASK: dict[str, Any] = {
 }
 
 SERVER = """
-import asyncio, json, sys
+import asyncio, itertools, json, sys
 
 BODY = json.dumps({
     "id": "chatcmpl-000000000000000000000000", "object": "chat.completion", "created": 1, "model": "gpt-4o-mini",
@@ -55,6 +55,7 @@ def stream(asked):
 
 
 PLAIN, ASKED = stream(False), stream(True)
+FRESH = map("%024d".__mod__, itertools.count(1))  # each reply has an id of its own: one that repeats is not booked anew
 HEAD = b"HTTP/1.1 200 OK\\r\\ncontent-type: "
 
 
@@ -65,13 +66,15 @@ async def serve(reader, writer):
             size = int(next(x for x in head.lower().split(b"\\r\\n") if x.startswith(b"content-length")).split(b":")[1])
             body = await reader.readexactly(size)
             if b'"stream":true' in body:
-                parts = ASKED if b"include_usage" in body else PLAIN
+                fresh = next(FRESH).encode()
+                parts = [part.replace(b"0" * 24, fresh) for part in (ASKED if b"include_usage" in body else PLAIN)]
                 writer.write(HEAD + b"text/event-stream\\r\\ntransfer-encoding: chunked\\r\\n\\r\\n")
                 for part in parts:
                     writer.write(part)
                     await writer.drain()
             else:
-                writer.write(HEAD + b"application/json\\r\\ncontent-length: %d\\r\\n\\r\\n" % len(BODY) + BODY)
+                body = BODY.replace(b"0" * 24, next(FRESH).encode())
+                writer.write(HEAD + b"application/json\\r\\ncontent-length: %d\\r\\n\\r\\n" % len(body) + body)
             await writer.drain()
     except (asyncio.IncompleteReadError, ConnectionError):
         writer.close()

@@ -187,12 +187,15 @@ class Admission:
 
     def entry(self, usage: Usage, source: str, *, entry_id: str | None = None) -> Entry:
         """The ledger's entry for a call made under this admission."""
-        entry = self._guard.make_entry(
+        guard, customer = self._guard, self.customer_identifier
+        entry = guard.recorder.entry(
             usage,
-            self.customer_identifier,
+            customer,
+            guard.policies.get(customer).policy,
+            guard.now_ms(),
             source=source,
             admission=self.id if self._stored and not self._inherited else None,
-            number=f"{self._guard.fork_mark}{next(self._numbers)}",
+            number=f"{guard.fork_mark}{next(self._numbers)}",
             entry_id=entry_id,
             held_day=self.day if self.held else None,
         )
@@ -282,14 +285,11 @@ class Renewer:
         loop = self._loop
         if loop is not None and loop.is_running():
             return
-        try:
-            self._loop = loop = asyncio.get_running_loop()
-        except RuntimeError:
-            self._loop = None
-            if self._clock.monotonic() >= self._due:
-                self._renew()
-        else:
+        self._loop = loop = asyncio._get_running_loop()  # None if there is none; an error each time would take longer
+        if loop is not None:
             loop.call_later(self._every, self._tick, loop)
+        elif self._clock.monotonic() >= self._due:
+            self._renew()
 
     def unwatch(self, admission: Admission) -> None:
         """Forget an admission that ended."""

@@ -27,7 +27,7 @@ ASSUMED_TOOL_RUNS = 1
 _BYTES_PER_TOKEN = 4  # of English text, for estimates; bounds take every byte for a token
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ask:
     """What an admission asks for.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -61,81 +61,86 @@ class Plan:
         )
         self._known = {value: value for _, value in self.tiers}
         self._compiled: dict[tuple[tuple[bool, ...], str | None], Rates | None] = {}
-        self._current: dict[str | None, tuple[datetime, datetime, Rates | None]] = {}
-        self._dearest: dict[str | None, tuple[datetime, datetime, tuple[Rates | None, ...]]] = {}
+        self._current: dict[str | None, tuple[int, int, Rates | None]] = {}
+        self._dearest: dict[str | None, tuple[int, int, tuple[Rates | None, ...]]] = {}
 
     @property
     def window(self) -> int | None:
         """The model's context window in tokens, if it is known."""
         return self.info.context_window
 
-    def rates(self, at: datetime, tier: str | None) -> Rates | None:
+    def rates(self, at_ms: int, tier: str | None) -> Rates | None:
         """The rates at a moment; None if the model isn't charged by tokens or requests."""
         tier = self._known.get(tier) if tier is not None else None
-        try:
-            start, end, rates = self._current[tier]
-            if start <= at < end:
-                return rates
-        except KeyError:
-            pass
-        return self._switch(at, tier)
+        known = self._current.get(tier)
+        if known is not None and known[0] <= at_ms < known[1]:
+            return known[2]
+        return self._switch(at_ms, tier)
 
-    def dearest(self, at: datetime, tier: str | None) -> tuple[Rates | None, ...]:
-        """All rates that a call may meet that is asked for now: now and in an hour, at the tier or without it.
+    def dearest(self, at_ms: int, tier: str | None) -> tuple[Rates | None, ...]:
+        """All rates by which the bound of a call can be set that is asked for now: now and in an hour.
 
         Args:
-            at: Now.
-            tier: The service tier asked for; None leaves it to the provider, which may choose any.
+            at_ms: Now.
+            tier: The service tier asked for, by which and without which it may be charged; None leaves it to the
+                provider, which may choose any.
         """
         tier = self._known.get(tier) if tier is not None else _ANY
-        try:
-            start, end, found = self._dearest[tier]
-            if start <= at < end:
-                return found
-        except KeyError:
-            pass
+        known = self._dearest.get(tier)
+        if known is not None and known[0] <= at_ms < known[1]:
+            return known[2]
         tiers: list[str | None] = [None]
         tiers += [value for name, value in self.tiers if name == "service_tier"] if tier is _ANY else [tier]
-        found = tuple(dict.fromkeys(self.rates(when, one) for one in tiers for when in (at, at + _HOUR)))
-        since, until = self._window(at)
-        self._dearest[tier] = since, max(until - _HOUR, at + _TICK), found
+        met = dict.fromkeys(self.rates(when, one) for one in tiers for when in (at_ms, at_ms + _HOUR))
+        found = (None,) if None in met else _not_covered([rates for rates in met if rates is not None])
+        since, until = self._window(at_ms)
+        self._dearest[tier] = since, max(until - _HOUR, at_ms + 1), found
         return found
 
-    def _window(self, at: datetime) -> tuple[datetime, datetime]:
+    def _window(self, at_ms: int) -> tuple[int, int]:
         """Between which moments around this one no price changes."""
         if self._step is None:
             return _EVER
-        start = at - (at - _EPOCH) % self._step
-        return start, min(start, _EVER[1] - self._step) + self._step
+        start = at_ms - at_ms % self._step
+        return start, start + self._step
 
-    def _switch(self, at: datetime, tier: str | None) -> Rates | None:
+    def _switch(self, at_ms: int, tier: str | None) -> Rates | None:
         """Find the rates, and remember between which moments they can't change."""
+        at = datetime.fromtimestamp(at_ms / 1000, UTC)
         key = (tuple(c.active(at) for c in self._constraints), tier)
         if key not in self._compiled:
             context = dict.fromkeys(_CONTEXT, tier) if tier is not None else None
             self._compiled[key] = compile_rates(self.info.get_prices(at, context), self.info.id)
         rates = self._compiled[key]
-        self._current[tier] = *self._window(at), rates
+        self._current[tier] = *self._window(at_ms), rates
         return rates
 
 
 _ANY = "?"
-_HOUR, _TICK = timedelta(hours=1), timedelta(microseconds=1)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_EVER = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+_MINUTE, _HOUR, _DAY = 60_000, 3_600_000, 86_400_000
+_EVER = -(1 << 62), 1 << 62
 
 
-def _step(constraints: tuple[Any, ...]) -> timedelta | None:
-    """Between two multiples of this step no price changes; None if none ever does."""
+def _step(constraints: tuple[Any, ...]) -> int | None:
+    """Between two multiples of this many milliseconds no price changes; None if none ever does."""
     if not constraints:
         return None
     times = [
         t for c in constraints for t in (getattr(c, "start_time", None), getattr(c, "end_time", None)) if t is not None
     ]
     if not times:
-        return timedelta(days=1)  # start dates begin at midnight, UTC
+        return _DAY  # start dates begin at midnight, UTC
     whole = all(t.second == t.microsecond == 0 and t.tzinfo in (None, UTC) for t in times)
-    return timedelta(minutes=1) if whole else timedelta(microseconds=1)
+    return _MINUTE if whole else 1
+
+
+def _not_covered(found: list[Rates]) -> tuple[Rates, ...]:
+    """Those that others leave something to: a bound is asked for with each call, and most models' tiers are one's."""
+    kept: list[Rates] = []
+    for rates in found:
+        if not any(other.covers(rates) for other in kept):
+            kept = [*(other for other in kept if not rates.covers(other)), rates]
+    return tuple(kept)
 
 
 def compile_rates(prices: ModelPrice, model: str) -> Rates | None:

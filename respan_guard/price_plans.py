@@ -58,6 +58,11 @@ class _Compiled(NamedTuple):
     dearest_input: tuple[int, int, int, int]  # by has_audio + 2 * has_images
     dearest_output: tuple[int, int]  # by has_audio
 
+    @property
+    def prices(self) -> tuple[int, ...]:
+        """All that bounds are made of."""
+        return (self.request, *self.dearest_input, *self.dearest_output)
+
 
 class Rates:
     """What a model costs at one moment and service tier.
@@ -117,12 +122,26 @@ class Rates:
 
     def bound(self, input_tokens: int, output_tokens: int, *, has_audio: bool = True, has_images: bool = True) -> int:
         """The most, in nano-USD, that a call of at most this size can cost, rounded up."""
-        audio, kind = int(has_audio), has_audio + 2 * has_images
+        kind = has_audio + 2 * has_images
         most = 0
         for start, request, _, _, _, dearest_input, dearest_output in self._segments:
             if input_tokens > start or start <= 0:
-                most = max(most, request + input_tokens * dearest_input[kind] + output_tokens * dearest_output[audio])
+                cost = request + input_tokens * dearest_input[kind] + output_tokens * dearest_output[has_audio]
+                if cost > most:
+                    most = cost
         return -(-most // self._scale)
+
+    def covers(self, other: Rates) -> bool:
+        """Whether no call's bound is higher by the other's prices."""
+        mine, theirs = self._scale, other._scale
+        return all(
+            any(
+                own.start <= max(0, segment.start)
+                and all(a * theirs >= b * mine for a, b in zip(own.prices, segment.prices, strict=True))
+                for own in self._segments
+            )
+            for segment in other._segments
+        )
 
     def _contradicting(self, usage: Usage) -> int:
         given = max(usage.input_tokens, *(getattr(usage, KINDS[name]) for name in (*_PARTS_OF_INPUT, "cache_write_1h")))

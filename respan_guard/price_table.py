@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
@@ -40,11 +39,11 @@ class OwnPrice:
             self.window = _own_window(name, prices.pop("context_window"))
         self._rates = _own_rates(name, prices)
 
-    def rates(self, at: datetime, tier: str | None) -> Rates:
+    def rates(self, at_ms: int, tier: str | None) -> Rates:
         """The one price."""
         return self._rates
 
-    def dearest(self, at: datetime, tier: str | None) -> tuple[Rates, ...]:
+    def dearest(self, at_ms: int, tier: str | None) -> tuple[Rates, ...]:
         """The same."""
         return (self._rates,)
 

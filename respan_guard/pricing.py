@@ -10,7 +10,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +104,7 @@ class PriceBook:
             The cost, rounded half to even; None if no price is known, which is not zero.
         """
         if at is None:
-            at = usage.time or self._now()
+            at = usage.time
         if self._get_snapshot() is not self._snapshot:
             self._prices()
         plan = self._find(usage.provider, usage.model)
@@ -112,7 +112,7 @@ class PriceBook:
             plan = self._find(usage.provider, usage.response_model)
         if plan is None:
             return None
-        rates = plan.rates(at, usage.service_tier)
+        rates = plan.rates(self._ms(at), usage.service_tier)
         return None if rates is None else rates.cost(usage)
 
     def accept_cost(self, usage: Usage, at: datetime | None = None) -> int | None:
@@ -168,7 +168,7 @@ class PriceBook:
         if plan is None:
             return None
         most = 0
-        for rates in plan.dearest(at or self._now(), None if service_tier == "auto" else service_tier):
+        for rates in plan.dearest(self._ms(at), None if service_tier == "auto" else service_tier):
             if rates is None:
                 return None
             cost = rates.bound(input_tokens, output_tokens, has_audio=has_audio, has_images=has_images)
@@ -185,7 +185,7 @@ class PriceBook:
 
     def explain(self, model: str, provider: str | None = None, at: datetime | None = None) -> Explanation:
         """Say what a model costs now, and where the number is from."""
-        plan, now = self._plan(provider, model), at or self._now()
+        plan, now = self._plan(provider, model), self._ms(at)
         if isinstance(plan, OwnPrice):
             rates = _decimals(plan.rates(now, None).segments[0])
             return Explanation(
@@ -219,8 +219,9 @@ class PriceBook:
             f"From {source}, provider {plan.provider.id}, model {plan.info.id}.",
         )
 
-    def _now(self) -> datetime:
-        return datetime.fromtimestamp(self._clock.now_ms() / 1000, UTC)
+    def _ms(self, at: datetime | None) -> int:
+        """A moment, or now. Not the other way round: prices change at whole milliseconds, and numbers are cheaper."""
+        return self._clock.now_ms() if at is None else int(at.timestamp() * 1000)
 
     def _plan(self, provider: str | None, model: str) -> Plan | OwnPrice | None:
         if self._get_snapshot() is not self._snapshot:

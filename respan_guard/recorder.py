@@ -11,7 +11,7 @@ from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry.trace import get_current_span
+from opentelemetry.trace import INVALID_SPAN, get_current_span
 
 from respan_guard.backends.base import Entry
 from respan_guard.decision import as_datetime
@@ -127,8 +127,10 @@ class Recorder:
             if cost is None:
                 self._warn(usage)
         traced = usage.trace_id is not None and usage.span_id is not None
-        if usage.trace_id is None and (span := get_current_span().get_span_context()).is_valid:
-            usage.trace_id = f"{span.trace_id:032x}"  # of the work around the call; its span may hold several calls
+        if usage.trace_id is None and (span := get_current_span()) is not INVALID_SPAN:
+            context = span.get_span_context()  # of the work around the call; its span may hold several calls
+            if context.is_valid:
+                usage.trace_id = f"{context.trace_id:032x}"
         entry = Entry(
             id=(entry_id and storable(entry_id))
             or response_entry_id(usage.provider, usage.response_id)

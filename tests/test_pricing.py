@@ -24,11 +24,17 @@ from respan_guard.price_plans import KINDS, Rates, Segment
 from respan_guard.pricing import MAX_NAMES, PriceBook
 from respan_guard.usage import Usage
 
+
+def ms(at: datetime) -> int:
+    """A moment as plans take it."""
+    return int(at.timestamp() * 1000)
+
+
 NOON = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 MOMENTS = (NOON, datetime(2026, 11, 24, 17, 0, tzinfo=UTC), datetime(2024, 1, 31, 23, 59, tzinfo=UTC))
 TIERS = (None, "default", "flex", "priority", "fast", "batch", "no-such-tier")
 MODELS = [(p, m) for p in get_snapshot().providers for m in p.models]
-PRICED = [(p, m) for p, m in MODELS if Plan(p, m).rates(NOON, None) is not None]
+PRICED = [(p, m) for p, m in MODELS if Plan(p, m).rates(ms(NOON), None) is not None]
 PLAN_OF = {(p.id, m.id): Plan(p, m) for p, m in MODELS}
 
 
@@ -37,7 +43,7 @@ class StillClock:
 
     def now_ms(self) -> int:
         """Noon."""
-        return int(NOON.timestamp() * 1000)
+        return ms(NOON)
 
     def monotonic(self) -> float:
         """Zero."""
@@ -92,7 +98,7 @@ def test_equals_genai_prices_on_every_model(provider: Provider) -> None:
         for at in MOMENTS:
             tier = rng.choice(TIERS)
             usage = consistent(rng)
-            rates = plan.rates(at, tier)
+            rates = plan.rates(ms(at), tier)
             if rates is not None:
                 want = calculated(provider, info, usage, at, tier)
                 assert want is not None
@@ -107,7 +113,7 @@ def test_every_service_tier_of_every_model_equals_genai_prices() -> None:
         plan = PLAN_OF[provider.id, info.id]
         for _, tier in plan.tiers:
             usage = consistent(rng)
-            rates = plan.rates(NOON, tier)
+            rates = plan.rates(ms(NOON), tier)
             assert rates is not None
             assert rates.cost(usage) == calculated(provider, info, usage, NOON, tier), (info.id, tier)
             compared += 1
@@ -116,7 +122,7 @@ def test_every_service_tier_of_every_model_equals_genai_prices() -> None:
 
 def test_only_models_without_token_prices_are_unknown() -> None:
     """A model charged by hours, characters or pages only has no known price here; every other one has."""
-    unknown = [m for p, m in MODELS if PLAN_OF[p.id, m.id].rates(NOON, None) is None]
+    unknown = [m for p, m in MODELS if PLAN_OF[p.id, m.id].rates(ms(NOON), None) is None]
     for info in unknown:
         names = {name for name, price in vars(info.get_prices(NOON)).items() if price is not None}
         assert names
@@ -129,7 +135,7 @@ def test_only_models_without_token_prices_are_unknown() -> None:
 def test_contradicting_counts_cost_the_dearest_rate_and_only_those(data: st.DataObject) -> None:
     """Where calc_price raises, and only there, the tokens are charged at the dearest rate, never at nothing."""
     provider, info = data.draw(st.sampled_from(PRICED))
-    rates = PLAN_OF[provider.id, info.id].rates(NOON, None)
+    rates = PLAN_OF[provider.id, info.id].rates(ms(NOON), None)
     assert rates is not None
     counts: dict[str, Any] = {name: data.draw(st.integers(0, 50), label=name) for name in KINDS.values()}
     usage = Usage(model="-", **counts)
@@ -172,6 +178,21 @@ def test_bound_holds_for_generated_calls() -> None:
         checked += 1
 
 
+def test_bound_is_the_most_of_all_prices_that_a_call_may_meet() -> None:
+    """For every bundled model and around every threshold: what is left out of the plan never sets a bound."""
+    for provider, info in PRICED:
+        plan = PLAN_OF[provider.id, info.id]
+        tiers = [None, *(value for name, value in plan.tiers if name == "service_tier")]
+        met = [plan.rates(ms(NOON + late), tier) for tier in tiers for late in (timedelta(), timedelta(hours=1))]
+        for size in (0, 1, 999, 128_001, 200_000, 200_001, 272_001, 10**9):
+            for audio, images in ((False, False), (True, False), (False, True)):
+                most, found = (
+                    max(-1 if r is None else r.bound(size, 7_919, has_audio=audio, has_images=images) for r in rates)
+                    for rates in (met, plan.dearest(ms(NOON), None))
+                )
+                assert None in met or found == most, (info.id, size)
+
+
 def test_bound_counts_long_input_at_its_tier() -> None:
     """A call that may cross the threshold of long input is held at the higher price, output included."""
     book = PriceBook(clock=StillClock())
@@ -201,7 +222,7 @@ def test_bound_sees_a_price_that_starts_within_the_hour() -> None:
             plan = PLAN_OF[provider.id, info.id]
             for minute in range(0, 24 * 60, 30):
                 at = NOON + timedelta(minutes=minute)
-                now, later = plan.rates(at, None), plan.rates(at + timedelta(minutes=59), None)
+                now, later = plan.rates(ms(at), None), plan.rates(ms(at + timedelta(minutes=59)), None)
                 assert now is not None
                 assert later is not None
                 bound = PriceBook().bound(info.id, provider.id, 1_000, 1_000, at=at)

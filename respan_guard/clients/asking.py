@@ -33,7 +33,7 @@ class Asking:
 
     def may(self, url: Any, call: Call) -> bool:
         """Whether the server may be asked: by the version of Azure's API, and by what it answered before."""
-        if _place(url, call) in self._refusing:
+        if self._refusing and _place(url, call) in self._refusing:
             return False
         version = _DATE.match(url.params.get("api-version", "")) if call.provider == "azure" else None
         if version is None or version[0] >= _AZURE_SINCE:

@@ -52,11 +52,6 @@ class Door:
         self.asking = Asking(wanted=include_usage)
         self._warned = False
 
-    @property
-    def off(self) -> bool:
-        """Whether calls pass as if we weren't there."""
-        return self.guard.switch.off
-
     async def open(self, call: Call) -> Exchange:
         """Let a call through.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import zlib
+
+from respan_guard.providers import decode_json
 
 __all__ = ["UsageFilter"]
 
@@ -36,11 +37,13 @@ class UsageFilter:
 
     def passed(self, data: bytes) -> bytes:
         """Take the next bytes; what of them and of those before goes on."""
-        return self._edited(data if self._inflate is None else self._inflate.decompress(data))
-
-    def _edited(self, data: bytes) -> bytes:
+        if self._inflate is not None:
+            data = self._inflate.decompress(data)
         if not self._part and data.endswith(b"\n\n") and _MAYBE.search(data) is None:
             return data  # whole events, none of them to be hidden: the usual case
+        return self._edited(data)
+
+    def _edited(self, data: bytes) -> bytes:
         data = self._part + data
         kept: list[bytes] = []
         at = 0
@@ -68,8 +71,5 @@ def _is_extra(event: bytes) -> bool:
         return False
     lines = event.splitlines()
     data = b"\n".join(line[5:] for line in lines if line.startswith(b"data:"))
-    try:
-        body = json.loads(data)
-    except (ValueError, RecursionError):
-        return False
+    body = decode_json(data)
     return isinstance(body, dict) and body.get("choices") == [] and isinstance(body.get("usage"), dict)

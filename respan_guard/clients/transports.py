@@ -18,6 +18,7 @@ from respan_guard.clients.unmetered import warn_of
 __all__ = ["AsyncTransport", "Kinds", "Transport", "kinds_of"]
 
 _OF_THE_BODY = (b"content-length", b"content-encoding")
+_OF_THE_REQUEST = (b"content-length", b"transfer-encoding", b"accept-encoding")
 _TAKES_BODY = ("HTTPTransport", "AsyncHTTPTransport")
 """Transports that ask for a request's body once there is a connection to send it on."""
 
@@ -38,16 +39,14 @@ class Passage:
         self.inner = inner
         self._takes_body = type(inner).__name__ in _TAKES_BODY
 
-    def read(self, request: Any, path: str) -> Outgoing | None:
+    def read(self, request: Any, path: str, *, form: bool) -> Outgoing | None:
         """The LLM call that a request asks for, if it does."""
-        outgoing = self._read(request, path)
+        outgoing = read_form(path, request.content) if form else self._read(request, path)
         if outgoing is None:
             warn_of(path)
         return outgoing
 
     def _read(self, request: Any, path: str) -> Outgoing | None:
-        if is_form_path(path) and _is_form(request):
-            return read_form(path, request.content)
         try:
             content = request.content
         except Exception:  # one that is made while it is sent, or was passed on by a redirect
@@ -67,11 +66,9 @@ class Passage:
         """The request to send, asking for a stream's usage if need be."""
         if outgoing.content is None:
             return request
-        headers = type(request.headers)(request.headers)
-        headers["content-length"] = str(len(outgoing.content))
-        headers["accept-encoding"] = "identity"  # what is compressed can't be edited as it passes
-        if "transfer-encoding" in headers:
-            del headers["transfer-encoding"]
+        headers = [(name, value) for name, value in request.headers.raw if name.lower() not in _OF_THE_REQUEST]
+        headers.append((b"content-length", b"%d" % len(outgoing.content)))
+        headers.append((b"accept-encoding", b"identity"))  # what is compressed can't be edited as it passes
         changed = type(request)(
             request.method,
             request.url,
@@ -136,12 +133,13 @@ class Transport(Passage):
     def handle_request(self, request: Any) -> Any:
         """Send a request; an LLM call only if it may be made."""
         door = self.door
-        if door.off or request.method != "POST":
+        if door.guard.switch.off or request.method != "POST":
             return self.inner.handle_request(request)
         path = request.url.path
-        if is_form_path(path) and _is_form(request):
+        form = is_form_path(path) and _is_form(request)
+        if form:
             request.read()
-        outgoing = self.read(request, path)
+        outgoing = self.read(request, path, form=form)
         if outgoing is None:
             return self.inner.handle_request(request)
         try:
@@ -194,12 +192,13 @@ class AsyncTransport(Passage):
     async def handle_async_request(self, request: Any) -> Any:
         """Send a request; an LLM call only if it may be made."""
         door = self.door
-        if door.off or request.method != "POST":
+        if door.guard.switch.off or request.method != "POST":
             return await self.inner.handle_async_request(request)
         path = request.url.path
-        if is_form_path(path) and _is_form(request):
+        form = is_form_path(path) and _is_form(request)
+        if form:
             await request.aread()
-        outgoing = self.read(request, path)
+        outgoing = self.read(request, path, form=form)
         if outgoing is None:
             return await self.inner.handle_async_request(request)
         try:

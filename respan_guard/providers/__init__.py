@@ -138,7 +138,7 @@ def usage_of_call(reader: Reader, call: Call, started: float, ended: float) -> U
     """
     reader.close()
     usage = reader.usage()
-    if usage is None or (not reader.finished and call.provider in _RUNNING_COUNTS):
+    if usage is None or (call.provider in _RUNNING_COUNTS and not reader.finished):
         return None
     usage.model = call.model or usage.model
     if call.provider == "azure":  # its replies are OpenAI's to the letter

@@ -231,11 +231,16 @@ def measure(body: Mapping[str, Any], layout: Layout, *, has_tools: bool = False)
     found = Measure(tokens=REQUEST_OVERHEAD + (TOOLS_OVERHEAD if has_tools else 0))
     content: list[Any] = []
     other: list[Any] = []
+    total = nodes = 0
     for name, value in body.items():
-        if name not in layout.skip:
+        if name in layout.skip:
+            continue
+        if value.__class__ is str and value.isascii() and name.isascii():  # nearly all there is: not twice
+            total += len(name) + len(value)
+            nodes += 2
+        else:
             other.append(name)
             (content if name in layout.content else other).append(value)
-    total = nodes = 0
     while content:
         value = content.pop()
         if isinstance(value, dict):
@@ -247,13 +252,13 @@ def measure(body: Mapping[str, Any], layout: Layout, *, has_tools: bool = False)
                 _mark(found, media)
                 continue
             for name, part in value.items():
-                if part.__class__ is str and part.isascii() and name.isascii():  # nearly all there is: not twice
+                if part.__class__ is str and part.isascii() and name.isascii():
                     total += len(name) + len(part)
                     nodes += 2
                 else:
                     other.append(name)
                     (other if name in layout.opaque else content).append(part)
-        elif isinstance(value, list) and not _is_numbers(value):
+        elif isinstance(value, list) and not (value and value[0].__class__ is int and _is_numbers(value)):
             nodes += 1
             content.extend(value)
         else:
@@ -270,13 +275,13 @@ def measure(body: Mapping[str, Any], layout: Layout, *, has_tools: bool = False)
             other.extend(value)
             other.extend(value.values())
         elif kind is list:
-            if _is_numbers(value):  # ready-made tokens, maybe millions
+            if value and value[0].__class__ is int and _is_numbers(value):  # ready-made tokens, maybe millions
                 nodes += len(value)
-                total += len(value) * _digits(max(max(value), -min(value)))
+                total += len(value) * (max(max(value), -min(value)).bit_length() // 3 + 1)
             else:
                 other.extend(value)
         elif kind is int:
-            total += _digits(value)
+            total += value.bit_length() // 3 + 1  # at least its digits, without writing them
         elif kind is float:
             total += 24
         if nodes > MAX_NODES:
@@ -287,11 +292,7 @@ def measure(body: Mapping[str, Any], layout: Layout, *, has_tools: bool = False)
 
 
 def _is_numbers(value: list[Any]) -> bool:
-    return bool(value) and value[0].__class__ is int and set(map(type, value)) == {int}
-
-
-def _digits(value: int) -> int:
-    return value.bit_length() // 3 + 1  # at least its digits, without writing them
+    return set(map(type, value)) == {int}
 
 
 def _mark(found: Measure, media: Media) -> None:

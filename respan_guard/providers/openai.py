@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 from respan_guard.money import MAX_NANO, NANO
-from respan_guard.providers.base import Call, Layout, Media, count, limit, mapping, measure, text
+from respan_guard.providers.base import Call, Layout, Media, limit, mapping, measure, text
 from respan_guard.usage import MAX_TOKENS, Usage
 
 __all__ = ["call", "event_usage", "reply_usage", "untold"]
@@ -124,7 +124,10 @@ def call(path: str, body: Mapping[str, Any], operation: str) -> Call:
     )
     if operation == "decision" and isinstance(body.get("questions"), list):
         size.tokens = min(size.tokens * max(1, len(body["questions"])), MAX_TOKENS)  # each is asked about all the input
-    hidden = size.hidden or any(body.get(name) is not None for name in _STORED)
+    hidden = size.hidden
+    if not hidden:
+        for name in _STORED:
+            hidden |= body.get(name) is not None
     if responses:
         referred = isinstance(given, list) and any(mapping(item).get("type") == "item_reference" for item in given)
         hidden = hidden or referred or isinstance(body.get("prompt"), Mapping)
@@ -276,7 +279,7 @@ def _usage(
             if found is not None:
                 counts[name] = found
     for found in counts.values():
-        if count(found) is None:
+        if found.__class__ is not int or not 0 <= found <= MAX_TOKENS:
             return None
     model, response_id = text(body.get("model")), text(body.get("id"))
     cost = _claimed_cost(usage.get("cost")) if "cost" in usage else None

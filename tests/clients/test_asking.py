@@ -170,3 +170,30 @@ def test_a_stream_keeps_its_headers_and_hides_its_usage(guard: Guard, whole: boo
     assert [len(chunk.choices) for chunk in raw.parse()] == [1]
     [record] = records(guard)
     assert (record.kind, record.usage.output_tokens) == ("usage", 2)
+
+
+def test_who_is_asked_gets_one_length_that_fits_and_all_other_headers(guard: Guard) -> None:
+    """The request that asks has a length of its own, wants nothing compressed, and is else what the client sent."""
+    seen: list[httpx2.Request] = []
+    server = Server(200, "")
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        seen.append(request)
+        return server(request)
+
+    transport = guard.transport(httpx2.MockTransport(answer), customer="c1")
+    body = json.dumps({"model": CHAT, "messages": ASK, "max_tokens": 50, "stream": True}).encode()
+    sent = [("Content-Type", "application/json"), ("X-Twice", "a"), ("X-Twice", "b")]
+    with httpx2.Client(transport=transport) as client:
+        for content in (body, iter([body])):  # of a known length, and in chunks
+            request = client.build_request("POST", "http://p/v1/chat/completions", headers=sent, content=content)
+            request.read()
+            client.send(request)
+            asked = seen.pop()
+            assert asked.headers.get_list("content-length") == [str(len(asked.content))]
+            assert asked.headers.get_list("accept-encoding") == ["identity"]
+            assert "transfer-encoding" not in asked.headers
+            own = ("content-length", "accept-encoding", "transfer-encoding")
+            kept = [[(n, v) for n, v in r.headers.multi_items() if n not in own] for r in (asked, request)]
+            assert kept[0] == kept[1]
+            assert ("x-twice", "a") in kept[0]
