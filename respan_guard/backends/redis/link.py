@@ -29,6 +29,7 @@ from respan_guard.errors import ConfigurationError
 __all__ = ["Link"]
 
 _TRIES = 4
+_LISTENING = 1.0  # seconds
 _PAUSE = 0.005  # seconds before the second try, twice that before the third
 _PASSING = (ConnectionError, ClusterError, AttributeError)  # what another try may mend
 logger = logging.getLogger("respan_guard")
@@ -166,7 +167,31 @@ class Link:
                 found[node.name] = await client.execute_command(*words, target_nodes=node)
             return found
         except FAILURES as error:
+            if self.opening and isinstance(error, ConnectionError):
+                error = await self._said(client) or error
             raise translated(error, self.at.url, opening=self.opening) from error
+
+    async def _said(self, client: Any) -> OSError | None:
+        """Why a server hung up, if it says so to one who only listens.
+
+        In TLS 1.3 it refuses a client's certificate, or the lack of one, after the client has taken the handshake for
+        done (RFC 8446, 4.4.2.4). If our first words cross that, the connection is reset and the alert lost.
+        """
+        if self.at.nodes or not self.at.address.startswith("rediss:"):
+            return None
+        arguments = client.connection_pool.make_connection()._connection_arguments()
+        try:
+            async with asyncio.timeout(_LISTENING):
+                reader, writer = await asyncio.open_connection(**arguments)
+                try:
+                    await reader.read(1)
+                finally:
+                    writer.close()
+        except TimeoutError:
+            return None
+        except OSError as error:
+            return error
+        return None
 
     async def run(self, name: str, shard: int, *arguments: Any) -> Any:
         """Run a script on a part of the store."""
