@@ -1,10 +1,10 @@
 """Pages that stay where they are while rows come in: `next` carries the place it goes on from.
 
 The official client asks for page 2, 3, ... by number alone. So the places at which pages ended are
-remembered for a while; where one is not, another process served the page before and what lies before
-is read again, up to a bound. A number says nothing of who asks, so an answer names its reader by a cookie, which HTTP
-clients with a jar, as the official one, send along: readers of one list with one key each have places of their own.
-The cookie says nothing else and opens nothing.
+remembered for a while; where one is not, what lies before is read again, up to a bound. A number says nothing of who
+asks, so an answer names its reader by a cookie, which HTTP clients with a jar, as the official one, send along: readers
+of one list with one key each have places of their own. Another cookie has the place of the page behind the last one,
+as `next` has it, for another process may serve that. The cookies say nothing else and open nothing.
 
 Those who send none share their places: of two, the one that began first may see rows again that the other's first page
 pushed on. Neither misses any, since a place is only ever overwritten by one that lies before it; so who goes by `next`
@@ -35,8 +35,9 @@ __all__ = ["MAX_PAGE_SIZE", "Page", "Pages", "Slice", "as_filters", "checked", "
 MAX_PAGE_SIZE: Final = 1000
 _REMEMBERED = 20_000
 _COOKIE = "respan_guard_reader"
+_BEHIND = "respan_guard_next"
 _READER = re.compile(r"[0-9a-f]{32}")
-_MAX_TOKEN = 4_000
+_MAX_TOKEN, _MAX_COOKIE = 4_000, 3_500
 
 R = TypeVar("R")
 Place = list[Any]
@@ -111,7 +112,9 @@ class Pages:
             number, place = _read_token(query.cursor, asked)
             return Page(number, query.page_size, place, 0, *who, by_place=True)
         number = query.page
-        known = self._places.get((who[0] if said else shared, number))
+        known = _behind(request, number, f"{asked} {query.page_size}")
+        if known is None:
+            known = self._places.get((who[0] if said else shared, number))
         skip = 0 if number == 1 or known is not None else (number - 1) * query.page_size
         return Page(number, query.page_size, None if number == 1 else known, skip, *who)
 
@@ -140,6 +143,11 @@ class Pages:
         found = JSON(body | more)
         if page.shared is not None:  # without a path, so that it is for this list, wherever it seems to be mounted
             found.set_cookie(_COOKIE, page.reader, path=None, httponly=True, samesite="strict")
+        if (
+            place is not None
+            and len(token := _token(page.number + 1, place, f"{page.asked} {page.size}")) <= _MAX_COOKIE
+        ):
+            found.set_cookie(_BEHIND, token, path=None, httponly=True, samesite="strict")
         return found
 
     def _remember(self, behind: tuple[str, int], place: Place, *, again: bool) -> None:
@@ -160,11 +168,24 @@ def _asked(request: Request, query: Any, filters: object) -> str:
 def _link(request: Request, number: int, place: Place | None, asked: str) -> str:
     changes: dict[str, Any] = {"page": number}
     if place is not None and number > 1:
-        changes["cursor"] = base64.urlsafe_b64encode(to_json([number, place, asked])).decode().rstrip("=")
+        changes["cursor"] = _token(number, place, asked)
     try:
         return str(request.url.remove_query_params("cursor").include_query_params(**changes))
     except ValueError:  # a Host that makes no URL
         raise InvalidInput("the request's Host header is no host", field="host") from None
+
+
+def _behind(request: Request, number: int, asked: str) -> Place | None:
+    """The place of a page, if it is the one behind that which the reader was shown last."""
+    try:
+        behind, place = _read_token(request.cookies.get(_BEHIND, ""), asked)
+    except InvalidInput:
+        return None
+    return place if behind == number else None
+
+
+def _token(number: int, place: Place, asked: str) -> str:
+    return base64.urlsafe_b64encode(to_json([number, place, asked])).decode().rstrip("=")
 
 
 def _read_token(text: str, asked: str) -> tuple[int, Place]:
