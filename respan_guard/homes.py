@@ -205,12 +205,17 @@ class Homes:
             self._adopt(app)
             app = None
         if app is not None:
-            if app.loop is _running_loop():
-                await app.flush()
-            else:
-                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(app.flush(), app.loop))
+            await self._flush_home(app)
         if self._remote is not None:
             await self._remote.flush()
+            if app is not None and self._journal.pending:  # they share it: what this one set aside, that one may store
+                await self._flush_home(app)
+
+    async def _flush_home(self, app: Home) -> None:
+        if app.loop is _running_loop():
+            await app.flush()
+        elif app.loop.is_running():
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(app.flush(), app.loop))
 
     def forget(self) -> None:
         """After a fork, in the child: connections, threads and inboxes are the parent's."""

@@ -25,6 +25,7 @@ from respan_guard.backends.base import (
     UsageRow,
 )
 from respan_guard.backends.cells import amounts_of
+from respan_guard.backends.groups import grouped
 from respan_guard.backends.memory_accounts import Account, sum_of
 from respan_guard.backends.rows import names_of
 from respan_guard.errors import InvalidInput
@@ -133,43 +134,14 @@ def is_one(account: Account, *, seen_since_ms: int | None, blocked: bool | None)
 def usage(store: MemoryStore, query: UsageQuery) -> list[UsageRow]:
     """Sums of the rollups."""
     query.check()
-    groups: dict[tuple[Any, ...], Amounts] = {}
-    members: dict[tuple[Any, ...], set[str]] = {}
-    days_only = query.by == ("day",) and query.model is None
-    for customer, model, when, amounts in _rollups(store, query, days_only):
-        values = {"customer": customer, "model": model, "day": when, "hour": when}
-        key = tuple(values[name] for name in query.by)
-        groups.setdefault(key, Amounts()).add(amounts)
-        members.setdefault(key, set()).add(customer)
-    top = query.top
-    if top is not None and query.least is not None:
-        groups = {key: amounts for key, amounts in groups.items() if _amount(amounts, top) >= query.least}
-    if top is None:
-        keys = sorted(groups)[: query.limit]
-    else:
-        keys = nsmallest(query.limit, groups, key=lambda key: (-_amount(groups[key], top), key))
-
-    def distinct(key: tuple[Any, ...]) -> int | None:
-        if not query.distinct:
-            return None
-        kept = query.of_all and days_only
-        return store.totals.customers[key[0]] if kept else len(members[key])
-
-    return [UsageRow(groups[key], customers=distinct(key), **dict(zip(query.by, key, strict=True))) for key in keys]
+    return grouped(query, _rollups(store, query), store.totals.customers)
 
 
-def _amount(amounts: Amounts, name: str) -> int:
-    if name == "tokens":
-        return amounts.input_tokens + amounts.output_tokens
-    value: int = getattr(amounts, name)
-    return value
-
-
-def _rollups(store: MemoryStore, query: UsageQuery, days_only: bool) -> Iterator[tuple[str, str, int, Amounts]]:
+def _rollups(store: MemoryStore, query: UsageQuery) -> Iterator[tuple[str, str, int, Amounts]]:
     """What a query is about: customer ("" in totals), model, day or hour, amounts."""
     hourly = "hour" in query.by
     first, end = (query.first_hour, query.end_hour) if hourly else (query.first_day, query.end_day)
-    together = query.of_all and (days_only or not query.distinct)
+    together = query.of_all and (query.by_day_alone or not query.distinct)
     if hourly and query.among is not None:
         yield from _hours_of(store, set(query.among), query)
         return

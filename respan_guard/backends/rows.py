@@ -174,6 +174,11 @@ class UsageQuery:
         """Whether it is over all customers together."""
         return self.customer is None and self.among is None and "customer" not in self.by
 
+    @property
+    def by_day_alone(self) -> bool:
+        """Whether it is of days as a whole: of those, the number of different customers is kept."""
+        return self.by == ("day",) and self.model is None
+
     def check(self) -> None:
         """Refuse what can't be asked, for every store alike.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from decimal import Decimal
@@ -13,9 +14,10 @@ import pytest
 
 from respan_guard import Guard, StorageUnavailable, Usage
 from respan_guard.backends import registry
-from respan_guard.backends.base import Entry, Op, Outcome
+from respan_guard.backends.base import Entry, Op, Outcome, Record
 from respan_guard.errors import CounterOverflow, StorageFull
-from respan_guard.journal import Journal
+from respan_guard.items import Item
+from respan_guard.journal import Journal, JournalFile
 from respan_guard.testing import FakeClock
 
 from .faulty import FaultyBackend
@@ -246,8 +248,6 @@ async def test_an_overflow_is_refused_before_anything_is_written(guard: Guard) -
     await guard.record(Usage(cost=9_000_000), "whale")
     lane = guard.lane()
     entry = guard.make_entry(Usage(cost=Decimal("0.000000001")), "whale", source="manual")
-    from respan_guard.backends.base import Record
-
     with pytest.raises(CounterOverflow):
         await lane.submit(Record(entry))
     assert (await guard.status("whale")).total_spend == 9_000_000
@@ -315,6 +315,40 @@ async def test_a_flush_waits_for_what_is_set_aside_after_it_began(
     await guard.flush()
     assert (await guard.status("c2")).total_spend == Decimal("0.005001")
     assert store.batches
+
+
+async def test_a_flush_waits_for_what_one_home_set_aside_and_the_other_stores(
+    guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Homes share a journal: what the thread's home sets aside is stored once a flush returns, whichever stores it."""
+    await guard.record(Usage(cost=DIME), "c2")
+    app, other = guard.lane().home, (await asyncio.to_thread(guard.lane)).home
+    assert app is not None
+    assert other is not None
+    assert other is not app
+    replay, flush, taken = app._replay, other.flush, threading.Event()
+
+    async def slowly(file: JournalFile) -> None:
+        taken.set()
+        await asyncio.sleep(0.3)
+        await replay(file)
+
+    async def leave_it() -> None:
+        """The other home comes first."""
+
+    async def sets_aside() -> None:
+        other._inbox.append(Item(Record(guard.make_entry(Usage(cost=DIME), "c2", source="manual")), None))
+        await other._set_aside()
+        app.loop.call_soon_threadsafe(app._make_room)
+        assert await asyncio.to_thread(taken.wait, 5)
+        await flush()
+
+    monkeypatch.setattr(app, "_replay", slowly)
+    monkeypatch.setattr(other, "_catch_up", leave_it)
+    monkeypatch.setattr(other, "flush", sets_aside)
+    await guard.flush()
+    assert guard.journal.pending == 0
+    assert (await guard.status("c2")).total_spend == 2 * DIME
 
 
 async def test_what_draws_from_a_hold_is_never_set_aside(

@@ -91,7 +91,7 @@ def usage_sql(query: UsageQuery, rows: list[int] | None = None) -> Statement:
         table = "rollups"
     distinct = "NULL"
     if query.distinct:
-        if table == "totals" and query.by == ("day",) and query.model is None:
+        if table == "totals" and query.by_day_alone:
             distinct = "sum(r.customers)"
         else:
             distinct, table = "count(DISTINCT r.c)", "rollups"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from dataclasses import replace
-from typing import Any
 
 from respan_guard.backends.base import HOUR_MS, Amounts, RecordQuery, UsageQuery, UsageRow
 from respan_guard.backends.cells import amounts_of
+from respan_guard.backends.groups import grouped
 from respan_guard.backends.redis.reads import entries, in_part, number
 from respan_guard.backends.redis.rows import amounts_from
 from respan_guard.backends.redis.shelf import Shelf
@@ -23,43 +22,15 @@ _PAGE = 500  # entries that one script brings
 async def usage(shelf: Shelf, query: UsageQuery) -> list[UsageRow]:
     """Sums of the rollups: of one customer, of each that was active on the days, or kept ones of all together."""
     query.check()
-    days_only = query.by == ("day",) and query.model is None
-    together = query.of_all and (days_only or not query.distinct)
-    groups: dict[tuple[Any, ...], Amounts] = {}
-    members: dict[tuple[Any, ...], set[str]] = {}
     active: Counter[int] = Counter()
     hourly = "hour" in query.by
     if hourly and query.among is not None:
         found = await _hours_of(shelf, set(query.among), query)
+    elif hourly or (query.of_all and (query.by_day_alone or not query.distinct)):
+        found = await _kept(shelf, query, active)
     else:
-        found = await (_kept(shelf, query, active) if hourly or together else _sums(shelf, query))
-    for customer, model, when, amounts in found:
-        if query.model in (None, model):
-            values = {"customer": customer, "model": model, "day": when, "hour": when}
-            key = tuple(values[name] for name in query.by)
-            groups.setdefault(key, Amounts()).add(amounts)
-            members.setdefault(key, set()).add(customer)
-    top = query.top
-    if top is not None and query.least is not None:
-        groups = {key: amounts for key, amounts in groups.items() if _amount(amounts, top) >= query.least}
-    if top is None:
-        keys = sorted(groups)[: query.limit]
-    else:
-        keys = heapq.nsmallest(query.limit, groups, key=lambda key: (-_amount(groups[key], top), key))
-
-    def different(key: tuple[Any, ...]) -> int | None:
-        if not query.distinct:
-            return None
-        return active[key[0]] if together else len(members[key])
-
-    return [UsageRow(groups[key], customers=different(key), **dict(zip(query.by, key, strict=True))) for key in keys]
-
-
-def _amount(amounts: Amounts, name: str) -> int:
-    if name == "tokens":
-        return amounts.input_tokens + amounts.output_tokens
-    value: int = getattr(amounts, name)
-    return value
+        found = await _sums(shelf, query)
+    return grouped(query, found, active)
 
 
 async def _kept(shelf: Shelf, query: UsageQuery, active: Counter[int]) -> list[tuple[str, str, int, Amounts]]:

@@ -48,7 +48,7 @@ def usage_sql(query: UsageQuery) -> tuple[str, list[Any]]:
     elif not query.of_all:
         table = "rollups"
     if query.distinct:
-        if table == "days" and query.by == ("day",) and query.model is None:
+        if table == "days" and query.by_day_alone:
             distinct = "(SELECT customers FROM active WHERE active.day = days.day)"
         else:
             distinct, table = "count(DISTINCT rollups.c)", "rollups"

@@ -12,6 +12,7 @@ from heapq import nsmallest
 from typing import Final
 
 from respan_guard.backends.base import AMOUNTS, Amounts, UsageQuery, UsageRow
+from respan_guard.backends.groups import amount_of
 from respan_guard.backends.sqlite.rows import amounts_from
 
 __all__ = ["INDEXED", "has_shortcut", "top_customers"]
@@ -43,7 +44,7 @@ def top_customers(db: sqlite3.Connection, query: UsageQuery) -> list[UsageRow]:
         row = db.execute(_SUM, (c, *days)).fetchone()
         if row[0] is not None:
             amounts = amounts_from(row)
-            found[c] = (-_amount(amounts, top), customer, amounts)
+            found[c] = (-amount_of(amounts, top), customer, amounts)
 
     for c, customer, _ in db.execute(_CREDITED):
         look(c, customer)
@@ -58,7 +59,3 @@ def top_customers(db: sqlite3.Connection, query: UsageQuery) -> list[UsageRow]:
             least = -kept[-1][1][0] if len(kept) == query.limit else 0
     best = nsmallest(query.limit, found.values(), key=lambda item: item[:2])
     return [UsageRow(amounts, customer=customer) for _, customer, amounts in best]
-
-
-def _amount(amounts: Amounts, name: str) -> int:
-    return amounts.input_tokens + amounts.output_tokens if name == "tokens" else int(getattr(amounts, name))
