@@ -176,15 +176,18 @@ class Home(Overflowing):
             return
         try:
             async with asyncio.timeout(self.timeout if self.breaker.failures else max(self.timeout, 5.0)):
-                if self._overflow is not None:
-                    await asyncio.wait([self._overflow])
-                marker: asyncio.Future[Outcome] = self.loop.create_future()
-                self._inbox.append(Item(None, marker))
-                self._start()
-                self._wake.set()  # somebody waits: no pause before the next try
-                await marker
-                if self._overflow is not None:
-                    await asyncio.wait([self._overflow])  # it may have begun since, and passed the marker by
+                came_back = -1
+                while came_back != self._came_back:  # else the marker has passed by what waits here again
+                    if self._overflow is not None:
+                        await asyncio.wait([self._overflow])
+                    came_back = self._came_back
+                    marker: asyncio.Future[Outcome] = self.loop.create_future()
+                    self._inbox.append(Item(None, marker))
+                    self._start()
+                    self._wake.set()  # somebody waits: no pause before the next try
+                    await marker
+                    if self._overflow is not None:
+                        await asyncio.wait([self._overflow])  # it may have begun since
                 if self._catching_up is not None and not self._catching_up.done():
                     await self._caught_up()
         except TimeoutError:

@@ -34,6 +34,7 @@ class Overflowing(Submitting):
         self._calls: set[asyncio.Task[None]] = set()
         self._closed = False
         self._no_room = 0  # ops that wait, below which the journal is not asked again
+        self._came_back = 0  # how often what was set aside could not be written
         self._files = 0  # of the journal, that were stored here
         self._overflow: asyncio.Task[None] | None = None
         self._catching_up: asyncio.Task[None] | None = None
@@ -73,6 +74,7 @@ class Overflowing(Submitting):
             logger.error("%d usage records wait in memory, as the journal can't be written: %s", len(alone), fault)
             aside, self._aside = self._aside, []
             self._inbox.extendleft(reversed(aside))
+            self._came_back += 1
             self._no_room = 2 * len(self._inbox)  # to try costs more than what waits
         else:
             self._aside = []

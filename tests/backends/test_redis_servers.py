@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from respan_guard.backends.base import Admit, Allowed, RecordQuery, UsageQuery
+from respan_guard.backends.base import Admit, Allowed, Recorded, RecordQuery, UsageQuery
 from respan_guard.backends.redis import RedisBackend
 from respan_guard.backends.redis import backend as backend_module
 from respan_guard.cli.app import app
@@ -31,7 +31,7 @@ from respan_guard.errors import (
     StorageUnavailable,
     StoreReset,
 )
-from respan_guard.testing.contract_support import NOW, admit, budget, one, record, recorded, total
+from respan_guard.testing.contract_support import DAY, NOW, admit, budget, one, record, recorded, total
 from tests.backends import redis_server
 from tests.backends.redis_server import RedisServer
 
@@ -341,7 +341,7 @@ WRITING = """
 import asyncio, itertools, os, sys
 from respan_guard.backends.base import *
 from respan_guard.backends.redis import RedisBackend
-from respan_guard.testing.contract_support import NOW, admit, record
+from respan_guard.testing.contract_support import DAY, NOW, admit, record
 async def main():
     backend = RedisBackend(sys.argv[1])
     await backend.open()
@@ -461,3 +461,35 @@ async def test_namespaces_are_apart() -> None:
             answer = await one(backend, Admit("a", "ann", "", 1, 0, 1 << 50, (total(99),)))
             assert isinstance(answer, Allowed)
             assert answer.used == (number + 1,)
+
+
+# -- connections -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", [TypeError, AttributeError])
+async def test_a_connection_that_was_just_closed_is_no_fault_of_the_data(
+    monkeypatch: pytest.MonkeyPatch, fault: type[Exception]
+) -> None:
+    """CPython 3.12 and 3.13 raise a TypeError for a write to it: reads go on, and a batch can be sent again."""
+    async with opened(redis_server.shared_server().url, namespace=f"closed-{fault.__name__}") as backend:
+        client, line = backend._link._client, backend._link._line
+        assert client is not None
+        assert line is not None
+        failing = [fault("'NoneType' object is not callable")]
+
+        def once(method: Any) -> Any:
+            async def execute(*words: Any, **options: Any) -> Any:
+                if failing:
+                    raise failing.pop()
+                return await method(*words, **options)
+
+            return execute
+
+        monkeypatch.setattr(client, "execute_command", once(client.execute_command))
+        monkeypatch.setattr(line, "execute", once(line.execute))
+        assert await backend.usage(UsageQuery(by=())) == []
+        assert not failing
+        failing.append(fault("'NoneType' object is not callable"))
+        with pytest.raises(StorageUnavailable):
+            await backend.apply([record("e1", 7)])
+        assert await backend.apply([record("e1", 7)]) == [Recorded(True, 7, DAY)]

@@ -44,7 +44,8 @@ async def stored(guard: Guard) -> None:
     home = guard._homes._app
     assert home is not None
     while home._calls:
-        await asyncio.gather(*home._calls)
+        await asyncio.wait(home._calls)
+        await asyncio.sleep(0)  # those that are done leave with the loop's next pass
     await guard.flush()
 
 
@@ -404,7 +405,7 @@ async def test_a_dead_store_costs_nothing_after_the_first_failures(store: Faulty
 
 async def test_a_black_hole_opens_the_breaker_and_an_answer_closes_it(store: FaultyBackend, tmp_path: Path) -> None:
     """While nothing comes back each request costs one deadline, after three deadlines none."""
-    async with faulty_guard(tmp_path, default_limits={"total_budget": 1}, storage_timeout=0.05) as guard:
+    async with faulty_guard(tmp_path, default_limits={"total_budget": 1}, storage_timeout=0.5) as guard:
         home = guard._homes._app
         assert home is not None
         store.gate = asyncio.Event()
@@ -414,8 +415,8 @@ async def test_a_black_hole_opens_the_breaker_and_an_answer_closes_it(store: Fau
             assert not await spend(guard)
             waits.append(asyncio.get_running_loop().time() - began)
         assert home.breaker.is_open
-        assert sum(wait > 0.04 for wait in waits) <= 4
-        assert waits[-1] < 0.04
+        assert sum(wait > 0.4 for wait in waits) <= 4
+        assert waits[-1] < 0.4
         gate, store.gate = store.gate, None
         gate.set()  # what was in flight arrives after all
         await back(home)
@@ -441,7 +442,7 @@ async def test_a_hang_that_never_ends_is_given_up_and_probed(store: FaultyBacken
 
 async def test_records_across_an_open_breaker_count_exactly_once(store: FaultyBackend, tmp_path: Path) -> None:
     """Awaited and posted, before, during and after; answers lost, too: the sum is exact and no journal is left."""
-    async with faulty_guard(tmp_path, storage_timeout=0.05) as guard:
+    async with faulty_guard(tmp_path, storage_timeout=1) as guard:
         home = guard._homes._app
         assert home is not None
         for phase in range(6):

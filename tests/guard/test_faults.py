@@ -317,6 +317,28 @@ async def test_a_flush_waits_for_what_is_set_aside_after_it_began(
     assert store.batches
 
 
+async def test_a_flush_waits_for_what_could_not_be_set_aside(
+    store: FaultyBackend, guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the disk refused waits in memory again, behind the flush's marker maybe: it returns when that is stored."""
+    monkeypatch.setattr("respan_guard.overflow._MOST_WAITING", 1_000)
+    home = guard.lane().home
+    assert home is not None
+
+    def refuse(entries: Sequence[Entry]) -> None:
+        marked = [item for item in home._inbox if item.op is None]
+        while marked and not all(item.future is None or item.future.done() for item in marked):
+            time.sleep(0.001)  # the marker passes
+        raise OSError("no room")
+
+    monkeypatch.setattr(guard.journal, "write", refuse)
+    for _ in range(5_000):
+        guard.record_soon(Usage(cost=Decimal("0.000001")), "c2")
+    await guard.flush()
+    assert home._came_back
+    assert (await guard.status("c2")).total_spend == Decimal("0.005")
+
+
 async def test_a_flush_waits_for_what_one_home_set_aside_and_the_other_stores(
     guard: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -417,7 +417,9 @@ def run(body: str, tmp_path: Path) -> list[str]:
     """Run a script that meters into a file; which calls are recorded in the end."""
     storage = f"sqlite:///{tmp_path / 'guard.db'}"
     script = SCRIPT.format(root=str(ROOT), storage=storage, journal=str(tmp_path / "journal")) + textwrap.dedent(body)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    # From Python 3.12 on, a fork of a process with threads is warned of; these are about what comes of one.
+    command = [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     guard = Guard(storage, journal_dir=tmp_path / "journal")
     guard.sync.flush()

@@ -31,7 +31,8 @@ __all__ = ["Link"]
 _TRIES = 4
 _LISTENING = 1.0  # seconds
 _PAUSE = 0.005  # seconds before the second try, twice that before the third
-_PASSING = (ConnectionError, ClusterError, AttributeError)  # what another try may mend
+_LOST = (AttributeError, TypeError)  # to write to a connection that was just closed: its parts are None (CPython, too)
+_PASSING = (ConnectionError, ClusterError, *_LOST)  # what another try may mend
 logger = logging.getLogger("respan_guard")
 
 
@@ -166,7 +167,7 @@ class Link:
             for node in client.get_primaries():
                 found[node.name] = await client.execute_command(*words, target_nodes=node)
             return found
-        except FAILURES as error:
+        except (*FAILURES, *_LOST) as error:
             if self.opening and isinstance(error, ConnectionError):
                 error = await self._said(client) or error
             raise translated(error, self.at.url, opening=self.opening) from error
@@ -207,7 +208,7 @@ class Link:
                 return await execute(command, what, len(keys), *keys, *arguments)
             except NoScriptError:
                 command, what = "EVAL", wanted.source  # which loads it, too
-            except (*FAILURES, AttributeError) as error:
+            except (*FAILURES, *_LOST) as error:
                 failures += 1
                 # A connection may have died while nobody used it, on a cluster several of them. There redis-py also
                 # closes, for a failed command, connections that others are about to use (`None` has no `writelines`),
