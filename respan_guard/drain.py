@@ -34,7 +34,7 @@ _STUCK = 8  # deadlines after which a batch without an answer is sent again: ids
 _LEAST_STUCK = 2.0  # seconds
 _OPENING = 30.0  # seconds that opening may take: it may migrate
 _PROBE = Release("", "respan-guard-probe")  # nobody's: every store answers that it is gone, and changes nothing
-_POISON = (CounterOverflow, TypeError, ValueError, OverflowError)  # of the data of one op: trying again won't help
+_POISON = (CounterOverflow, TypeError, ValueError, OverflowError, AttributeError)  # of one op: trying again won't help
 logger = logging.getLogger("respan_guard")
 
 

@@ -46,7 +46,11 @@ def entry_from_dict(values: Mapping[str, Any]) -> Entry:
     known = {f.name for f in fields(Entry)}
     kept = {name: value for name, value in values.items() if name in known}
     kept["usage"] = Usage.from_dict(kept.get("usage") or {})
-    return Entry(**kept)
+    entry = Entry(**kept)
+    numbers = (entry.day, entry.at_ms, entry.input_tokens, entry.output_tokens, entry.cost or 0)
+    if {type(number) for number in numbers} != {int}:  # a bit that flipped on the disk
+        raise TypeError("an amount is no integer")
+    return entry
 
 
 class Waiting(NamedTuple):

@@ -7,8 +7,10 @@ import json
 import logging
 import os
 import re
-from datetime import date
+import reprlib
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.trace import INVALID_SPAN, get_current_span
@@ -18,7 +20,7 @@ from respan_guard.decision import as_datetime
 from respan_guard.errors import InvalidInput
 from respan_guard.money import from_nano, to_nano
 from respan_guard.pricing import PriceBook
-from respan_guard.usage import Usage, UsageRecord
+from respan_guard.usage import TOKEN_KINDS, Usage, UsageRecord
 
 if TYPE_CHECKING:
     from respan_guard.backends.base import StoredEntry
@@ -34,8 +36,15 @@ _UNIQUE = 16
 _OWN_WORD = ("manual", "api")  # sources that are the app itself
 _MAX_ID = 300
 _TEXTS = (
-    "model", "provider", "response_id", "response_model", "operation", "service_tier", "status", "trace_id", "span_id"
+    "model", "status", "provider", "response_id", "response_model", "operation", "service_tier", "trace_id", "span_id"
 )  # fmt: skip
+_NEEDED = 2  # of them; the others may be None
+_texts_of = attrgetter(*_TEXTS)
+_counts_of = attrgetter(*TOKEN_KINDS)
+_PLAIN, _INTEGERS = frozenset({str, type(None)}), frozenset({int})
+_TIMES = ("latency_ms", "ttft_ms")
+_EPOCH, _MS = datetime(1970, 1, 1, tzinfo=UTC), timedelta(milliseconds=1)
+_MOST_MS = 1 << 40  # 34 years: sums of it stay countable
 
 
 def storable(text: str) -> str:
@@ -119,11 +128,15 @@ class Recorder:
             InvalidInput: The usage holds what no store can keep.
         """
         _check_storable(usage)
-        at_ms = now_ms if usage.time is None else min(now_ms, int(usage.time.timestamp() * 1000))
+        at_ms, then = now_ms, usage.time
+        if then is not None:
+            at_ms = _ms_of(then)
+            if at_ms >= now_ms:  # by a clock that is ahead of ours
+                at_ms, then = now_ms, as_datetime(now_ms)
         if usage.cost is not None and source in ("manual", "api"):
             cost: int | None = to_nano(usage.cost, "cost")
         else:
-            cost = self._prices.accept_cost(usage, usage.time)  # None: now, by the guard's clock
+            cost = self._prices.accept_cost(usage, then)  # None: now, by the guard's clock
             if cost is None:
                 self._warn(usage)
         traced = usage.trace_id is not None and usage.span_id is not None
@@ -192,18 +205,54 @@ def _check_storable(usage: Usage) -> None:
     """One record that can't be written would fail every batch that it is part of."""
     if usage.metadata is not None:
         try:
-            if "\\u" in json.dumps(dict(usage.metadata)):  # something in it is not ASCII
+            if "\\u" in json.dumps(dict(usage.metadata), allow_nan=False):  # something in it is not ASCII
                 usage.metadata = _storable_value(dict(usage.metadata))
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidInput(f"metadata must hold JSON values only: {error}", field="metadata") from None
-    together = (
-        f"{usage.model}{usage.provider}{usage.response_id}{usage.response_model}{usage.operation}"
-        f"{usage.service_tier}{usage.status}{usage.trace_id}{usage.span_id}"
-    )
+    if not _INTEGERS.issuperset(map(type, _counts_of(usage))):  # it was changed since it was made
+        usage.check_counts()
+    texts = _texts_of(usage)
+    if not _PLAIN.issuperset(map(type, texts)) or None in texts[:_NEEDED]:
+        texts = _plain_texts(usage, texts)
+    together = "{}{}{}{}{}{}{}{}{}".format(*texts)
     if not together.isascii() or "\0" in together:
-        for name in _TEXTS:
-            if isinstance(text := getattr(usage, name), str):
+        for name, text in zip(_TEXTS, texts, strict=True):
+            if text is not None:
                 setattr(usage, name, storable(text))
+    estimated: object = usage.estimated
+    if estimated.__class__ is not bool:
+        usage.estimated = bool(estimated)
+    if usage.latency_ms is not None or usage.ttft_ms is not None:
+        for name in _TIMES:
+            value = getattr(usage, name)
+            if value is not None and (value.__class__ is not int or not 0 <= value <= _MOST_MS):
+                setattr(usage, name, _whole_ms(name, value))
+
+
+def _plain_texts(usage: Usage, texts: tuple[Any, ...]) -> tuple[str | None, ...]:
+    """The texts as plain strings, which an enum's members may be made of."""
+    found: list[str | None] = []
+    for place, (name, text) in enumerate(zip(_TEXTS, texts, strict=True)):
+        if isinstance(text, str):
+            text = str.__str__(text)
+            setattr(usage, name, text)
+        elif text is not None or place < _NEEDED:
+            raise InvalidInput(f"{name} must be a string, got {reprlib.repr(text)}", field=name)
+        found.append(text)
+    return tuple(found)
+
+
+def _whole_ms(name: str, value: object) -> int:
+    """Milliseconds; who takes the time in floats gets them rounded."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= _MOST_MS:
+        return round(value)
+    raise InvalidInput(f"{name} must be milliseconds from 0 to {_MOST_MS:,}, got {reprlib.repr(value)}", field=name)
+
+
+def _ms_of(time: datetime) -> int:
+    if time < _EPOCH:
+        raise InvalidInput(f"time must be when the call ended, got {time}", field="time")
+    return (time - _EPOCH) // _MS
 
 
 def _storable_value(value: Any) -> Any:

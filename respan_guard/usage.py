@@ -119,7 +119,7 @@ class Usage:
         except TypeError:
             together = -1
         if together.__class__ is not int or not 0 <= together <= MAX_TOKENS:
-            self._refuse_counts()
+            self.check_counts()
         if not isinstance(self.model, str):
             raise InvalidInput(f"model must be a string, got {reprlib.repr(self.model)}", field="model")
         if self.cost is not None:
@@ -127,10 +127,15 @@ class Usage:
         if self.time is not None and self.time.tzinfo is None:
             raise InvalidInput("time must be an aware datetime; add tzinfo=timezone.utc", field="time")
 
-    def _refuse_counts(self) -> None:
+    def check_counts(self) -> None:
+        """Look at each count by itself.
+
+        Raises:
+            InvalidInput: One is no integer in 0..10^12; it says which.
+        """
         for kind in TOKEN_KINDS:
             count = getattr(self, kind)
-            if not isinstance(count, int) or not 0 <= count <= MAX_TOKENS:
+            if count.__class__ is not int or not 0 <= count <= MAX_TOKENS:
                 raise InvalidInput(f"{kind} must be an integer from 0 to 10^12, got {reprlib.repr(count)}", field=kind)
 
     @property

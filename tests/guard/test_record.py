@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import UTC, datetime, timedelta
+import math
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
+from enum import Enum
 
 import pytest
 
@@ -79,6 +81,68 @@ async def test_texts_that_no_store_can_keep_are_mended(make_guard: MakeGuard) ->
             texts
         )
         assert records[-2].usage.metadata == {good: [good, {"é\\u0000": [good, 1]}], "ok": "é😀"}
+
+
+class Tier(str, Enum):  # noqa: UP042  # whose str() is not its text
+    """As a provider's SDK may have it."""
+
+    FLEX = "flex"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("latency_ms", -1, "latency_ms must be milliseconds"),
+        ("latency_ms", math.nan, "latency_ms must be milliseconds"),
+        ("latency_ms", 1 << 62, "latency_ms must be milliseconds"),
+        ("latency_ms", "12", "latency_ms must be milliseconds"),
+        ("ttft_ms", math.inf, "ttft_ms must be milliseconds"),
+        ("ttft_ms", True, "ttft_ms must be milliseconds"),
+        ("status", None, "status must be a string"),
+        ("model", None, "model must be a string"),
+        ("provider", {"a": 1}, "provider must be a string"),
+        ("trace_id", b"ab", "trace_id must be a string"),
+        ("operation", 5, "operation must be a string"),
+        ("input_tokens", 3.5, "input_tokens must be an integer"),
+        ("cache_read_tokens", True, "cache_read_tokens must be an integer"),
+        ("time", datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14))), "time must be when the call ended"),
+        ("metadata", {"a": [math.nan]}, "metadata must hold JSON values only"),
+        ("metadata", {"a": object()}, "metadata must hold JSON values only"),
+    ],
+)
+async def test_what_no_store_can_keep_is_refused_and_stops_nobody(
+    make_guard: MakeGuard, name: str, value: object, says: str
+) -> None:
+    """A field of the wrong type is the caller's error at once, however it got there; everybody else goes on."""
+    usage = Usage(cost=1)
+    setattr(usage, name, value)
+    async with make_guard(default_limits={"total_budget": 5}) as guard:
+        with pytest.raises(InvalidInput, match=says):
+            await guard.record(usage, "c1")
+        async with guard.admit("c1") as admission:
+            with pytest.raises(InvalidInput, match=says):
+                admission.record_soon(usage)
+        await guard.record(Usage(cost=1), "c1")
+        assert [cost for _, _, cost in await everything(guard)] == [Decimal(1)]
+        assert guard.journal.waiting().dead == 0
+        assert await guard.verify() == []
+        assert await guard.delete_customer("c1")
+
+
+async def test_what_can_be_read_in_one_way_only_is_recorded(make_guard: MakeGuard, clock: FakeClock) -> None:
+    """Times in floats are rounded, members of an enum are their text, a clock that is ahead is cut to now."""
+    async with make_guard() as guard:
+        usage = Usage("gpt-5-mini", 10, 10, provider="openai", service_tier=Tier.FLEX)
+        usage.latency_ms, usage.ttft_ms = 12.5, 3.6  # type: ignore[assignment]
+        usage.time = datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone(-timedelta(hours=14)))
+        await guard.record(usage, "c1")
+        await guard.flush()
+        (record,) = [record async for record in guard.records()]
+        assert (record.usage.latency_ms, record.usage.ttft_ms, record.usage.service_tier) == (12, 4, "flex")
+        assert type(record.usage.service_tier) is str
+        assert record.time == clock.now
+        assert record.cost is not None
+        assert await guard.verify() == []
 
 
 async def test_inside_an_admission_a_record_is_charged_to_it(make_guard: MakeGuard) -> None:

@@ -23,7 +23,9 @@ __all__ = ["RETRIED", "at_connecting", "translated"]
 RETRIED = ("40001", "40P01")
 """Serialization failure, deadlock: nothing was applied, and the same statement may well pass now."""
 
-_UNSTORABLE = ("22021", "22P05", "54000", "22P02")  # a text with U+0000, an index row that is too large
+_UNSTORABLE = (  # a text with U+0000, an index row that is too large, nothing where something must be
+    "22021", "22P05", "54000", "22P02", "23502"
+)  # fmt: skip
 _GONE = ("42P01", "42883", "3F000", "42703")  # tables, functions, the schema
 _CORRUPT = ("XX001", "XX002")
 _AT_CONNECTING = (  # libpq tells no code of a connection that it doesn't get, only the server's words
@@ -52,7 +54,8 @@ def translated(error: Exception, where: str) -> GuardError | ValueError:
         if "9000000000000000" in said or "customers" in said:
             return CounterOverflow(f"a sum of a customer would pass what every store counts exactly ({said})")
         return StorageCorrupt(f"a row of {where} breaks a rule of the schema ({said}); see `respan-guard verify`")
-    if code in _UNSTORABLE or isinstance(error, (psycopg.DataError, UnicodeError)):
+    unsendable = isinstance(error, psycopg.ProgrammingError) and not code and "adapt" in said
+    if unsendable or code in _UNSTORABLE or isinstance(error, (psycopg.DataError, UnicodeError)):
         return InvalidInput(f"PostgreSQL can't store this: {said}")
     if code == "25006":
         return StorageReadOnly(f"{where} is read-only: a standby, or a database set so ({said})")

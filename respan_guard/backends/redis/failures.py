@@ -12,6 +12,7 @@ from respan_guard.errors import (
     ConfigurationError,
     CounterOverflow,
     GuardError,
+    InvalidInput,
     StorageCorrupt,
     StorageFull,
     StorageReadOnly,
@@ -30,6 +31,8 @@ def translated(error: BaseException, url: str, *, opening: bool) -> GuardError:
     """The library's error for one of redis-py. What only a person can mend is a `ConfigurationError` at start."""
     text = str(error)
     refusal: type[GuardError] = ConfigurationError if opening else StorageUnavailable
+    if isinstance(error, errors.DataError):  # of the client, before anything is sent
+        return InvalidInput(f"Redis can't store this: {text}")
     if isinstance(error, errors.BusyLoadingError):
         return StorageUnavailable(f"{url} is loading its data from disk and answers when that is done")
     if isinstance(error, (errors.AuthenticationError, errors.AuthorizationError)) or text.startswith("NOAUTH"):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from respan_guard.errors import (
     BackendError,
+    InvalidInput,
     StorageCorrupt,
     StorageFull,
     StorageReadOnly,
@@ -21,6 +22,8 @@ from respan_guard.errors import (
 __all__ = ["translating"]
 
 _READONLY_DBMOVED = 1032
+# What a row holds that no column takes: SQLITE_CONSTRAINT_CHECK, _NOTNULL and _DATATYPE, SQLITE_TOOBIG and _MISMATCH.
+_OF_THE_DATA = (275, 1299, 3091, 18, 20)
 
 
 @contextlib.contextmanager
@@ -38,8 +41,10 @@ def translating(path: Path) -> Iterator[None]:
         raise StorageUnavailable(f"{path} is not open: {error}") from error
 
 
-def _translated(error: sqlite3.Error, path: Path) -> BackendError:
+def _translated(error: sqlite3.Error, path: Path) -> BackendError | InvalidInput:
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    if code in _OF_THE_DATA or "binding" in str(error):
+        return InvalidInput(f"SQLite can't store this: {error}")
     primary = code & 0xFF
     if code == _READONLY_DBMOVED:
         return StoreReset(f"{path} was moved or deleted while it was open; restart to use what is there now")
