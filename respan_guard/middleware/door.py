@@ -137,14 +137,14 @@ class GuardMiddleware:
             return
         scope[SCOPE_KEY] = passage = Passage(self.guard)
         token = current_slot.set(passage.slot)
-        started = False
-        discarded: GuardError | None = None
+        started = released = False
+        held_back: list[Message] = []  # the app's 500 for our refusal, until we know whether that leaves the app, too
         feed: Callable[[bytes], None] | None = None
         failure: BaseException | None = None
 
         # A plain function: a coroutine for each chunk would cost more than all that is done here.
         def guarded_send(message: Message) -> Awaitable[None]:
-            nonlocal started, feed, discarded
+            nonlocal started, feed
             if started:
                 # Only messages of the body have one: files sent by path or descriptor are left unread.
                 if feed is not None:
@@ -156,11 +156,13 @@ class GuardMiddleware:
                     except Exception:
                         feed = None
                         passage.give_up()
-            elif discarded is not None:
-                return _nothing()
+            elif held_back:
+                held_back.append(message)
+                return release() if message.get("more_body") else _nothing()
             elif message["type"] == "http.response.start":
-                if message["status"] == 500 and (discarded := refusal_in(sys.exception())) is not None:
-                    # A handler further in (a mounted app's) makes an error page of our refusal; we answer instead.
+                if message["status"] == 500 and not released and refusal_in(sys.exception()) is not None:
+                    # Maybe an error page that a mounted app makes of every exception, which it then raises on.
+                    held_back.append(message)
                     return _nothing()
                 started = True
                 message = self._with_headers(message, passage)
@@ -168,17 +170,23 @@ class GuardMiddleware:
                     feed = passage.capture.start(message)
             return send(message)
 
+        async def release() -> None:
+            nonlocal released
+            released, messages = True, list(held_back)
+            held_back.clear()
+            for message in messages:
+                await guarded_send(message)
+
         def answer(error: GuardError) -> Awaitable[None]:
-            nonlocal discarded
-            discarded = None
+            held_back.clear()
             return self._refuse(error, passage, scope, receive, guarded_send)
 
         try:
             if self._gate is not None:
                 receive = await self._gate.admit(passage, scope, receive)
             await self.app(scope, receive, guarded_send)
-            if discarded is not None:
-                await answer(discarded)
+            if held_back:
+                await release()
         except Gone:
             pass
         except RefusedHere as here:
@@ -187,6 +195,8 @@ class GuardMiddleware:
             failure = error
             refusal = refusal_in(error)
             if refusal is None or started:
+                if held_back:
+                    await release()
                 raise
             await answer(refusal)
         except BaseException as error:

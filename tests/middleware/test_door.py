@@ -632,6 +632,34 @@ async def test_a_mounted_apps_error_page_for_its_own_error_stays() -> None:
     assert isinstance(exchange.error, KeyError)
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("ends", ["returns", "raises another error", "raises it after all"])
+async def test_a_500_that_the_app_means_is_the_answer(streamed: bool, ends: str) -> None:
+    """An app that answers our refusal with a 500 of its own and does not raise it again is not talked over."""
+    guard, _ = make_guard(default_limits={"rate_limit": 0})
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await guard.admit("c1")
+        except RateLimitExceeded:
+            await send({"type": "http.response.start", "status": 500, "headers": [(b"x-own", b"1")]})
+            await send({"type": "http.response.body", "body": b"own ", "more_body": streamed})
+            if streamed:
+                await send({"type": "http.response.body", "body": b"words"})
+            if ends == "raises another error":
+                raise KeyError("app's") from None
+            if ends == "raises it after all":
+                raise
+
+    exchange = await call(GuardMiddleware(app, guard), "/ask", catch=True)
+    if ends == "raises it after all" and not streamed:
+        assert exchange.status == 429
+    else:
+        assert (exchange.status, exchange.body) == (500, b"own words" if streamed else b"own ")
+        assert exchange.headers["x-own"] == "1"
+    assert isinstance(exchange.error, KeyError) == (ends == "raises another error")
+
+
 async def test_the_apps_own_handler_comes_first() -> None:
     """An app that handles our error itself is not talked over; the fields still say where the customer stands."""
     guard, _ = make_guard(default_limits={"rate_limit": 0})
