@@ -25,9 +25,11 @@ SORTS = {"customer": "Customer", "name": "Name", "last_seen": "Last active", "re
          "tokens": "Tokens", "cost": "Cost"}  # fmt: skip
 SEEN = {"24h": 1, "7d": 7, "30d": 30, "90d": 90}
 STATES = {"open": "not blocked", "near": "near a budget", "over": "over a budget",
-          "near-or-over": "near or over a budget", "blocked": "blocked"}  # fmt: skip
+          "near-or-over": "near or over", "blocked": "blocked"}  # fmt: skip
 _BUDGET = {"near": ("near",), "over": ("over",), "near-or-over": ("near", "over")}
 """The states that have to be counted: which of them a filter lets through."""
+_MEANING = {"near": f"at {NEAR} % of a budget or more and not over one", "over": "over a budget",
+            "near-or-over": f"at {NEAR} % of a budget or more"}  # fmt: skip
 _DAY_MS = 86_400_000
 _SIZES = (25, 50, 100)
 _EXPORT_PAGE = 200
@@ -145,7 +147,7 @@ async def users(guard: Guard, view: UsersView, remembered: Remembered) -> dict[s
             "blocked": await backend.count_customers(blocked=True),
             "near": counted and {"count": counted.value.count(*view.budget), "at_ms": counted.at_ms},
             "named": len(among or ()),
-            "near_percent": NEAR,
+            "meaning": _MEANING.get(view.state, ""),
             "counting": bool(view.budget) and counted is None,
             "next": view.link(after=_place(rows[-1], view.sort)) if more else "",
         }

@@ -128,8 +128,8 @@ async def test_sums_with_markup_of_a_while_ago_say_so(guard: Guard, held: asynci
         tables = re.findall(head, page, re.DOTALL)
         assert len(tables) == 2
         for table in tables:
-            last_cells = re.findall(r"<td[^>]*>([^<]*)</td></tr>", table)
-            assert last_cells[:4] == ["\N{EN DASH}", "$16.16", "$16.16", "$0.00"]
+            marked = re.findall(r'<th scope="row">[^<]*</th><td[^>]*>[^<]*</td><td[^>]*>([^<]*)</td>', table)
+            assert marked[:4] == ["\N{EN DASH}", "$16.16", "$16.16", "$0.00"]
 
 
 async def test_the_default_markup(tmp_path: Path) -> None:

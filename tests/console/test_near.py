@@ -142,8 +142,8 @@ class TestPages:
             assert re.search(tile, page)
             page = client.get("/users?state=near-or-over&sort=customer&dir=asc").text
             assert re.findall(r"user\?id=(\w+)", page) == ["ann", "eve"]
-            assert re.search(r'<option value="near-or-over" selected>near or over a budget</option>', page)
-            assert "2 near or over a budget, counted without holds just now: near is 80 % of it or more." in page
+            assert re.search(r'<option value="near-or-over" selected>near or over</option>', page)
+            assert "2 at 80 % of a budget or more, counted just now, without holds and without who is blocked." in page
             assert re.findall(r"user\?id=(\w+)", client.get("/users?state=near-or-over&q=e").text) == ["eve"]
             lines = client.get("/users.csv?state=near-or-over").text.splitlines()
             assert [line.split(",")[0] for line in lines[1:]] == ["eve", "ann"]
@@ -199,7 +199,7 @@ class TestPages:
             await self.fill(guard)
             assert "is being counted" in await page_of("/")
             page = await page_of("/users?state=over")
-            assert "Who is over a budget is being counted. Come back in a moment." in page
+            assert "Who is in this state is being counted. Come back in a moment." in page
             assert "user?id=" not in page
             held.set()
             while "is being counted" in await page_of("/"):
@@ -209,7 +209,7 @@ class TestPages:
             page = await page_of("/")
             assert re.search(r'title="2 of all[^>]*>2</p>.*?counted 4[36] s ago', page, re.DOTALL)  # of two counts
             page = await page_of("/users?state=over")
-            assert re.search(r"1 over a budget, counted without holds 4[36] s ago", page)
+            assert re.search(r"1 over a budget, counted 4[36] s ago", page)
             assert re.findall(r"user\?id=(\w+)", page) == ["eve"]
 
     async def test_of_very_many_the_first_are_listed(
@@ -221,5 +221,5 @@ class TestPages:
             await self.fill(guard)
             page = client_of(guard, open_to_all=True).get("/users?state=near-or-over").text
             assert re.findall(r"user\?id=(\w+)", page) == ["ann"]
-            assert "2 near or over a budget" in page
+            assert "2 at 80 % of a budget or more" in page
             assert "The first 1 by identifier are here." in page
