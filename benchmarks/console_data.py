@@ -30,6 +30,11 @@ _PARTS = 16
 _EACH = ", ".join(f"sum({name})" for name in AMOUNTS)
 
 
+_MARKUP = "UPDATE customers SET params = {}"
+_MARKS = "INSERT INTO facts SELECT 'markups', customer, 'x' FROM customers"
+"""Where everybody has a markup of its own, of seven percentages."""
+
+
 def _entry(records: int, customers: int, now_ms: int, false: str, each: int) -> str:
     """Columns of entry `i`: of the last 60 days, in order; a tenth are of the first 100 customers, the rest of all.
 
@@ -61,8 +66,8 @@ _PROFILE = f"""UPDATE customers SET (active_days, last_seen, {", ".join(AMOUNTS)
     WHERE customers.c = found.c"""
 
 
-def fill_sqlite(url: str, records: int, customers: int, now_ms: int, each: int) -> None:
-    """Fill the tables that `SQLiteBackend` made."""
+def fill_sqlite(url: str, records: int, customers: int, now_ms: int, each: int, marked: bool) -> None:
+    """Fill the tables that `SQLiteBackend` made; where it is `marked`, everybody has a markup of its own."""
     db = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
     db.execute("PRAGMA synchronous = OFF")
     start = now_ms - _DAYS * _DAY_MS
@@ -83,19 +88,25 @@ def fill_sqlite(url: str, records: int, customers: int, now_ms: int, each: int) 
         _PROFILE,
         f"INSERT INTO refusals SELECT {now_ms // 60_000} - i, {_REFUSAL} FROM n WHERE i <= 50000",
         "INSERT INTO refusal_hours SELECT minute / 60, reason, sum(count) FROM refusals GROUP BY 1, 2",
+        *(
+            (_MARKUP.format("json_set(params, '$.markup_percentage', CAST(1 + c % 7 * 5 AS TEXT))"), _MARKS)
+            if marked
+            else ()
+        ),
         "COMMIT",
     ):
         db.execute(statement)
     db.close()
 
 
-def fill_postgres(url: str, records: int, customers: int, now_ms: int, each: int) -> None:
+def fill_postgres(url: str, records: int, customers: int, now_ms: int, each: int, marked: bool) -> None:
     """Fill the tables that `PostgresBackend` made, and give them the statistics that autovacuum would make."""
+    markup = "jsonb_set(params::jsonb, '{markup_percentage}', to_jsonb((1 + c % 7 * 5)::text))::text"
     server, _, schema = url.rpartition("schema=")
     start = now_ms - _DAYS * _DAY_MS
     sums = ", ".join(("count(*)", *(f"sum({added})" for added in POSTGRES_SUMS.values())))
     names = ", ".join(AMOUNTS)
-    tables = ("customers", "ordered", "moved", "entries", "rollups", "totals", "refusals", "refusal_hours")
+    tables = ("customers", "facts", "ordered", "moved", "entries", "rollups", "totals", "refusals", "refusal_hours")
     with psycopg.connect(server.rstrip("?&"), autocommit=True) as db:
         for statement in (
             f"SET search_path = \"{schema}\"; SET work_mem = '256MB'; SET synchronous_commit = off",
@@ -119,6 +130,7 @@ def fill_postgres(url: str, records: int, customers: int, now_ms: int, each: int
             _PROFILE,
             f"INSERT INTO refusals SELECT {now_ms // 60_000} - i, {_REFUSAL} FROM generate_series(1, 50000) AS i",
             "INSERT INTO refusal_hours SELECT minute / 60, reason, sum(count) FROM refusals GROUP BY 1, 2",
+            *((_MARKUP.format(markup), _MARKS) if marked else ()),
             "DO $$ BEGIN WHILE NOT put_in_order() LOOP END LOOP; END $$",
             *(f"VACUUM FREEZE ANALYZE {table}" for table in tables),
         ):

@@ -98,6 +98,8 @@ class Home(Overflowing):
         """
         if self.breaker.is_open:
             raise StorageUnavailable(f"storage is down: {self.breaker.cause}")
+        if self._gone:  # it would be opened again, and nobody would close it
+            raise StorageUnavailable("the guard was closed meanwhile")
         fault: Exception | None = None
         began = self.loop.time()
         try:

@@ -151,7 +151,7 @@ async def _days_of_nobody(call: Call, filters: Filters[UsageRecord], days: tuple
 
 async def _marked(call: Call, filters: Filters[UsageRecord], days: tuple[int, int], by: tuple[str, ...]) -> MarkedSums:
     query = rollup_query(filters, days, by=by)
-    return await call.guard.lane().call(lambda backend: marked_sums(call.guard, backend, query), None)
+    return await marked_sums(call.guard, call.guard.lane(), query)
 
 
 def _filters(query: TimeRange, given: Mapping[str, Any]) -> Filters[UsageRecord]:

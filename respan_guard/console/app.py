@@ -26,9 +26,9 @@ from respan_guard.console.access import Access, Auth, User
 from respan_guard.console.dashboard import dashboard
 from respan_guard.console.gate import Gate, form_of
 from respan_guard.console.log_view import PILLS, view_from
-from respan_guard.console.near import NearCounter
 from respan_guard.console.pages import Pages
 from respan_guard.console.ranges import range_from
+from respan_guard.console.remembered import Remembered
 from respan_guard.customer import Customer, normalise_identifier
 from respan_guard.errors import BackendError, InvalidInput, RevisionConflict
 from respan_guard.money import EXACT
@@ -84,7 +84,7 @@ class Console:
     ) -> None:
         self._guard = guard
         self._panels = panels
-        self._near = NearCounter(guard)
+        self._remembered = Remembered(guard)
         access = Access(guard, password, read_only_password, auth, open_to_all)
         self._pages = Pages(guard, access)
         self._gate = gate = Gate(access, self._pages, read_only)
@@ -139,13 +139,13 @@ class Console:
 
     async def _dashboard(self, request: Request, user: User) -> Response:
         span = range_from(request.query_params, self._guard)
-        found = await dashboard(self._guard, span, self._near)
+        found = await dashboard(self._guard, span, self._remembered)
         return await self._render(request, user, "dashboard.html", span=span, **found)
 
     async def _users(self, request: Request, user: User) -> Response:
         view = users.UsersView.from_query(request.query_params)
-        found = await users.users(self._guard, view, self._near)
-        return await self._render(request, user, "users.html", view=view, sorts=users.SORTS, seen=users.SEEN, **found)
+        found = await users.users(self._guard, view, self._remembered)
+        return await self._render(request, user, "users.html", view=view, **found)
 
     async def _users_export(self, request: Request, user: User) -> Response:
         view = users.UsersView.from_query(request.query_params)

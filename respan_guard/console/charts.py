@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date
 from decimal import Decimal
 from typing import Any
@@ -31,6 +31,8 @@ class Chart:
         labels: What it is called: a date or an hour.
         series: Name and values of each part of the bars, the largest part first.
         marked: What each bar is with markup, for the table; empty where that is not shown.
+            None for what there was not when it was counted.
+        marked_as_of: When that was, if it is not now.
     """
 
     title: str
@@ -38,12 +40,12 @@ class Chart:
     places: list[int]
     labels: list[str]
     series: list[tuple[str, list[int]]]
-    marked: list[Decimal] = field(default_factory=list)
+    marked: list[Decimal | None] = field(default_factory=list)
+    marked_as_of: str = ""
 
-    def mark_up(self, cost: Callable[[int, int], Decimal]) -> None:
-        """Show each bar's sum with markup, too: what `cost` says of a place and the sum there."""
-        for at, place in enumerate(self.places):
-            self.marked.append(cost(place, sum(values[at] for _, values in self.series)))
+    def marked_up(self, costs: Mapping[int, Decimal], as_of: str = "") -> Chart:
+        """The same with what each day or hour costs with markup, and when that was counted if it is not now."""
+        return replace(self, marked=[costs.get(place) for place in self.places], marked_as_of=as_of)
 
     @property
     def empty(self) -> bool:

@@ -129,7 +129,10 @@ async def customer(guard: Guard, identifier: str, span: Range) -> dict[str, Any]
         markup = guard.policies.markup(row.params)
         spend = chart("Spend by model", "usd", days, zone, points)
         if markup:
-            spend.mark_up(lambda day, cost: with_markup(from_nano(cost), markup))
+            paid = Counter[int]()
+            for costs in points.values():
+                paid.update(costs)
+            spend = spend.marked_up({day: with_markup(from_nano(paid[day]), markup) for day in spend.places})
         terms = policy_of(guard, row).at(guard.now_ms())
         return {
             "row": row,

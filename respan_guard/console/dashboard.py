@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from dataclasses import dataclass
 from decimal import Decimal
@@ -11,10 +12,12 @@ from zoneinfo import ZoneInfo
 from respan_guard.backends.base import HOUR_MS, Amounts, Backend, UsageQuery, UsageRow
 from respan_guard.console.charts import OTHERS, Chart, chart
 from respan_guard.console.formats import ago, change, compact, count, exact_usd, usd
-from respan_guard.console.near import Near, NearCounter
+from respan_guard.console.marked import Marked, marked_costs
+from respan_guard.console.near import Near, near_budgets, who_is_near
 from respan_guard.console.ranges import Range
+from respan_guard.console.remembered import Answer, Remembered
 from respan_guard.console.standing import NEAR
-from respan_guard.markups import MarkedSums, Markups, all_markups, marked_sums, markups_in, with_markup
+from respan_guard.markups import Reads, any_markup, markups_in, with_markup
 from respan_guard.money import from_nano
 
 if TYPE_CHECKING:
@@ -25,7 +28,6 @@ __all__ = ["Tile", "dashboard"]
 _TOP = 10
 _RECENT = 6
 _SERIES = 6
-_OLD_MS = 5_000  # a count that is older says so
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,41 +44,55 @@ class Tile:
     more_exact: str = ""
 
 
-async def dashboard(guard: Guard, span: Range, counter: NearCounter) -> dict[str, Any]:
+async def dashboard(guard: Guard, span: Range, remembered: Remembered) -> dict[str, Any]:
     """What the page shows.
 
     Args:
         guard: Whose customers.
         span: Of which time.
-        counter: Who is near a limit; it outlives the page.
+        remembered: What is counted of all customers; it outlives the page.
     """
-    name = span.name if span.name != "custom" else str(span.first_day)
-    near = await counter.last(name, span.since_ms - 1)
+    name = span.name if span.name != "custom" else f"{span.first} to {span.last}"
+    now, then, marked = await asyncio.gather(
+        who_is_near(guard, remembered),
+        _near_before(guard, remembered, name, span),
+        _marked(guard, remembered, name, span),
+    )
 
     async def work(backend: Backend) -> dict[str, Any]:
-        return await _Dashboard(guard, backend, span).page(near)
+        return await _Dashboard(guard, backend, span, marked).page(now, then)
 
     return await guard.lane().call(work, 30.0)
 
 
+async def _near_before(guard: Guard, remembered: Remembered, name: str, span: Range) -> Answer[int] | None:
+    async def work(reads: Reads) -> int:
+        return (await near_budgets(guard, reads, span.since_ms - 1)).count("near", "over")
+
+    return await remembered.last(f"who was near before {name}", work, anew=False)
+
+
+async def _marked(guard: Guard, remembered: Remembered, name: str, span: Range) -> Answer[Marked | None] | None:
+    if not await guard.lane().call(lambda backend: any_markup(guard, backend)):
+        return Answer(None, guard.now_ms(), fresh=True)
+    return await remembered.last(
+        f"costs with markup of {name}", lambda reads: marked_costs(guard, span, reads), anew=True
+    )
+
+
 class _Dashboard:
-    def __init__(self, guard: Guard, backend: Backend, span: Range) -> None:
+    def __init__(self, guard: Guard, backend: Backend, span: Range, marked: Answer[Marked | None] | None) -> None:
         self.guard = guard
         self.backend = backend
         self.span = span
         self.zone = ZoneInfo(guard.settings.time_zone)
-        self.markups: Markups | None = None
-        self.by_day: MarkedSums | None = None
-        self.by_hour: MarkedSums | None = None
+        self.marked = marked
         # What customers used is kept by day: of the last 24 hours, the days they lie in are shown.
         self.of_days = ", yesterday and today" if span.hourly else ""
 
-    async def page(self, near: Near | None) -> dict[str, Any]:
+    async def page(self, near: Answer[Near] | None, near_then: Answer[int] | None) -> dict[str, Any]:
         span, before = self.span, self.span.before(self.zone)
-        self.markups = await all_markups(self.guard, self.backend)
         now_sums, then_sums = await self.sums(span), await self.sums(before)
-        self.by_day = await self.marked("day")
-        self.by_hour = await self.marked("hour") if span.hourly else None
         tops = {metric: await self.top(metric) for metric in ("cost", "requests", "tokens")}
         daily, daily_before = await self.active(span), await self.active(before)
         refused, refused_before = await self.refusals(span), await self.refusals(before)
@@ -88,7 +104,7 @@ class _Dashboard:
                      change(sum(refused.values()), sum(refused_before.values())), _reasons(refused),
                      f"logs?status=refused&{span.query}"),
                 await self.people_tile(daily, daily_before),
-                self.near_tile(near),
+                self.near_tile(near, near_then),
                 _latency_tile(now_sums, then_sums),
             ],
             "charts": [await self.by_model(), await self.by_customer(tops["cost"]), self.active_chart(daily)],
@@ -98,6 +114,10 @@ class _Dashboard:
             "refusals": await self.latest_refusals(),
             "unpriced": now_sums.unpriced,
         }  # fmt: skip
+
+    def ago(self, answer: Answer[Any]) -> str:
+        """When something was counted, if that is not now."""
+        return "" if answer.fresh else ago(answer.at_ms, self.guard.now_ms())
 
     async def rows(self, span: Range, *by: str) -> list[UsageRow]:
         """Rollups of the range, by hour if it is of hours."""
@@ -115,29 +135,23 @@ class _Dashboard:
             found.add(row.amounts)
         return found
 
-    async def marked(self, by: str) -> MarkedSums | None:
-        """Sums over all customers with markup; None where nobody has one."""
-        if not self.markups:
-            return None
-        span = self.span
-        query = UsageQuery(
-            by=(by,),
-            first_day=span.first_day,
-            end_day=span.end_day,
-            first_hour=span.since_ms // HOUR_MS,
-            end_hour=span.until_ms // HOUR_MS,
-        )
-        return await marked_sums(self.guard, self.backend, query, self.markups)
-
     def spend_tile(self, now: Amounts, then: Amounts) -> Tile:
         """What was spent; and with markup, if anybody has one."""
         more = more_exact = ""
-        sums = self.by_hour if self.span.hourly else self.by_day
-        if sums is not None:
-            cost = sums.cost(now.cost)
-            more, more_exact = f"{usd(cost)} with markup", f"{exact_usd(cost)} with markup"
+        if self.marked is None:
+            more = "with markup is being counted"
+        elif (found := self.marked.value) is not None:
+            of_old = f", as of {old}" if (old := self.ago(self.marked)) else ""
+            more, more_exact = f"{usd(found.total)} with markup{of_old}", f"{exact_usd(found.total)} with markup"
         spend, changed = usd(now.cost), change(now.cost, then.cost)
         return Tile("Spend", spend, changed, exact_usd(now.cost), more=more, more_exact=more_exact)
+
+    def marked_up(self, found: Chart, *, hourly: bool = False) -> Chart:
+        """A chart with each bar's sum with markup, if it is known."""
+        if self.marked is None or self.marked.value is None:
+            return found
+        costs = self.marked.value.by_hour if hourly else self.marked.value.by_day
+        return found.marked_up(costs, self.ago(self.marked))
 
     def amount_tiles(self, now: Amounts, then: Amounts) -> list[Tile]:
         found = [Tile("Requests", compact(now.requests), change(now.requests, then.requests), count(now.requests))]
@@ -184,14 +198,18 @@ class _Dashboard:
             since_minute=span.since_ms // 60_000, until_minute=-(-span.until_ms // 60_000), limit=_RECENT
         )
 
-    def near_tile(self, near: Near | None) -> Tile:
-        """How many are near or over a budget, and when that was counted if it is a while ago."""
+    def near_tile(self, near: Answer[Near] | None, then: Answer[int] | None) -> Tile:
+        """How many are near or over a budget, and when that was counted if it is not now."""
+        label, link = "Near or over budget", "users?state=near-or-over"
         if near is None:
-            return Tile("Near a limit", "\N{EN DASH}", note="is being counted", link="users?state=near")
-        of_old = self.guard.now_ms() - near.at_ms > _OLD_MS
-        more = f"counted {ago(near.at_ms, self.guard.now_ms())}" if of_old else ""
-        exact = f"{near.now:,} of all customers at {NEAR} % of a budget or more"
-        return Tile("Near a limit", count(near.now), change(near.now, near.then), exact, "users?state=near", more=more)
+            return Tile(label, "\N{EN DASH}", note="is being counted", link=link)
+        number = near.value.count("near", "over")
+        changed = "" if then is None else change(number, then.value)
+        note = "before is being counted" if then is None else "nothing before"
+        exact = f"{number:,} of all customers at {NEAR} % of a budget or more, and not blocked"
+        old = self.ago(near)
+        more = f"counted {old}" if old not in ("", "just now") else ""
+        return Tile(label, count(number), changed, exact, link, note, more)
 
     async def by_model(self) -> Chart:
         points: dict[str, Counter[int]] = {}
@@ -199,10 +217,7 @@ class _Dashboard:
             place = row.hour if self.span.hourly else row.day
             points.setdefault(row.model or "no model", Counter())[place or 0] += row.amounts.cost
         found = chart("Spend by model", "usd", self.span, self.zone, points, limit=_SERIES)
-        sums = self.by_hour if self.span.hourly else self.by_day
-        if sums is not None:
-            found.mark_up(lambda place, cost: sums.cost(cost, when=place))
-        return found
+        return self.marked_up(found, hourly=self.span.hourly)
 
     async def by_customer(self, tops: list[UsageRow]) -> Chart:
         """Those who spent most, each with a line of its own; what is left of the total is all others'."""
@@ -222,9 +237,7 @@ class _Dashboard:
         found = chart(f"Spend by user{self.of_days}", "usd", days, self.zone, points, limit=_SERIES)
         if any(left.values()):
             found.series.append((OTHERS, [left[day] for day in range(span.first_day, span.end_day)]))
-        if (sums := self.by_day) is not None:
-            found.mark_up(lambda day, cost: sums.cost(cost, when=day))
-        return found
+        return self.marked_up(found)
 
     async def active(self, span: Range) -> dict[int, int]:
         """How many customers were active on each day."""

@@ -87,4 +87,4 @@ def ago(ms: int, now_ms: int) -> str:
     for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds // size} {unit} ago"
-    return "just now"
+    return f"{seconds} s ago" if seconds >= 10 else "just now"

@@ -11,18 +11,25 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from respan_guard.backends.base import Backend, CustomerQuery, CustomerRow
-from respan_guard.console.near import Near, NearCounter, near_budgets
+from respan_guard.console.near import near_budgets, who_is_near
+from respan_guard.console.remembered import Remembered
 from respan_guard.console.standing import NEAR, Line, Meter, lines
 from respan_guard.money import from_nano
 
 if TYPE_CHECKING:
     from respan_guard.guard import Guard
 
-__all__ = ["SEEN", "SORTS", "UsersView", "csv_line", "users", "users_csv", "users_json"]
+__all__ = ["UsersView", "csv_line", "users", "users_csv", "users_json"]
 
 SORTS = {"customer": "Customer", "name": "Name", "last_seen": "Last active", "requests": "Requests",
          "tokens": "Tokens", "cost": "Cost"}  # fmt: skip
 SEEN = {"24h": 1, "7d": 7, "30d": 30, "90d": 90}
+STATES = {"open": "not blocked", "near": "near a budget", "over": "over a budget",
+          "near-or-over": "near or over", "blocked": "blocked"}  # fmt: skip
+_BUDGET = {"near": ("near",), "over": ("over",), "near-or-over": ("near", "over")}
+"""The states that have to be counted: which of them a filter lets through."""
+_MEANING = {"near": f"at {NEAR} % of a budget or more and not over one", "over": "over a budget",
+            "near-or-over": f"at {NEAR} % of a budget or more"}  # fmt: skip
 _DAY_MS = 86_400_000
 _SIZES = (25, 50, 100)
 _EXPORT_PAGE = 200
@@ -52,7 +59,7 @@ class UsersView:
             sort=sort,
             descending=down != "asc",
             seen=query.get("seen", "") if query.get("seen", "") in SEEN else "",
-            state=query.get("state", "") if query.get("state", "") in ("blocked", "open", "near") else "",
+            state=query.get("state", "") if query.get("state", "") in STATES else "",
             size=int(size) if size in map(str, _SIZES) else 25,
             after=query.get("after", ""),
         )
@@ -73,17 +80,22 @@ class UsersView:
             return self.link(descending=not self.descending)
         return self.link(sort=name, descending=name not in ("customer", "name"))
 
-    def to_query(self, now_ms: int, limit: int, near: tuple[str, ...] | None = None) -> CustomerQuery:
-        """What to ask the store; `near` is who is near a budget, if that is asked for."""
+    @property
+    def budget(self) -> tuple[str, ...]:
+        """The states that have to be counted before anybody can be shown."""
+        return _BUDGET.get(self.state, ())
+
+    def to_query(self, now_ms: int, limit: int, among: tuple[str, ...] | None) -> CustomerQuery:
+        """What to ask the store; `among` is who is in the states that have to be counted, if that is asked for."""
         return CustomerQuery(
             search=self.search,
             sort=self.sort,
             descending=self.descending,
             after=_after(self.after, str if self.sort in ("customer", "name") else int),
             limit=limit,
-            blocked={"blocked": True, "open": False}.get(self.state),
+            blocked=self.state == "blocked" if self.state else None,
             seen_since_ms=now_ms - SEEN[self.seen] * _DAY_MS if self.seen else None,
-            among=near,
+            among=among,
         )
 
 
@@ -115,24 +127,28 @@ def _after(text: str, kind: type[str | int]) -> tuple[str | int, str] | None:
     return None if "\0" in f"{value}{customer}" else (value, customer)
 
 
-async def users(guard: Guard, view: UsersView, counter: NearCounter) -> dict[str, Any]:
+async def users(guard: Guard, view: UsersView, remembered: Remembered) -> dict[str, Any]:
     """What the page shows."""
-    found: Near | None = None
-    if view.state == "near":
-        found = await counter.last("users", guard.now_ms())
-    near = None if view.state != "near" else () if found is None else found.names
+    counted = await who_is_near(guard, remembered) if view.budget else None
+    among = None
+    if view.budget:
+        among = () if counted is None else counted.value.of(*view.budget)
 
     async def work(backend: Backend) -> dict[str, Any]:
-        rows = await backend.customers(view.to_query(guard.now_ms(), view.size + 1, near))
+        rows = await backend.customers(view.to_query(guard.now_ms(), view.size + 1, among))
         more = len(rows) > view.size
         rows = rows[: view.size]
         return {
+            "sorts": SORTS,
+            "seen": SEEN,
+            "states": STATES,
             "lines": await lines(guard, backend, rows),
             "total": await backend.count_customers(),
             "blocked": await backend.count_customers(blocked=True),
-            "near": found,
-            "near_percent": NEAR,
-            "counting": view.state == "near" and found is None,
+            "near": counted and {"count": counted.value.count(*view.budget), "at_ms": counted.at_ms},
+            "named": len(among or ()),
+            "meaning": _MEANING.get(view.state, ""),
+            "counting": bool(view.budget) and counted is None,
             "next": view.link(after=_place(rows[-1], view.sort)) if more else "",
         }
 
@@ -141,12 +157,14 @@ async def users(guard: Guard, view: UsersView, counter: NearCounter) -> dict[str
 
 async def _all(guard: Guard, view: UsersView) -> AsyncIterator[Line]:
     """All customers that the view's filters let through, page by page."""
-    near = (await near_budgets(guard, guard.now_ms())).names if view.state == "near" else None
+    among = None
+    if view.budget:
+        among = (await near_budgets(guard, guard.lane(), guard.now_ms())).of(*view.budget)
     while True:
         page = view
 
         async def work(backend: Backend, page: UsersView = page) -> list[Line]:
-            rows = await backend.customers(page.to_query(guard.now_ms(), _EXPORT_PAGE, near))
+            rows = await backend.customers(page.to_query(guard.now_ms(), _EXPORT_PAGE, among))
             return await lines(guard, backend, rows)
 
         found = await guard.lane().call(work, 60.0)

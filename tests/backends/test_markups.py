@@ -13,10 +13,10 @@ import pytest
 
 from respan_guard import Customer, Guard, Usage
 from respan_guard import markups as markups_module
-from respan_guard.backends.base import HOUR_MS, Backend, UsageQuery
+from respan_guard.backends.base import HOUR_MS, UsageQuery
 from respan_guard.clock import SystemClock
 from respan_guard.decision import as_datetime
-from respan_guard.markups import MarkedSums, all_markups, marked_sums
+from respan_guard.markups import all_markups, marked_sums
 from tests.backends.conftest import BACKENDS, storage_url
 
 MARKUPS = {"a": "20", "b": "20", "c": "20", "d": "33.333", "e": "0", "f": "7.5", "g": "12", "gone": "50"}
@@ -58,11 +58,9 @@ async def test_sums_with_markup_are_those_of_the_records(
         hour = clock.now_ms() // HOUR_MS
         query = UsageQuery(by=("hour",), first_hour=hour - 23, end_hour=hour + 1)
 
-        async def look(backend: Backend) -> tuple[MarkedSums, list[tuple[int, int]]]:
-            sums = await marked_sums(guard, backend, query, await all_markups(guard, backend))
-            return sums, [(row.hour or 0, row.amounts.cost) for row in await backend.usage(query)]
-
-        sums, hours = await guard.lane().call(look)
+        sums = await marked_sums(guard, guard.lane(), query, await all_markups(guard, guard.lane()))
+        rows = await guard.lane().call(lambda backend: backend.usage(query))
+        hours = [(row.hour or 0, row.amounts.cost) for row in rows]
         assert len(hours) > 5
         assert [sums.cost(cost, when=at) for at, cost in hours] == [right[at] for at, _ in hours]
         assert sums.cost(sum(cost for _, cost in hours)) == sum(right[at] for at, _ in hours)

@@ -1,4 +1,4 @@
-"""Who is near a budget, over every store: what a plain sum over the records comes to."""
+"""Who is near a budget and who over, over every store: what a plain sum over the records comes to."""
 
 from __future__ import annotations
 
@@ -39,10 +39,9 @@ async def test_near_is_a_sum_over_records(name: str, tmp_path: Path, monkeypatch
         await guard.flush()
         records = [record async for record in guard.records()]
         then = now - timedelta(days=6)
-        right = []
         for moment in (now, then):
             today = moment.date()
-            near = set()
+            right: dict[str, set[str]] = {"near": set(), "over": set()}
             for number, customer in enumerate(names):
                 costs = [
                     (date.fromisoformat(record.day), record.cost or Decimal(0))
@@ -53,9 +52,11 @@ async def test_near_is_a_sum_over_records(name: str, tmp_path: Path, monkeypatch
                 of_today = sum(cost for day, cost in costs if day == today)
                 whole = sum(cost for _, cost in costs)
                 budgets = ([(month, 10)], [(month, 10), (whole, 12)], [(of_today, 2)])[number % 3]
-                if any(used * 100 >= budget * 80 for used, budget in budgets):
-                    near.add(customer)
-            right.append(near)
-        found = await near_budgets(guard, int(then.timestamp() * 1000))
-        assert (set(found.names), found.now, found.then) == (right[0], len(right[0]), len(right[1]))
-        assert right[0]
+                if any(used >= budget for used, budget in budgets):
+                    right["over"].add(customer)
+                elif any(used * 100 >= budget * 80 for used, budget in budgets):
+                    right["near"].add(customer)
+            found = await near_budgets(guard, guard.lane(), int(moment.timestamp() * 1000))
+            for state, who in right.items():
+                assert (set(found.of(state)), found.count(state)) == (who, len(who))
+            assert moment is then or right["near"] | right["over"]

@@ -16,7 +16,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
 from respan_guard import Guard, LimitExceeded
-from respan_guard.console import Console, access
+from respan_guard.console import Console, access, remembered
 from respan_guard.testing.serving import serve
 
 from .support import PASSWORD, VIEWER, fill
@@ -34,6 +34,12 @@ def quick_passwords(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     """A hash that costs nothing, but where the real one is what a test is about."""
     if "real_passwords" not in request.fixturenames:
         monkeypatch.setattr(access, "hashed", lambda password: sha256(password.encode()).digest())
+
+
+@pytest.fixture(autouse=True)
+def patient_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All the time that a busy machine takes to count."""
+    monkeypatch.setattr(remembered, "_PATIENCE", 30)
 
 
 @pytest.fixture

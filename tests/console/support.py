@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import Any
 
+import httpx2
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
@@ -30,6 +33,20 @@ def client_of(guard: Guard, path: str = "", **options: Any) -> TestClient:
         options = {"password": PASSWORD, "read_only_password": VIEWER, **options}
     app = Starlette(routes=[Mount(path or "/", Console(guard, **options))])
     return TestClient(app, base_url=f"http://console.example{path}", follow_redirects=False)
+
+
+@asynccontextmanager
+async def asking(guard: Guard) -> AsyncIterator[Callable[[str], Awaitable[str]]]:
+    """What gets pages of a console that is open to all, on this loop: what goes on behind one, goes on."""
+    transport = httpx2.ASGITransport(app=Console(guard, open_to_all=True))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://console.example") as client:
+
+        async def page(path: str) -> str:
+            answer = await client.get(path)
+            assert answer.status_code == 200, answer.text
+            return answer.text
+
+        yield page
 
 
 def signed_in(guard: Guard, password: str = PASSWORD, path: str = "", **options: Any) -> TestClient:

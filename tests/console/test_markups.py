@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import json
@@ -13,9 +14,13 @@ from typing import Any
 import pytest
 
 from respan_guard import Customer, Guard, Usage
+from respan_guard.console import dashboard, remembered
+from respan_guard.console.marked import Marked, marked_costs
+from respan_guard.console.ranges import Range
+from respan_guard.markups import Reads
 from respan_guard.testing import FakeClock
 
-from .support import client_of
+from .support import asking, client_of
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -74,6 +79,57 @@ async def test_the_dashboard_by_hour(guard: Guard) -> None:
     assert ">$17.36 with markup<" in page
     table, *_ = re.findall(r"<th scope=\"col\" class=\"num\">With markup</th>.*?</table>", page, re.DOTALL)
     assert re.findall(r'title="([0-9.]+) USD">', table)[:5] == ["1.2", "0", "0", "16.16", "0"]
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Sums with markup take three seconds, and go on when this is set; no page waits for them."""
+    monkeypatch.setattr(remembered, "_PATIENCE", 0.02)
+    go = asyncio.Event()
+
+    async def slow(guard: Guard, span: Range, reads: Reads) -> Marked | None:
+        await go.wait()
+        assert isinstance(guard.clock, FakeClock)
+        guard.clock.advance(3)
+        return await marked_costs(guard, span, reads)
+
+    monkeypatch.setattr(dashboard, "marked_costs", slow)
+    return go
+
+
+async def test_while_sums_with_markup_are_counted(guard: Guard, held: asyncio.Event) -> None:
+    """The dashboard says so, and what was paid; tops, of few, are there. Without any markup nothing is said of it."""
+    async with asking(guard) as page_of:
+        await fill(guard)
+        assert "ith markup" not in await page_of("/")
+        await guard.update_customer("ann", markup_percentage=20)
+        page = await page_of("/")
+        assert ">with markup is being counted<" in page
+        assert ">$30.30<" in page
+        assert told(page) == ["12.12"]
+        assert "With markup" not in page
+
+
+async def test_sums_with_markup_of_a_while_ago_say_so(guard: Guard, held: asyncio.Event) -> None:
+    """The tile and both tables, beside what was paid until now; of a day that there was not yet, nothing is known."""
+    async with asking(guard) as page_of:
+        await fill(guard, ann=20)
+        held.set()
+        while "is being counted" in await page_of("/"):
+            pass
+        held.clear()
+        assert isinstance(guard.clock, FakeClock)
+        guard.clock.advance(86_400)
+        await guard.record(Usage(model="big", cost=5, provider="openai"), "ann")
+        page = await page_of("/")
+        assert ">$35.30<" in page
+        assert ">$32.32 with markup, as of 1 d ago<" in page
+        head = r'<th scope="col" class="num">With markup<span class="small block">as of 1 d ago</span></th>.*?</table>'
+        tables = re.findall(head, page, re.DOTALL)
+        assert len(tables) == 2
+        for table in tables:
+            marked = re.findall(r'<th scope="row">[^<]*</th><td[^>]*>[^<]*</td><td[^>]*>([^<]*)</td>', table)
+            assert marked[:4] == ["\N{EN DASH}", "$16.16", "$16.16", "$0.00"]
 
 
 async def test_the_default_markup(tmp_path: Path) -> None:

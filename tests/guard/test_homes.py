@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from respan_guard import Guard, Usage
+from respan_guard.errors import StorageUnavailable
 
 from .conftest import MakeGuard
 
@@ -195,3 +196,14 @@ async def test_a_closed_guard_leaves_no_thread_behind(tmp_path: Path) -> None:
     while any(thread.is_alive() for thread in left if "asyncio" not in thread.name) and time.monotonic() < deadline:
         await asyncio.sleep(0.01)
     assert [thread.name for thread in left if thread.is_alive() and "asyncio" not in thread.name] == []
+
+
+async def test_storage_that_was_closed_is_not_opened_again(tmp_path: Path) -> None:
+    """Not by work that goes on with the way to storage it had: it fails, and leaves no connection behind."""
+    async with Guard(f"sqlite:///{tmp_path / 'guard.db'}") as guard:
+        lane = guard.lane()
+        assert await lane.call(lambda backend: backend.count_customers()) == 0
+    before = set(threading.enumerate())
+    with pytest.raises(StorageUnavailable, match="closed meanwhile"):
+        await lane.call(lambda backend: backend.count_customers())
+    assert set(threading.enumerate()) <= before

@@ -88,7 +88,7 @@ async def test_where_nobody_has_a_markup_a_sum_is_what_was_paid(make_guard: Make
         (row,) = await guard.usage("model")
         assert (row.cost, row.cost_with_markup) == (Decimal("0.2"), Decimal("0.2"))
         assert await marks(guard) == []
-        assert not await guard.lane().call(lambda backend: all_markups(guard, backend))
+        assert not await all_markups(guard, guard.lane())
 
 
 class TestMarks:

@@ -135,11 +135,10 @@ def _some_sql(query: UsageQuery, among: list[str]) -> Statement:
     source = "{schema}.rollups r"
     if "hour" in query.by:
         first, end = query.first_hour * HOUR_MS, query.end_hour * HOUR_MS
-        whose = f"c + 0 {few}" if len(among) <= _FEW else f"c {few}"
         added = ", ".join(f"{what} AS {name}" for name, what in FROM_ENTRIES.items())
         source = (
             f"(SELECT c, model, at_ms / {HOUR_MS} AS hour, 0 AS requests, {added} FROM {{schema}}.entries "  # noqa: S608
-            f"WHERE {whose} AND seq >= %(seq)s AND at_ms >= %(first)s AND at_ms < %(end)s) r"
+            f"WHERE c + 0 {few} AND seq >= %(seq)s AND at_ms >= %(first)s AND at_ms < %(end)s) r"
         )
         where = []
     if "customer" in query.by:

@@ -15,7 +15,6 @@ __all__ = ["AMONG", "first_since", "usage", "usage_sql"]
 
 AMONG: Final = "IN (SELECT c FROM customers WHERE customer IN (SELECT value FROM json_each(?)))"
 """A condition on `c`: the customers whose names are given as a list in JSON."""
-_FEW = 1_000
 _ENTRIES = ", ".join(f"{added} AS {name}" for name, added in FROM_ENTRIES.items())
 
 
@@ -76,11 +75,10 @@ def usage_sql(query: UsageQuery) -> tuple[str, list[Any]]:
 
 
 def _hours_sql(db: sqlite3.Connection, query: UsageQuery, among: tuple[str, ...]) -> tuple[str, list[Any]]:
-    """The same of some customers' hours. Of few, each one's entries are looked up; of many, the log is read."""
+    """The same of some customers' hours, from the entries of each."""
     names = names_of(among)
     first_ms, end_ms = query.first_hour * HOUR_MS, query.end_hour * HOUR_MS
-    c = "entries.c" if len(names) <= _FEW else "+entries.c"
-    where = f"seq >= ? AND at_ms >= ? AND at_ms < ? AND {c} {AMONG}"
+    where = f"seq >= ? AND at_ms >= ? AND at_ms < ? AND entries.c {AMONG}"
     values: list[Any] = [first_since(db, first_ms), first_ms, end_ms, json.dumps(names)]
     if query.model is not None:
         where += " AND model = ?"
