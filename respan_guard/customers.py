@@ -13,7 +13,7 @@ from respan_guard.customer import Customer, normalise_identifier
 from respan_guard.errors import InvalidInput, RevisionConflict
 from respan_guard.markups import MARKUP, mark, mark_of, unmark
 from respan_guard.money import to_nano
-from respan_guard.policy import customer_at, fix_period_start, merge_params, update_params
+from respan_guard.policy import Today, customer_at, fix_period_start, merge_params, update_params
 from respan_guard.usage import Usage
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Customers:
         A period that the stored budget has goes on: putting the same customer again never restarts it.
         """
 
-        def changed(stored: Mapping[str, Any], today: date) -> Mapping[str, Any]:
+        def changed(stored: Mapping[str, Any], today: Today) -> Mapping[str, Any]:
             params = dict(customer.to_params())
             if "period_budget" in params and "period_start" not in params and "period_budget" in stored:
                 params |= {name: stored[name] for name in ("period_start",) if name in stored}
@@ -84,7 +84,7 @@ class Customers:
         if not given:
             return
         if known.params is not None:
-            today = date.fromordinal(known.policy.day_of(self._guard.now_ms()))
+            today = self._guard.policies.today(self._guard.now_ms())
             if merge_params(known.params, given, today) == known.params:
                 return  # steady state: no trip
         if at_ms is not None and await self._deleted_since(identifier, at_ms):
@@ -160,7 +160,7 @@ class Customers:
     async def _change(
         self,
         identifier: str,
-        change: Callable[[Mapping[str, Any], date], Mapping[str, Any]],
+        change: Callable[[Mapping[str, Any], Today], Mapping[str, Any]],
         actor: str,
         patience: float = _PATIENCE,
     ) -> Customer:
@@ -169,9 +169,9 @@ class Customers:
         row = await self._row(identifier, patience)
         revision, stored = ("", None) if row is None else (row.revision, row.params)
         for _ in range(_TRIES):
-            known = guard.policies.learn(identifier, revision, stored)
+            guard.policies.learn(identifier, revision, stored)
             now = guard.now_ms()
-            params = change(stored or {}, date.fromordinal(known.policy.day_of(now)))
+            params = change(stored or {}, guard.policies.today(now))
             customer = Customer.from_params(identifier, params)
             await guard.switch.announce_limits(params, patience)
             had, has = MARKUP in (stored or {}), MARKUP in params

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
@@ -56,6 +57,64 @@ async def test_the_same_params_again_write_nothing_and_restart_nothing(make_guar
         assert found is not None
         assert found.period_anchor == started
         assert found.period_start == date.fromordinal(started.toordinal() + 14)
+
+
+@pytest.mark.parametrize(
+    ("now", "zone", "local"),
+    [("2026-01-31T20:00", "Pacific/Auckland", "2026-02-01"), ("2026-02-01T03:00", "America/Los_Angeles", "2026-01-31")],
+)
+async def test_a_budget_that_comes_with_a_zone_starts_on_the_date_of_that_zone(
+    make_guard: MakeGuard, clock: FakeClock, now: str, zone: str, local: str
+) -> None:
+    """Else its periods would begin a day off for ever, and what was spent on the first day would count for none."""
+    clock.set(datetime.fromisoformat(now).replace(tzinfo=UTC))
+    params: dict[str, Any] = {"time_zone": zone, "period_budget": 10}
+    async with make_guard(trust_customer_params=True) as guard:
+        await guard.put_customer(Customer(customer_identifier="put", **params))
+        await guard.update_customer("updated", **params)
+        await request(guard, "merged", **params)
+        for name in ("put", "updated", "merged"):
+            found = await guard.get_customer(name)
+            assert found is not None
+            assert str(found.period_anchor) == local
+            async with guard.admit(name, estimate=Decimal(10)) as admission:
+                await admission.record(Usage(cost=10))
+        clock.advance(6 * 3600)
+        for name in ("put", "updated", "merged"):
+            with pytest.raises(BudgetExceeded):
+                await guard.admit(name)
+
+
+async def test_a_budget_that_comes_as_the_zone_goes_starts_on_the_date_of_the_guards(
+    make_guard: MakeGuard, clock: FakeClock
+) -> None:
+    """What holds after the change decides, also where a field is removed."""
+    clock.set(datetime(2026, 1, 31, 20, tzinfo=UTC))
+    async with make_guard(default_limits={"time_zone": "Europe/Berlin"}) as guard:
+        await guard.update_customer("c1", time_zone="Pacific/Auckland")
+        await guard.update_customer("c1", time_zone=None, period_budget=5)
+        found = await guard.get_customer("c1")
+        assert found is not None
+        assert str(found.period_anchor) == "2026-01-31"
+
+
+async def test_a_period_that_was_read_is_written_back_with_another_zone(
+    make_guard: MakeGuard, clock: FakeClock
+) -> None:
+    """What was read is the current period by the old zone; where the new one is a day ahead it is no new anchor."""
+    clock.set(datetime(2026, 1, 31, 12, tzinfo=UTC))
+    async with make_guard() as guard:
+        await guard.update_customer("c1", period_budget=5)
+        clock.set(datetime(2026, 3, 30, 20, tzinfo=UTC))
+        read = await guard.get_customer("c1")
+        assert read is not None
+        assert (str(read.period_start), str(read.period_end)) == ("2026-02-28", "2026-03-31")
+        await guard.update_customer(
+            "c1", time_zone="Pacific/Auckland", period_start=read.period_start, period_end=read.period_end
+        )
+        found = await guard.get_customer("c1")
+        assert found is not None
+        assert str(found.period_anchor) == "2026-01-31"
 
 
 async def test_concurrent_requests_with_different_params_all_count(make_guard: MakeGuard) -> None:
