@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import date
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from respan_guard.backends.base import AuditRow, Conflict, CustomerRow, Entry, Put
 from respan_guard.customer import Customer, normalise_identifier
 from respan_guard.errors import InvalidInput, RevisionConflict
 from respan_guard.markups import MARKUP, mark, mark_of, unmark
 from respan_guard.money import to_nano
-from respan_guard.policy import Today, customer_at, fix_period_start, merge_params, update_params
+from respan_guard.policy import Today, assign_customer, customer_at, fix_period_start, merge_params, update_params
 from respan_guard.usage import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from respan_guard.guard import Guard
 
 __all__ = ["Customers"]
@@ -26,6 +24,8 @@ __all__ = ["Customers"]
 _TRIES = 8
 _PATIENCE = 10.0  # seconds, of people who change things by hand; requests have the setting `storage_timeout`
 _IDENTITY_FIELDS = ("name", "email")
+Change: TypeAlias = Callable[[Mapping[str, Any], Today], Mapping[str, Any]]
+"""Makes new params of those that are stored."""
 
 
 class Customers:
@@ -75,28 +75,40 @@ class Customers:
         rename somebody else's account. What was so at `at_ms` (None: now), before the customer was deleted, is
         nobody's any more.
         """
-        known = self._guard.policies.get(identifier)
         if trusted:
             given = {name: value for name, value in given.items() if value is not None}
         else:
-            stored = known.params or {}
+            stored = self._guard.policies.get(identifier).params or {}
             given = {n: given[n] for n in _IDENTITY_FIELDS if given.get(n) is not None and n not in stored}
         if not given:
             return
+
+        def merged(stored: Mapping[str, Any], today: Today) -> Mapping[str, Any]:
+            return merge_params(
+                stored, given if trusted else {n: v for n, v in given.items() if n not in stored}, today
+            )
+
+        await self._take_over(identifier, merged, at_ms)
+
+    async def assign(self, customer: Customer) -> None:
+        """Take over what the app says of a customer with a request: the fields that it set, None and False too.
+
+        The same again writes nothing.
+        """
+        if customer.model_fields_set != {"customer_identifier"}:
+            await self._take_over(
+                customer.customer_identifier, lambda stored, today: assign_customer(stored, customer, today)
+            )
+
+    async def _take_over(self, identifier: str, change: Change, at_ms: int | None = None) -> None:
+        known = self._guard.policies.get(identifier)
         if known.params is not None:
             today = self._guard.policies.today(self._guard.now_ms())
-            if merge_params(known.params, given, today) == known.params:
+            if change(known.params, today) == known.params:
                 return  # steady state: no trip
         if at_ms is not None and await self._deleted_since(identifier, at_ms):
             return
-        await self._change(
-            identifier,
-            lambda stored, today: merge_params(
-                stored, given if trusted else {n: v for n, v in given.items() if n not in stored}, today
-            ),
-            "request",
-            self._guard.storage_timeout,
-        )
+        await self._change(identifier, change, "request", self._guard.storage_timeout)
 
     async def delete(self, customer_identifier: str | int, *, actor: str = "") -> bool:
         """Erase who a customer was and keep the sums.
@@ -160,7 +172,7 @@ class Customers:
     async def _change(
         self,
         identifier: str,
-        change: Callable[[Mapping[str, Any], Today], Mapping[str, Any]],
+        change: Change,
         actor: str,
         patience: float = _PATIENCE,
     ) -> Customer:

@@ -24,6 +24,7 @@ __all__ = [
     "Policy",
     "Terms",
     "Today",
+    "assign_customer",
     "compile_policy",
     "current_period",
     "customer_at",
@@ -271,6 +272,16 @@ def update_params(stored: Mapping[str, Any] | None, changes: Mapping[str, Any], 
     if "customer_identifier" in changes:
         raise InvalidInput("customer_identifier can't be changed; put another customer", field="customer_identifier")
     return _changed(stored, changes, today)
+
+
+def assign_customer(stored: Mapping[str, Any], customer: Customer, today: Today) -> Mapping[str, Any]:
+    """Take over the fields that were set on a customer, None and False too; the others stay. Else as `merge_params`.
+
+    Only `period_start=None` leaves what is stored: said again with each request, it would start a budget anew each day.
+    """
+    params = customer.to_params()
+    cleared = {name for name in stored if name in customer.model_fields_set and name not in params}
+    return _changed(stored, params | dict.fromkeys(cleared - {"period_start"}), today)
 
 
 def _changed(stored: Mapping[str, Any] | None, changes: Mapping[str, Any], today: Today) -> Mapping[str, Any]:

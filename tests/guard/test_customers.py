@@ -11,13 +11,13 @@ import pytest
 
 from respan_guard import BudgetExceeded, Customer, Guard, RateLimitExceeded, Usage
 from respan_guard.context import Slot
-from respan_guard.errors import InvalidInput
+from respan_guard.errors import CustomerBlocked, InvalidInput
 from respan_guard.testing import FakeClock
 
 from .conftest import MakeGuard
 
 
-async def request(guard: Guard, customer: str, **params: object) -> None:
+async def request(guard: Guard, customer: str | Customer, **params: object) -> None:
     """A request that brings `customer_params` along, as behind the gateway."""
     slot = Slot(guard, is_request=True)
     try:
@@ -115,6 +115,69 @@ async def test_a_period_that_was_read_is_written_back_with_another_zone(
         found = await guard.get_customer("c1")
         assert found is not None
         assert str(found.period_anchor) == "2026-01-31"
+
+
+async def test_what_the_app_sets_on_a_customer_holds_none_and_false_too(make_guard: MakeGuard) -> None:
+    """A callable given as `identify` blocks and unblocks, limits and frees; the same again writes nothing."""
+    async with make_guard() as guard:
+        with pytest.raises(CustomerBlocked):
+            await request(guard, Customer(customer_identifier="c1", blocked=True, total_budget=0, name="Acme"))
+        for _ in range(3):
+            await request(guard, Customer(customer_identifier="c1", blocked=False, total_budget=None))
+        found = await guard.get_customer("c1")
+        assert found is not None
+        assert (found.blocked, found.total_budget, found.name) == (False, None, "Acme")
+        assert await changes(guard, "c1") == 2
+
+
+async def test_what_the_app_leaves_out_of_a_customer_stays(make_guard: MakeGuard) -> None:
+    """Fields that a callable doesn't set are those that were stored by others: a block, too."""
+    async with make_guard() as guard:
+        await guard.put_customer(Customer(customer_identifier="c1", blocked=True, rate_limit=3))
+        for customer in (Customer(customer_identifier="c1"), Customer(customer_identifier="c1", name="Acme")):
+            with pytest.raises(CustomerBlocked):
+                await request(guard, customer)
+        found = await guard.get_customer("c1")
+        assert found is not None
+        assert (found.blocked, found.rate_limit, found.name) == (True, 3, "Acme")
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"period_budget": 5, "budget_duration": None, "period_start": None, "period_end": None, "rate_limit": None},
+        {"period_budget": 5, "budget_duration": "weekly", "period_start": "2026-01-05", "period_end": "2026-01-12"},
+        {"period_budget": 5, "period_start": "2026-01-05", "period_end": "2026-01-15", "metadata": {}},
+        {"name": None, "blocked": False, "period_budget": None, "time_zone": None},
+    ],
+)
+async def test_the_same_customer_again_writes_nothing_and_restarts_nothing(
+    make_guard: MakeGuard, clock: FakeClock, params: dict[str, Any]
+) -> None:
+    """An app that hands on each column of its table, empty ones too, does so with every request, for months."""
+    async with make_guard() as guard:
+        await request(guard, Customer(customer_identifier="c1", **params))
+        first, written = await guard.get_customer("c1"), await changes(guard, "c1")
+        assert first is not None
+        for _ in range(20):
+            clock.advance(86_400)
+            await request(guard, Customer(customer_identifier="c1", **params))
+        found = await guard.get_customer("c1")
+        assert found is not None
+        assert found.to_params() == first.to_params()
+        assert await changes(guard, "c1") == written
+
+
+async def test_a_customer_that_was_read_is_handed_on_unchanged(make_guard: MakeGuard, clock: FakeClock) -> None:
+    """The period that a read shows is no new anchor when a callable answers with what it read."""
+    async with make_guard() as guard:
+        await guard.put_customer(Customer(customer_identifier="c1", period_budget=5, period_start="2025-12-31"))
+        read = await guard.get_customer("c1")
+        assert read is not None
+        await request(guard, read)
+        clock.advance(60 * 86_400)
+        await request(guard, read)
+        assert await changes(guard, "c1") == 1
 
 
 async def test_concurrent_requests_with_different_params_all_count(make_guard: MakeGuard) -> None:
