@@ -107,7 +107,7 @@ class Journal:
             directory = Path(tempfile.gettempdir()) / f"respan-guard-{user}"
         self.directory = Path(directory)
         self._stem = sha256(store.encode()).hexdigest()[:16]
-        self._lock = threading.RLock()  # a finalizer's record may be buried while its own thread buries another
+        self._lock = threading.Lock()
         self._counting = threading.Lock()
         self._file: JournalFile | None = None
         self._torn = False
@@ -185,14 +185,13 @@ class Journal:
         """Keep a record that the store will never take, for people to look at: in the log if the disk won't take it."""
         logger.error("a usage record can't be stored and is kept as a dead letter: %s", why)
         line = json.dumps({"why": why, "entry": entry_to_dict(entry)}, default=str).encode() + b"\n"
-        try:
-            with self._lock:
-                self._make_directory()
-                descriptor = os.open(self.dead_letters, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-                try:
-                    _append(descriptor, line)
-                finally:
-                    os.close(descriptor)
+        try:  # without the lock: a finalizer may bury while its own thread has it, and appends keep apart by themselves
+            self._make_directory()
+            descriptor = os.open(self.dead_letters, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            try:
+                _append(descriptor, line)
+            finally:
+                os.close(descriptor)
         except OSError as disk:
             logger.error("the dead letter can't be written either (%s), this is it: %r", disk, entry)
 
@@ -247,7 +246,7 @@ class Journal:
         The child's copy of the descriptor is closed, else the lock would outlive the parent with it, and nobody could
         adopt the file.
         """
-        self._lock, self._counting = threading.RLock(), threading.Lock()
+        self._lock, self._counting = threading.Lock(), threading.Lock()
         if self._file is not None:
             self._file.close()
         self._file, self._written, self._replayed, self._torn = None, 0, 0, False
