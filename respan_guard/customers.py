@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from respan_guard.backends.base import AuditRow, Conflict, CustomerRow, Entry, Put
 from respan_guard.customer import Customer, normalise_identifier
-from respan_guard.errors import InvalidInput, RevisionConflict
+from respan_guard.errors import GuardError, InvalidInput, RevisionConflict
 from respan_guard.markups import MARKUP, mark, mark_of, unmark
 from respan_guard.money import to_nano
 from respan_guard.policy import Today, assign_customer, customer_at, fix_period_start, merge_params, update_params
 from respan_guard.usage import Usage
 
 if TYPE_CHECKING:
+    from respan_guard.backends.base import Backend
     from respan_guard.guard import Guard
 
 __all__ = ["Customers"]
 
+logger = logging.getLogger("respan_guard")
 _TRIES = 8
 _PATIENCE = 10.0  # seconds, of people who change things by hand; requests have the setting `storage_timeout`
+_AUDIT_AGAIN = 10.0
 _IDENTITY_FIELDS = ("name", "email")
 Change: TypeAlias = Callable[[Mapping[str, Any], Today], Mapping[str, Any]]
 """Makes new params of those that are stored."""
@@ -128,10 +133,15 @@ class Customers:
         return done
 
     async def adjust(self, customer_identifier: str | int, amount: Decimal, reason: str, *, actor: str = "") -> None:
-        """Book a correction as an entry of its own, and audit it.
+        """Book a correction as an entry of its own, which says who and why, and audit it.
+
+        It is booked, or kept until storage takes it, once this returns, and not if this raises: who is told of an
+        error may try again. The audit follows as soon as storage takes it.
 
         Raises:
             InvalidInput: The amount is 0 or no number, or there is no reason.
+            StorageUnavailable: Storage is down, and it is not kept.
+            CounterOverflow: What the customer used would pass what can be counted.
         """
         guard = self._guard
         identifier = normalise_identifier(customer_identifier)
@@ -145,7 +155,7 @@ class Customers:
         if row is not None and row.params is not None:
             known = guard.policies.learn(identifier, row.revision, row.params)
         now = guard.now_ms()
-        await guard.lane().record(
+        await guard.lane().book(
             Entry(
                 id=f"adjustment:{guard.ids()}",
                 customer=identifier,
@@ -157,8 +167,28 @@ class Customers:
             )
         )
         after = {"amount": str(amount), "reason": reason}
-        audit = AuditRow(now, identifier, "adjust", actor, None, after)
-        await guard.lane().call(lambda backend: backend.add_audit(audit))
+        await self._audit(AuditRow(now, identifier, "adjust", actor, None, after))
+
+    async def _audit(self, row: AuditRow) -> None:
+        """Note a change that is made: now, or else again and again until storage takes it."""
+
+        async def write(backend: Backend) -> None:
+            known = await backend.audit(customer=row.customer)  # what storage was sent before may be there
+            if row in [replace(found, seq=0) for found in known]:
+                return
+            if await backend.booked_on(row.customer, row.at_ms) == row.customer:  # else it was deleted meanwhile
+                await backend.add_audit(row)
+
+        lane = self._guard.lane()
+        written = False
+        try:
+            await lane.call(write)
+            written = True
+        except GuardError as error:
+            logger.warning("a correction is booked, and its audit waits for storage: %s", error)
+        finally:
+            if not written:
+                lane.post_call(lambda _: self._audit(row), _AUDIT_AGAIN)
 
     async def _deleted_since(self, identifier: str, at_ms: int) -> bool:
         booked_on = await self._guard.lane().call(
