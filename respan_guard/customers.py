@@ -126,10 +126,14 @@ class Customers:
         await self._guard.refusals.flush()  # what is counted here moves along; what others count goes to the label
         now = self._guard.now_ms()
         marked = await mark_of(self._guard, identifier, _PATIENCE)
-        done = await self._guard.lane().call(lambda backend: backend.delete(identifier, actor=actor, now=now))
+        lane = self._guard.lane()
+        done = await lane.call(lambda backend: backend.delete(identifier, actor=actor, now=now))
         self._guard.policies.drop(identifier)
         await unmark(self._guard, identifier, marked, _PATIENCE)
-        await asyncio.to_thread(self._guard.journal.erase, identifier)
+        if lane.home is None:  # then this may run without an event loop, and must not wait for a thread
+            self._guard.journal.erase(identifier)
+        else:
+            await asyncio.to_thread(self._guard.journal.erase, identifier)
         return done
 
     async def adjust(self, customer_identifier: str | int, amount: Decimal, reason: str, *, actor: str = "") -> None:

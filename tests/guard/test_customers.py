@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -370,3 +371,22 @@ async def test_a_deletion_reaches_the_dead_letters_on_disk(make_guard: MakeGuard
         await guard.delete_customer("joe@example.com")
         assert "joe" not in guard.journal.dead_letters.read_text()
         assert guard.journal.waiting().dead == 1
+
+
+def test_a_script_deletes_a_customer_and_its_dead_letters(make_guard: MakeGuard) -> None:
+    """`guard.sync` has no event loop where the store is in memory, and does all the same."""
+    with make_guard().sync as sync:
+        guard = sync._guard
+        sync.record(Usage(cost=1), "joe@example.com")
+        guard.journal.bury(guard.make_entry(Usage(cost=1), "joe@example.com", source="manual"), "its day is pruned")
+        assert sync.delete_customer("joe@example.com")
+        assert "joe" not in guard.journal.dead_letters.read_text()
+        assert guard.journal.waiting().dead == 1
+        assert sync.get_customer("joe@example.com") is None
+
+
+async def test_the_blocking_form_on_a_loop_deletes_a_customer_in_memory(tmp_path: Path) -> None:
+    """A store in memory makes nobody wait, so it may be used from a coroutine, too."""
+    guard = Guard("memory://", journal_dir=tmp_path)
+    guard.sync.put_customer(Customer(customer_identifier="c1", rate_limit=3))
+    assert guard.sync.delete_customer("c1")
