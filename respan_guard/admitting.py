@@ -173,13 +173,13 @@ class Admissions:
 
         Args:
             slot: The request's.
-            customer: Who it is; a `Customer` is put first, if it differs from what is stored.
+            customer: Who it is; the fields that are set on a `Customer` are stored first, if they differ.
             call: What the body says about an LLM call; it decides what is held.
             params: `customer_params` of the request; limits in them are obeyed with `trust_customer_params=True`.
         """
         if isinstance(customer, Customer):
             identifier = customer.customer_identifier
-            await self._merge(identifier, customer.to_params(), trusted=True)
+            await self._merge(identifier, customer, trusted=True)
         else:
             identifier = normalise_identifier(customer)
             if params:
@@ -188,7 +188,7 @@ class Admissions:
         self.bind(slot, admission)
         return admission
 
-    async def _merge(self, identifier: str, params: Mapping[str, Any], *, trusted: bool) -> None:
+    async def _merge(self, identifier: str, given: Mapping[str, Any] | Customer, *, trusted: bool) -> None:
         """Merge what came with a request; a client's word neither makes a customer known nor decides on an outage."""
         if self._switch.off:
             return
@@ -196,7 +196,10 @@ class Admissions:
         if self._known_only and not trusted and not guard.policies.get(identifier).revision:
             await self._look_up(guard.lane(), identifier)
         try:
-            await guard.customers.merge(identifier, params, trusted=trusted)
+            if isinstance(given, Customer):
+                await guard.customers.assign(given)
+            else:
+                await guard.customers.merge(identifier, given, trusted=trusted)
         except (BackendError, ConfigurationError) as error:
             told = guard.failover.unusable(error)
             if trusted and guard.failover.closed:

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import date
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from respan_guard.backends.base import AuditRow, Conflict, CustomerRow, Entry, Put
 from respan_guard.customer import Customer, normalise_identifier
-from respan_guard.errors import InvalidInput, RevisionConflict
+from respan_guard.errors import GuardError, InvalidInput, RevisionConflict
 from respan_guard.markups import MARKUP, mark, mark_of, unmark
 from respan_guard.money import to_nano
-from respan_guard.policy import customer_at, fix_period_start, merge_params, update_params
+from respan_guard.policy import Today, assign_customer, customer_at, fix_period_start, merge_params, update_params
 from respan_guard.usage import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from respan_guard.backends.base import Backend
     from respan_guard.guard import Guard
 
 __all__ = ["Customers"]
 
+logger = logging.getLogger("respan_guard")
 _TRIES = 8
 _PATIENCE = 10.0  # seconds, of people who change things by hand; requests have the setting `storage_timeout`
+_AUDIT_AGAIN = 10.0
 _IDENTITY_FIELDS = ("name", "email")
+Change: TypeAlias = Callable[[Mapping[str, Any], Today], Mapping[str, Any]]
+"""Makes new params of those that are stored."""
 
 
 class Customers:
@@ -53,7 +58,7 @@ class Customers:
         A period that the stored budget has goes on: putting the same customer again never restarts it.
         """
 
-        def changed(stored: Mapping[str, Any], today: date) -> Mapping[str, Any]:
+        def changed(stored: Mapping[str, Any], today: Today) -> Mapping[str, Any]:
             params = dict(customer.to_params())
             if "period_budget" in params and "period_start" not in params and "period_budget" in stored:
                 params |= {name: stored[name] for name in ("period_start",) if name in stored}
@@ -75,28 +80,40 @@ class Customers:
         rename somebody else's account. What was so at `at_ms` (None: now), before the customer was deleted, is
         nobody's any more.
         """
-        known = self._guard.policies.get(identifier)
         if trusted:
             given = {name: value for name, value in given.items() if value is not None}
         else:
-            stored = known.params or {}
+            stored = self._guard.policies.get(identifier).params or {}
             given = {n: given[n] for n in _IDENTITY_FIELDS if given.get(n) is not None and n not in stored}
         if not given:
             return
+
+        def merged(stored: Mapping[str, Any], today: Today) -> Mapping[str, Any]:
+            return merge_params(
+                stored, given if trusted else {n: v for n, v in given.items() if n not in stored}, today
+            )
+
+        await self._take_over(identifier, merged, at_ms)
+
+    async def assign(self, customer: Customer) -> None:
+        """Take over what the app says of a customer with a request: the fields that it set, None and False too.
+
+        The same again writes nothing.
+        """
+        if customer.model_fields_set != {"customer_identifier"}:
+            await self._take_over(
+                customer.customer_identifier, lambda stored, today: assign_customer(stored, customer, today)
+            )
+
+    async def _take_over(self, identifier: str, change: Change, at_ms: int | None = None) -> None:
+        known = self._guard.policies.get(identifier)
         if known.params is not None:
-            today = date.fromordinal(known.policy.day_of(self._guard.now_ms()))
-            if merge_params(known.params, given, today) == known.params:
+            today = self._guard.policies.today(self._guard.now_ms())
+            if change(known.params, today) == known.params:
                 return  # steady state: no trip
         if at_ms is not None and await self._deleted_since(identifier, at_ms):
             return
-        await self._change(
-            identifier,
-            lambda stored, today: merge_params(
-                stored, given if trusted else {n: v for n, v in given.items() if n not in stored}, today
-            ),
-            "request",
-            self._guard.storage_timeout,
-        )
+        await self._change(identifier, change, "request", self._guard.storage_timeout)
 
     async def delete(self, customer_identifier: str | int, *, actor: str = "") -> bool:
         """Erase who a customer was and keep the sums.
@@ -109,17 +126,26 @@ class Customers:
         await self._guard.refusals.flush()  # what is counted here moves along; what others count goes to the label
         now = self._guard.now_ms()
         marked = await mark_of(self._guard, identifier, _PATIENCE)
-        done = await self._guard.lane().call(lambda backend: backend.delete(identifier, actor=actor, now=now))
+        lane = self._guard.lane()
+        done = await lane.call(lambda backend: backend.delete(identifier, actor=actor, now=now))
         self._guard.policies.drop(identifier)
         await unmark(self._guard, identifier, marked, _PATIENCE)
-        await asyncio.to_thread(self._guard.journal.erase, identifier)
+        if lane.home is None:  # then this may run without an event loop, and must not wait for a thread
+            self._guard.journal.erase(identifier)
+        else:
+            await asyncio.to_thread(self._guard.journal.erase, identifier)
         return done
 
     async def adjust(self, customer_identifier: str | int, amount: Decimal, reason: str, *, actor: str = "") -> None:
-        """Book a correction as an entry of its own, and audit it.
+        """Book a correction as an entry of its own, which says who and why, and audit it.
+
+        It is booked, or kept until storage takes it, once this returns, and not if this raises: who is told of an
+        error may try again. The audit follows as soon as storage takes it.
 
         Raises:
             InvalidInput: The amount is 0 or no number, or there is no reason.
+            StorageUnavailable: Storage is down, and it is not kept.
+            CounterOverflow: What the customer used would pass what can be counted.
         """
         guard = self._guard
         identifier = normalise_identifier(customer_identifier)
@@ -133,7 +159,7 @@ class Customers:
         if row is not None and row.params is not None:
             known = guard.policies.learn(identifier, row.revision, row.params)
         now = guard.now_ms()
-        await guard.lane().record(
+        await guard.lane().book(
             Entry(
                 id=f"adjustment:{guard.ids()}",
                 customer=identifier,
@@ -145,8 +171,28 @@ class Customers:
             )
         )
         after = {"amount": str(amount), "reason": reason}
-        audit = AuditRow(now, identifier, "adjust", actor, None, after)
-        await guard.lane().call(lambda backend: backend.add_audit(audit))
+        await self._audit(AuditRow(now, identifier, "adjust", actor, None, after))
+
+    async def _audit(self, row: AuditRow) -> None:
+        """Note a change that is made: now, or else again and again until storage takes it."""
+
+        async def write(backend: Backend) -> None:
+            known = await backend.audit(customer=row.customer)  # what storage was sent before may be there
+            if row in [replace(found, seq=0) for found in known]:
+                return
+            if await backend.booked_on(row.customer, row.at_ms) == row.customer:  # else it was deleted meanwhile
+                await backend.add_audit(row)
+
+        lane = self._guard.lane()
+        written = False
+        try:
+            await lane.call(write)
+            written = True
+        except GuardError as error:
+            logger.warning("a correction is booked, and its audit waits for storage: %s", error)
+        finally:
+            if not written:
+                lane.post_call(lambda _: self._audit(row), _AUDIT_AGAIN)
 
     async def _deleted_since(self, identifier: str, at_ms: int) -> bool:
         booked_on = await self._guard.lane().call(
@@ -160,7 +206,7 @@ class Customers:
     async def _change(
         self,
         identifier: str,
-        change: Callable[[Mapping[str, Any], date], Mapping[str, Any]],
+        change: Change,
         actor: str,
         patience: float = _PATIENCE,
     ) -> Customer:
@@ -169,9 +215,9 @@ class Customers:
         row = await self._row(identifier, patience)
         revision, stored = ("", None) if row is None else (row.revision, row.params)
         for _ in range(_TRIES):
-            known = guard.policies.learn(identifier, revision, stored)
+            guard.policies.learn(identifier, revision, stored)
             now = guard.now_ms()
-            params = change(stored or {}, date.fromordinal(known.policy.day_of(now)))
+            params = change(stored or {}, guard.policies.today(now))
             customer = Customer.from_params(identifier, params)
             await guard.switch.announce_limits(params, patience)
             had, has = MARKUP in (stored or {}), MARKUP in params

@@ -14,12 +14,12 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from respan_guard.backends.base import Admit, Backend, Entry, Outcome, Record, Release, Renew, TooLate
+from respan_guard.backends.base import Admit, Backend, Outcome, Record, Release, Renew, TooLate
 from respan_guard.breaker import Breaker
 from respan_guard.clock import Clock
 from respan_guard.errors import BackendError, CounterOverflow, StorageUnavailable
 from respan_guard.items import Item, Part, Unstorable
-from respan_guard.journal import Journal
+from respan_guard.journal import PRUNED, Journal
 from respan_guard.observing import observe_entry
 from respan_guard.telemetry import telemetry
 
@@ -272,7 +272,7 @@ class Drain(ABC):
 
     def _answer(self, item: Item, outcome: Outcome | None) -> None:
         if isinstance(outcome, TooLate) and isinstance(item.op, Record):
-            self._bury(item.op.entry, "its day is pruned")
+            self._journal.bury(item.op.entry, PRUNED)
         elif telemetry.on and isinstance(item.op, Record):
             observe_entry(item.op.entry, outcome)
         if item.future is not None and not item.future.done():
@@ -280,17 +280,10 @@ class Drain(ABC):
 
     def _refuse(self, item: Item, error: Exception) -> None:
         if isinstance(item.op, Record):
-            self._bury(item.op.entry, str(error))
+            self._journal.bury(item.op.entry, str(error))
         if item.future is not None and not item.future.done():
             unstorable = error if isinstance(error, BackendError) else Unstorable(f"it can't be stored: {error}")
             item.future.set_exception(unstorable)
-
-    def _bury(self, entry: Entry, why: str) -> None:
-        logger.error("a usage record can't be stored and is kept as a dead letter: %s", why)
-        try:
-            self._journal.bury(entry, why)
-        except OSError as disk:
-            logger.error("the dead letter can't be written either (%s), this is it: %r", disk, entry)
 
     async def _failed(self, error: BackendError, fault: Exception | None = None) -> None:
         """Answer those who wait, and keep what must not be lost."""

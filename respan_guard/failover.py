@@ -76,7 +76,7 @@ class Failover:
         self._size = settings.max_cached_customers
         self._lock = threading.Lock()
         self._accounts: dict[str, Account] = {}
-        self._windows = MemoryBackend(max_customers=self._size)
+        self._windows = MemoryBackend(max_customers=self._size)  # above it only those whose windows still count
         self._settling = False
         self._logged_at = float("-inf")
         self.closed = "closed" in (self._budgets, self._rates)

@@ -315,7 +315,7 @@ class Guard(Exporting):
         return await self.lane().call(lambda backend: backend.verify(), None)
 
     async def prune(self, before: date, progress: Callable[[int], None] | None = None) -> int:
-        """Delete records booked before a day; sums stay. Returns how many went."""
+        """Delete records booked before a day, at least 40 days ago; sums stay. Returns how many went."""
         return await self._reports.prune(before, progress)
 
     async def info(self) -> StoreInfo:

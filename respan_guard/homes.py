@@ -76,7 +76,7 @@ class Homes:
         backend = factory()
         self.backend_class = type(backend)
         if backend.shared and rates is None:  # connections to rates need homes
-            self.shared = SharedLane(backend, clock)
+            self.shared = SharedLane(backend, clock, journal)
         _all.add(self)
 
     def lane(self) -> Lane:

@@ -29,8 +29,10 @@ from respan_guard.usage import Usage
 with contextlib.suppress(ImportError):  # Windows: files are replayed by their own process only
     import fcntl
 
-__all__ = ["Journal", "JournalFile", "Waiting", "entry_from_dict", "entry_to_dict"]
+__all__ = ["PRUNED", "Journal", "JournalFile", "Waiting", "entry_from_dict", "entry_to_dict"]
 
+PRUNED = "its day is pruned"
+"""Why a record is a dead letter that the store came to be too late for."""
 logger = logging.getLogger("respan_guard")
 
 
@@ -184,15 +186,18 @@ class Journal:
         return found
 
     def bury(self, entry: Entry, why: str) -> None:
-        """Keep a record that the store will never take, for people to look at."""
+        """Keep a record that the store will never take, for people to look at: in the log if the disk won't take it."""
+        logger.error("a usage record can't be stored and is kept as a dead letter: %s", why)
         line = json.dumps({"why": why, "entry": entry_to_dict(entry)}, default=str).encode() + b"\n"
-        with self._lock:
+        try:  # without the lock: a finalizer may bury while its own thread has it, and appends keep apart by themselves
             self._make_directory()
             descriptor = os.open(self.dead_letters, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             try:
                 _append(descriptor, line)
             finally:
                 os.close(descriptor)
+        except OSError as disk:
+            logger.error("the dead letter can't be written either (%s), this is it: %r", disk, entry)
 
     def erase(self, customer: str) -> int:
         """Take out of the dead letters who one was and what an app noted; how many there were.

@@ -33,6 +33,7 @@ from respan_guard.errors import BackendError, CounterOverflow, GuardError, Stora
 from respan_guard.home import Home
 from respan_guard.home_rates import Counted
 from respan_guard.items import Waits
+from respan_guard.journal import PRUNED, Journal
 from respan_guard.observing import observe_entry
 from respan_guard.telemetry import telemetry
 
@@ -115,8 +116,9 @@ class SharedLane:
     home = None
     asleep = False
 
-    def __init__(self, backend: Backend, clock: Clock) -> None:
+    def __init__(self, backend: Backend, clock: Clock, journal: Journal) -> None:
         self.backend = backend
+        self._journal = journal
         self._apply = backend.apply_now
         self._post = backend.post_now
         self._now = clock.now_ms
@@ -132,8 +134,7 @@ class SharedLane:
         except BackendError:
             self.post(Record(entry))
             return None
-        if telemetry.on:
-            observe_entry(entry, outcome)
+        self._heard(entry, outcome)
         return outcome if isinstance(outcome, (Recorded, TooLate)) else None
 
     async def book(self, entry: Entry) -> Recorded | TooLate | Waits | None:
@@ -145,13 +146,23 @@ class SharedLane:
         except BackendError:
             self.post(Record(entry))
             return None
-        if telemetry.on:
-            observe_entry(entry, outcome)
+        self._heard(entry, outcome)
         return outcome if isinstance(outcome, (Recorded, TooLate)) else None
 
     def post(self, *ops: Op) -> None:
         """Apply `ops` in this order. What the store can't count is logged: nobody waits who could be told."""
-        self._post(ops, self._now(), _observe if telemetry.on else None)
+        self._post(ops, self._now(), self._hear)
+
+    def _hear(self, ops: Sequence[Op], outcomes: Sequence[Outcome]) -> None:
+        for op, outcome in zip(ops, outcomes, strict=True):
+            if isinstance(op, Record):
+                self._heard(op.entry, outcome)
+
+    def _heard(self, entry: Entry, outcome: Outcome) -> None:
+        if isinstance(outcome, TooLate):
+            self._journal.bury(entry, PRUNED)
+        elif telemetry.on:
+            observe_entry(entry, outcome)
 
     async def call(self, work: Callable[[Backend], Awaitable[T]], timeout: float | None = 10.0) -> T:  # noqa: ASYNC109
         """Run a read or a change of customers."""
@@ -178,12 +189,6 @@ class SharedLane:
 
     async def flush(self) -> None:
         """Nothing waits here."""
-
-
-def _observe(ops: Sequence[Op], outcomes: Sequence[Outcome]) -> None:
-    for op, outcome in zip(ops, outcomes, strict=True):
-        if isinstance(op, Record):
-            observe_entry(op.entry, outcome)
 
 
 class GuardThread:

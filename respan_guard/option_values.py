@@ -18,6 +18,7 @@ from respan_guard.money import to_nano
 __all__ = [
     "BUDGET_FIELDS",
     "DEFAULT_LIMIT_FIELDS",
+    "LEAST_RETENTION",
     "days",
     "default_limits",
     "hold",
@@ -34,6 +35,9 @@ BUDGET_FIELDS: Final = ("budget_duration", "period_budget", "total_budget", "per
 """The fields of a customer that budgets consist of: all that `app_budgets` and `model_budgets` may set."""
 DEFAULT_LIMIT_FIELDS: Final = ("rate_limit", *BUDGET_FIELDS, "markup_percentage", "time_zone")
 """The fields of a customer that `default_limits` may set; the others say who one customer is."""
+LEAST_RETENTION: Final = 40
+"""Days that records are kept at least. A pruned day takes no more usage, so no call in flight, no customer's date and
+no record that waits somewhere may still be on one; and a retry must be told from a new record."""
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from respan_guard.customer import Customer
-from respan_guard.policy import Budgets, Policy, compile_policy
+from respan_guard.periods import load_zone, local_day
+from respan_guard.policy import Budgets, Policy, Today, compile_policy
 
 if TYPE_CHECKING:
     from respan_guard.backends.base import Limit
@@ -130,6 +132,15 @@ class Policies:
             if not any(name in params for name in _PERIOD):
                 merged |= {name: defaults[name] for name in _PERIOD if name in defaults}
         return merged | dict(params)
+
+    def today(self, now_ms: int) -> Today:
+        """Tells the local date of customers at an instant, by their params."""
+
+        def today(params: Mapping[str, Any]) -> date:
+            zone = load_zone(self.effective(params).get("time_zone", self._time_zone))
+            return date.fromordinal(local_day(now_ms, zone))
+
+        return today
 
     def markup(self, params: Mapping[str, Any] | None) -> Decimal | None:
         """What reports add to the costs of a customer with these params, in percent; None for nothing."""

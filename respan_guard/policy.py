@@ -6,10 +6,10 @@ Params are the JSON values of `Customer.to_params`. `compile_policy` turns them 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date, tzinfo
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from respan_guard.backends.base import Limit
 from respan_guard.customer import Customer
@@ -23,6 +23,8 @@ __all__ = [
     "Budgets",
     "Policy",
     "Terms",
+    "Today",
+    "assign_customer",
     "compile_policy",
     "current_period",
     "customer_at",
@@ -31,6 +33,8 @@ __all__ = [
     "update_params",
 ]
 
+Today: TypeAlias = Callable[[Mapping[str, Any]], date]
+"""Tells the local date of a customer with these params: what changes may be its zone."""
 _NOBODY: Final = "customer"  # stands for the identifier where only the limits matter
 
 
@@ -214,14 +218,14 @@ def customer_at(identifier: str, params: Mapping[str, Any] | None, today: date) 
     )
 
 
-def fix_period_start(params: Mapping[str, Any], today: date) -> dict[str, Any]:
+def fix_period_start(params: Mapping[str, Any], today: Today) -> dict[str, Any]:
     """Check params that are about to be stored, and say what a budget's periods are where they don't.
 
     They are months, and counted from today.
 
     Args:
         params: All fields of the customer.
-        today: The local date in the customer's zone.
+        today: Tells the local date.
 
     Raises:
         InvalidInput: The params are no sound fields of a customer.
@@ -230,11 +234,11 @@ def fix_period_start(params: Mapping[str, Any], today: date) -> dict[str, Any]:
     if "period_budget" in found:
         if "period_end" not in found:
             found.setdefault("budget_duration", "monthly")
-        found.setdefault("period_start", today.isoformat())
+        found.setdefault("period_start", today(found).isoformat())
     return found
 
 
-def merge_params(stored: Mapping[str, Any] | None, given: Mapping[str, Any], today: date) -> Mapping[str, Any]:
+def merge_params(stored: Mapping[str, Any] | None, given: Mapping[str, Any], today: Today) -> Mapping[str, Any]:
     """Merge params that came with a request into those of the customer.
 
     Given fields replace stored ones, absent and null ones leave them. The same params again change nothing, nor does
@@ -244,7 +248,7 @@ def merge_params(stored: Mapping[str, Any] | None, given: Mapping[str, Any], tod
     Args:
         stored: What the customer has; None for a customer without params.
         given: Any fields of a `Customer`; `customer_identifier` is left out.
-        today: The local date in the customer's zone.
+        today: Tells the local date.
 
     Returns:
         What to store; `stored` itself (nothing for None) if nothing changes.
@@ -256,7 +260,7 @@ def merge_params(stored: Mapping[str, Any] | None, given: Mapping[str, Any], tod
     return _changed(stored, changes, today)
 
 
-def update_params(stored: Mapping[str, Any] | None, changes: Mapping[str, Any], today: date) -> Mapping[str, Any]:
+def update_params(stored: Mapping[str, Any] | None, changes: Mapping[str, Any], today: Today) -> Mapping[str, Any]:
     """Change a customer's params by hand: as `merge_params`, but None removes a field.
 
     Removing `period_budget` leaves the period fields for a later one. Removing `period_start` lets a budget's periods
@@ -270,11 +274,21 @@ def update_params(stored: Mapping[str, Any] | None, changes: Mapping[str, Any], 
     return _changed(stored, changes, today)
 
 
-def _changed(stored: Mapping[str, Any] | None, changes: Mapping[str, Any], today: date) -> Mapping[str, Any]:
+def assign_customer(stored: Mapping[str, Any], customer: Customer, today: Today) -> Mapping[str, Any]:
+    """Take over the fields that were set on a customer, None and False too; the others stay. Else as `merge_params`.
+
+    Only `period_start=None` leaves what is stored: said again with each request, it would start a budget anew each day.
+    """
+    params = customer.to_params()
+    cleared = {name for name in stored if name in customer.model_fields_set and name not in params}
+    return _changed(stored, params | dict.fromkeys(cleared - {"period_start"}), today)
+
+
+def _changed(stored: Mapping[str, Any] | None, changes: Mapping[str, Any], today: Today) -> Mapping[str, Any]:
     base = stored if stored is not None else {}
     if all(name in base and base[name] == value for name, value in changes.items()):
         return base  # the common case of a request that repeats its params
-    merged = fix_period_start(_overlay(base, changes, today), today)
+    merged = fix_period_start(_overlay(base, changes, today(base)), today)
     return base if merged == base else merged
 
 

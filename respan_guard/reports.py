@@ -26,6 +26,7 @@ from respan_guard.decision import Decision, Status, as_datetime, limit_statuses
 from respan_guard.errors import InvalidInput
 from respan_guard.markups import costs_with_markup, with_markup
 from respan_guard.money import from_nano
+from respan_guard.option_values import LEAST_RETENTION
 from respan_guard.rated import with_rates
 from respan_guard.recorder import record_from_entry
 from respan_guard.usage import UsageRecord
@@ -224,11 +225,12 @@ class Reports:
         """Delete records booked before a day, in small batches that let others in between.
 
         Raises:
-            InvalidInput: The day is to come: usage of days that are pruned can't be recorded any more.
+            InvalidInput: The day is too late: usage of days that are pruned can't be recorded any more.
         """
-        today = as_datetime(self._guard.now_ms()).date()
-        if before > today:
-            raise InvalidInput(f"before must be a day up to today, {today}, got {before}", field="before")
+        latest = self._days_ago(LEAST_RETENTION)
+        if before > latest:
+            wrong = f"before must be a day up to {latest}, as records of {LEAST_RETENTION} days are kept, got {before}"
+            raise InvalidInput(wrong, field="before")
         gone = 0
         while count := await self._guard.lane().call(lambda backend: backend.prune(before.toordinal()), None):
             gone += count
@@ -240,7 +242,7 @@ class Reports:
         """Delete records older than `days`: now, and from then on every hour."""
 
         async def work(backend: Backend) -> None:
-            before = as_datetime(self._guard.now_ms()).date() - timedelta(days=days)
+            before = self._days_ago(days)
             more = 0
             try:
                 more = await backend.prune(before.toordinal())
@@ -249,6 +251,9 @@ class Reports:
                     lane.post_call(work, _PRUNE_PAUSE if more else _PRUNE_EVERY)  # small batches: others come between
 
         lane.post_call(work)
+
+    def _days_ago(self, days: int) -> date:
+        return as_datetime(self._guard.now_ms()).date() - timedelta(days=days)
 
 
 class RefusalLog:

@@ -69,7 +69,7 @@ class Settings(BaseSettings):
         unknown_price: "reject" refuses calls to models without a price where a budget applies; "flag" lets them pass.
         time_zone: Where days and months begin, for customers without their own.
         namespace: Keeps several guards apart in one store.
-        retention: Days to keep records; None for ever. Sums stay.
+        retention: Days to keep records, 40 or more; None for ever. Sums stay.
         storage_timeout: Seconds that storage may take; None for the backend's own default.
         budget_failure: What becomes of customers with budgets while storage gives no answer: "closed" refuses them,
             "open" lets them in, "local" up to a share of what was last known to be left.
@@ -131,7 +131,10 @@ class Settings(BaseSettings):
         description="1 to 64 letters, digits, dots, dashes and underscores",
     )
     retention: Annotated[int | None, BeforeValidator(checked.days)] = Field(
-        None, ge=1, le=100_000, description='a number of days from 1 like 400 or "400 days"'
+        None,
+        ge=checked.LEAST_RETENTION,
+        le=100_000,
+        description=f'a number of days from {checked.LEAST_RETENTION} like 400 or "400 days"',
     )
     storage_timeout: _Seconds | None = Field(None, gt=0, le=300, description="a number of seconds above 0, at most 300")
     budget_failure: FailureMode = Field("closed", description='"closed", "open" or "local"')

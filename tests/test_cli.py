@@ -131,7 +131,9 @@ def test_it_lists_its_commands() -> None:
         (("prune",), "--before YYYY-MM-DD or --older-than DAYS"),
         (("prune", "--before", "2026-01-01", "--older-than", "5"), "not both"),
         (("prune", "--older-than", "a while"), "--older-than must be a number of days"),
-        (("prune", "--before", "9999-01-01"), "must not be after today"),
+        (("prune", "--before", "9999-01-01"), "records of 40 days are kept"),
+        (("prune", "--before", f"{datetime.now(UTC):%Y-%m-%d}"), "records of 40 days are kept"),
+        (("prune", "--older-than", "39"), "--older-than must be a number of days from 40"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -149,7 +151,7 @@ def test_a_bad_setting_ends_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "did you mean RESPAN_GUARD_MODE?" in run("customers", "list", code=2).stderr
 
 
-@pytest.mark.parametrize("command", [("usage",), ("verify",), ("customers", "list"), ("prune", "--older-than", "9")])
+@pytest.mark.parametrize("command", [("usage",), ("verify",), ("customers", "list"), ("prune", "--older-than", "90")])
 def test_a_misspelt_path_is_no_empty_store(command: tuple[str, ...], tmp_path: Path) -> None:
     """Commands that look at a store fail where there is none, and don't make one."""
     result = run(*command, "--storage", f"sqlite:///{tmp_path}/gaurd.db", code=1)
@@ -360,13 +362,13 @@ def test_prune_deletes_records_and_keeps_sums() -> None:
     assert answer("prune", "--before", "2026-03-02")["deleted"] == 0
     assert answer("usage", "--by", "model", "--by", "day") == before
     assert answer("verify")["ok"] is True
-    assert "2 records booked before" in run("prune", "--older-than", "1 days").stdout
+    assert "2 records booked before" in run("prune", "--older-than", "40 days").stdout
 
 
 @pytest.mark.usefixtures("filled")
 def test_reading_deletes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """With `retention` set, only prune deletes: a report must not. Prune without options then uses it."""
-    monkeypatch.setenv("RESPAN_GUARD_RETENTION", "1")
+    monkeypatch.setenv("RESPAN_GUARD_RETENTION", "40")
     run("usage")
     assert answer("prune")["deleted"] == 3
 

@@ -19,6 +19,7 @@ from respan_guard.errors import InvalidInput
 from respan_guard.periods import DURATIONS, local_day, start_of_day
 from respan_guard.policy import (
     Budgets,
+    Today,
     compile_policy,
     current_period,
     customer_at,
@@ -38,6 +39,11 @@ def at(text: str, zone: str = "UTC") -> int:
 def day(text: str) -> int:
     """Ordinal of a date."""
     return date.fromisoformat(text).toordinal()
+
+
+def on(today: date) -> Today:
+    """Tells this date for every customer."""
+    return lambda params: today
 
 
 NOW = at("2026-10-15T12:00")  # a Thursday
@@ -250,7 +256,7 @@ def test_terms_hold_the_day_and_the_reset_ends_the_period(params: dict[str, Any]
 
 def put(**fields: Any) -> Mapping[str, Any]:
     """What is stored of fields put today."""
-    return fix_period_start(fields, TODAY)
+    return fix_period_start(fields, on(TODAY))
 
 
 def test_the_first_budget_fixes_its_start() -> None:
@@ -279,7 +285,7 @@ def test_a_request_that_repeats_its_params_never_restarts_a_period() -> None:
         "rate_limit": "100",
         "name": None,
     }
-    stored = merge_params(None, given_params, date(2026, 1, 31))
+    stored = merge_params(None, given_params, on(date(2026, 1, 31)))
     assert stored == {
         "budget_duration": "monthly",
         "period_budget": "1000",
@@ -288,27 +294,27 @@ def test_a_request_that_repeats_its_params_never_restarts_a_period() -> None:
         "period_start": "2026-01-31",
     }
     for later in range(800):
-        assert merge_params(stored, given_params, date(2026, 1, 31) + timedelta(days=later)) is stored
+        assert merge_params(stored, given_params, on(date(2026, 1, 31) + timedelta(days=later))) is stored
 
 
 def test_given_fields_replace_absent_and_null_ones_stay() -> None:
     """A merge changes what is given and not null."""
     stored = put(name="Old", rate_limit=60, period_budget=5)
-    merged = merge_params(stored, {"name": "New", "rate_limit": None, "period_budget": 6}, date(2026, 12, 24))
+    merged = merge_params(stored, {"name": "New", "rate_limit": None, "period_budget": 6}, on(date(2026, 12, 24)))
     assert merged == {**stored, "name": "New", "period_budget": "6"}
     assert stored["name"] == "Old"
 
 
 def test_nothing_given_to_nobody_is_nothing() -> None:
     """Params that only name the customer store nothing."""
-    assert merge_params(None, {"customer_identifier": "c", "name": None}, TODAY) == {}
+    assert merge_params(None, {"customer_identifier": "c", "name": None}, on(TODAY)) == {}
     stored: Mapping[str, Any] = {}
-    assert merge_params(stored, {"blocked": False}, TODAY) is stored
+    assert merge_params(stored, {"blocked": False}, on(TODAY)) is stored
 
 
 def test_a_budget_for_a_known_customer_starts_when_it_is_given() -> None:
     """A customer without a budget gets the period_start of the day its first budget comes."""
-    stored = merge_params({"name": "n"}, {"period_budget": 5, "budget_duration": "daily"}, date(2026, 12, 24))
+    stored = merge_params({"name": "n"}, {"period_budget": 5, "budget_duration": "daily"}, on(date(2026, 12, 24)))
     assert stored == {
         "name": "n",
         "period_budget": "5",
@@ -338,8 +344,8 @@ ANCHORED: dict[str, Any] = {"budget_duration": "monthly", "period_budget": "25",
 )
 def test_writing_back_the_current_period_is_no_change(given_params: dict[str, Any]) -> None:
     """What reads show of the period, whole or in part, does not become the anchor: 31 stays 31."""
-    assert merge_params(ANCHORED, given_params, MARCH) is ANCHORED
-    assert update_params(ANCHORED, given_params, MARCH) is ANCHORED
+    assert merge_params(ANCHORED, given_params, on(MARCH)) is ANCHORED
+    assert update_params(ANCHORED, given_params, on(MARCH)) is ANCHORED
 
 
 def test_reads_show_the_current_period_and_the_anchor() -> None:
@@ -378,38 +384,41 @@ def test_a_read_customer_may_be_changed_and_put() -> None:
 @given(periods(), starts, st.integers(0, 400))
 def test_what_was_read_can_always_be_written_back(params: dict[str, Any], today: date, later: int) -> None:
     """A read, written back as a customer or as fields, now or later, is no change, for any anchor and length."""
-    stored = fix_period_start(params, today)
+    stored = fix_period_start(params, on(today))
     read = customer_at("c", stored, today)
     assert read.to_params() == stored
     fields = read.model_dump(exclude_none=True, exclude={"customer_identifier"})
-    assert update_params(stored, fields, today) is stored
-    assert update_params(stored, fields, today + timedelta(days=later)) is stored
+    assert update_params(stored, fields, on(today)) is stored
+    assert update_params(stored, fields, on(today + timedelta(days=later))) is stored
     fields.pop("period_anchor")
-    assert merge_params(stored, fields, today) is stored
+    assert merge_params(stored, fields, on(today)) is stored
     first, end = current_period(stored, today) or (None, None)
     assert (read.period_start, read.period_end) == (first, end)
 
 
 def test_a_new_duration_keeps_the_anchor() -> None:
     """Monthly to weekly: weeks are counted from the same day."""
-    merged = merge_params(ANCHORED, {"budget_duration": "weekly"}, MARCH)
+    merged = merge_params(ANCHORED, {"budget_duration": "weekly"}, on(MARCH))
     assert merged == {**ANCHORED, "budget_duration": "weekly"}
     assert current_period(merged, MARCH) == (date(2026, 2, 28), date(2026, 3, 7))
 
 
 def test_a_new_start_is_a_new_anchor() -> None:
     """A start that is not the current period's moves the periods."""
-    merged = merge_params(ANCHORED, {"period_start": "2026-03-01"}, MARCH)
+    merged = merge_params(ANCHORED, {"period_start": "2026-03-01"}, on(MARCH))
     assert merged == {**ANCHORED, "period_start": "2026-03-01"}
 
 
 def test_a_custom_period_takes_the_place_of_a_duration_and_back() -> None:
     """Start and end that contradict the stored duration replace it, a duration replaces the stored end."""
-    custom = merge_params(ANCHORED, {"period_start": "2026-02-28", "period_end": "2026-03-10"}, MARCH)
+    custom = merge_params(ANCHORED, {"period_start": "2026-02-28", "period_end": "2026-03-10"}, on(MARCH))
     assert custom == {"period_budget": "25", "period_start": "2026-02-28", "period_end": "2026-03-10"}
-    assert merge_params(custom, {"period_start": "2026-02-28", "period_end": "2026-03-10"}, MARCH) is custom
-    assert merge_params(custom, {"period_start": "2026-03-10", "period_end": "2026-03-20"}, date(2026, 3, 12)) is custom
-    monthly = merge_params(custom, {"budget_duration": "monthly"}, MARCH)
+    assert merge_params(custom, {"period_start": "2026-02-28", "period_end": "2026-03-10"}, on(MARCH)) is custom
+    assert (
+        merge_params(custom, {"period_start": "2026-03-10", "period_end": "2026-03-20"}, on(date(2026, 3, 12)))
+        is custom
+    )
+    monthly = merge_params(custom, {"budget_duration": "monthly"}, on(MARCH))
     assert monthly == {**ANCHORED, "period_start": "2026-02-28"}
 
 
@@ -434,40 +443,40 @@ def test_bad_changes_store_nothing(changes: dict[str, Any]) -> None:
     before = dict(ANCHORED)
     for change in (merge_params, update_params):
         with pytest.raises(InvalidInput):
-            change(ANCHORED, changes, MARCH)
+            change(ANCHORED, changes, on(MARCH))
     assert before == ANCHORED
 
 
 def test_update_removes_with_none() -> None:
     """By hand, None removes a field; removing what is not there is no change."""
     stored = put(rate_limit=60, total_budget=200, name="n")
-    assert update_params(stored, {"rate_limit": None, "name": None}, TODAY) == {"total_budget": "200"}
-    assert update_params(stored, {"email": None}, TODAY) is stored
-    assert update_params(None, {"email": None}, TODAY) == {}
+    assert update_params(stored, {"rate_limit": None, "name": None}, on(TODAY)) == {"total_budget": "200"}
+    assert update_params(stored, {"email": None}, on(TODAY)) is stored
+    assert update_params(None, {"email": None}, on(TODAY)) == {}
 
 
 def test_removing_a_budget_leaves_its_period() -> None:
     """A budget that is removed and set again goes on with its periods."""
-    without = update_params(ANCHORED, {"period_budget": None}, MARCH)
+    without = update_params(ANCHORED, {"period_budget": None}, on(MARCH))
     assert without == {"budget_duration": "monthly", "period_start": "2026-01-31"}
-    assert update_params(without, {"period_budget": 25}, date(2026, 7, 1)) == ANCHORED
+    assert update_params(without, {"period_budget": 25}, on(date(2026, 7, 1))) == ANCHORED
 
 
 def test_removing_the_start_lets_periods_start_today() -> None:
     """Without a stored start, a budget is counted from the day of the change."""
-    assert update_params(ANCHORED, {"period_start": None}, MARCH) == {**ANCHORED, "period_start": "2026-03-05"}
+    assert update_params(ANCHORED, {"period_start": None}, on(MARCH)) == {**ANCHORED, "period_start": "2026-03-05"}
 
 
 def test_a_block_is_set_and_lifted() -> None:
     """Blocked false is the same as not blocked."""
     stored = put(rate_limit=5)
-    blocked = update_params(stored, {"blocked": True}, TODAY)
+    blocked = update_params(stored, {"blocked": True}, on(TODAY))
     assert blocked == {"rate_limit": 5, "blocked": True}
-    assert update_params(blocked, {"blocked": False}, TODAY) == stored
-    assert update_params(blocked, {"blocked": None}, TODAY) == stored
+    assert update_params(blocked, {"blocked": False}, on(TODAY)) == stored
+    assert update_params(blocked, {"blocked": None}, on(TODAY)) == stored
 
 
 def test_the_identifier_can_not_be_updated() -> None:
     """A customer is not renamed by an update that happens to name another."""
     with pytest.raises(InvalidInput, match="customer_identifier can't be changed"):
-        update_params(ANCHORED, {"customer_identifier": "other"}, MARCH)
+        update_params(ANCHORED, {"customer_identifier": "other"}, on(MARCH))

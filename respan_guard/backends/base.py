@@ -323,6 +323,8 @@ class Backend(ABC):
     async def prune(self, before_day: int, *, limit: int = 1000) -> int:
         """Delete up to `limit` entries booked before `before_day`, only those behind every cursor; sums stay.
 
+        The guard keeps records of 40 days, so no day that usage may still be booked on is ever asked for.
+
         Returns how many went; 0 when done. From the first call on, entries for days before it are `TooLate`.
         """
 

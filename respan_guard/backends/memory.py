@@ -57,7 +57,11 @@ class MemoryBackend(Backend):
     Args:
         url: "memory://".
         namespace: Each backend is a store of its own, so this has no effect.
-        max_customers: Above so many, customers that nothing was spent for are forgotten when they are idle.
+        max_customers: Above so many, customers that nothing was spent for and who were never put are forgotten, some
+            with each new one, once they were idle for a minute, hold nothing, and none of their rates' windows counts
+            any more: two windows after it began. No hard bound: forgetting sooner would give a limit back, refusing
+            newcomers would let whoever sends random ids shut out all others. So with a rate per minute those of about
+            two minutes come on top, with a rate per day those of two days. Whoever is refused takes no room.
         max_entries: Above so many, the oldest entries are forgotten; their sums stay. An entry that is sent again
             after that counts again.
     """

@@ -128,7 +128,10 @@ class MemoryStore(EntryLog, Ledger[Account]):
         return True
 
     def _make_room(self) -> None:
-        """Look at two customers in turn; one at rest that nothing is known of, with quiet windows, goes."""
+        """Look at two customers in turn; one at rest that nothing is known of, with quiet windows, goes.
+
+        If neither may go there is one more than wanted: a window that still counts is a limit that would be given back.
+        """
         for _ in range(min(2, len(self.circle))):
             customer = self.circle.popleft()
             packed = self.resting.get(customer)

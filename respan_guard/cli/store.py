@@ -14,6 +14,7 @@ from respan_guard.cli.session import actor, opened, with_guard
 from respan_guard.clock import SystemClock
 from respan_guard.decision import as_datetime
 from respan_guard.errors import ConfigurationError, GuardError
+from respan_guard.option_values import LEAST_RETENTION
 from respan_guard.settings import Settings
 from respan_guard.switch import MODES, Switched
 
@@ -151,8 +152,9 @@ def prune(storage: str | None, before: date | None, older_than: str | None, *, a
         if settings.retention is None:
             fail("give --before YYYY-MM-DD or --older-than DAYS, or set retention", MISUSED)
         before = today - timedelta(days=settings.retention)
-    if before > today:  # records of pruned days are refused for ever: a day to come would stop all recording
-        fail(f"--before must not be after today, {today}", MISUSED)
+    latest = today - timedelta(days=LEAST_RETENTION)
+    if before > latest:  # records of pruned days are refused for ever: usage of now would not count
+        fail(f"--before must be a day up to {latest}: records of {LEAST_RETENTION} days are kept", MISUSED)
     day = before
 
     async def work(guard: Guard) -> int:

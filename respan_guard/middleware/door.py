@@ -55,6 +55,7 @@ class GuardMiddleware:
         identify: A source of the customer, or several, the first that knows wins: "user", "state:NAME", a callable
             `(HTTPConnection) -> str | Customer | None` (sync or async); and, the client's word, "header:NAME",
             "respan-params", "body", "openai-user", "anthropic-user". What a callable raises is the app's own error.
+            The fields that it sets on a `Customer`, None and False too, are stored if they differ.
         include: The paths that are guarded: exact ones ("/v1/responses"), or beginnings ("/v1/*" is "/v1" and all
             below it, "/v1/images*" all that begins so), relative to `root_path`, without host and query. Required
             with `identify`; everything if left out without.

@@ -113,6 +113,32 @@ def test_a_customer_with_a_rate_in_use_is_not_forgotten() -> None:
     assert not isinstance(backend.apply_now([admit("b", limit)], NOW + 5_000 * 500)[0], Allowed)
 
 
+def test_long_windows_outlast_the_bound_and_the_bound_comes_back() -> None:
+    """Random customers with a rate per day outnumber it for two days: none gets its limit back, none is refused."""
+    backend = MemoryBackend(max_customers=100)
+    limit = rate(1, 86_400_000)
+
+    def ask(name: str, admission: str, now: int) -> bool:
+        answers = backend.apply_now([admit(admission, limit, customer=name), Release(name, admission)], now)
+        return isinstance(answers[0], Allowed)
+
+    assert all(ask(f"random-{number}", "a", NOW + 5_000 * number) for number in range(1000))
+    now = NOW + 5_000 * 1000
+    assert not any(ask(f"random-{number}", "b", now) for number in range(1000))
+    assert len(backend._store) == 1000
+    for number in range(1000):
+        visit(backend, f"later-{number}", now + 2 * 86_400_000 + 5_000 * number)
+    assert len(backend._store) <= 130
+
+
+def test_who_is_refused_takes_no_room() -> None:
+    """A flood that a limit stops leaves nothing behind."""
+    backend = MemoryBackend(max_customers=10)
+    for number in range(500):
+        backend.apply_now([admit("a", rate(0), customer=f"random-{number}")], NOW)
+    assert len(backend._store) == 0
+
+
 async def test_entries_are_bounded_where_asked() -> None:
     """The oldest go, their sums stay, and the proof still holds."""
     backend = MemoryBackend(max_entries=10)

@@ -354,7 +354,7 @@ async def test_nothing_is_pruned_that_was_not_delivered(make_guard: MakeGuard, c
         await way.step()
         await way.step()
         clock.advance(timedelta(days=50))
-        day = clock.now.date()
+        day = clock.now.date() - timedelta(days=40)
         assert await guard.prune(day) == 2
         left = {record.id async for record in guard.records()}
         assert left == set(ids[2:])
@@ -382,7 +382,7 @@ async def test_a_forgotten_exporter_holds_nothing_back(make_guard: MakeGuard, cl
         await guard.outbox.forget_exporter("keeper")
         assert await guard.exporters() == []
         clock.advance(timedelta(days=50))
-        assert await guard.prune(clock.now.date()) == 2
+        assert await guard.prune(clock.now.date() - timedelta(days=40)) == 2
         await book(guard, 1, start=2)
         await delivery(guard, keeper, "two").step()
         assert keeper.batches[-1] == 1

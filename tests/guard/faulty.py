@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from respan_guard import Guard
-from respan_guard.backends.base import Conflict, CustomerRow, Op, Outcome, Params, Put
+from respan_guard.backends.base import AuditRow, Conflict, CustomerRow, Op, Outcome, Params, Put
 from respan_guard.backends.memory import MemoryBackend
 from respan_guard.errors import BackendError
 from respan_guard.testing import FakeClock
@@ -20,6 +20,7 @@ class FaultyBackend(MemoryBackend):
     Attributes:
         error: Raised by every `apply` while it is set; `applied_anyway` applies the batch before.
         other_error: Raised by `open`, `get`, `facts` and `put` while it is set.
+        audit_error: Raised by `add_audit` while it is set; `applied_anyway` writes before.
         gate: `apply` waits for it, as for a server that hangs.
         delay: Seconds that each `apply` takes.
     """
@@ -30,6 +31,7 @@ class FaultyBackend(MemoryBackend):
 
     error: BackendError | Exception | None
     other_error: BackendError | Exception | None
+    audit_error: BackendError | None
     applied_anyway: bool
     gate: asyncio.Event | None
     batches: list[int]
@@ -41,7 +43,7 @@ class FaultyBackend(MemoryBackend):
             store = super().__new__(cls)
             MemoryBackend.__init__(store, "memory://")
             store.error, store.applied_anyway, store.gate, store.batches = None, False, None, []
-            store.other_error, store.delay = None, 0.0
+            store.other_error, store.audit_error, store.delay = None, None, 0.0
             cls.stores[url] = store
         return cls.stores[url]
 
@@ -73,6 +75,13 @@ class FaultyBackend(MemoryBackend):
         if self.other_error is not None:
             raise self.other_error
         return await super().put(customer, params, if_revision=if_revision, actor=actor, now=now)
+
+    async def add_audit(self, row: AuditRow) -> None:
+        """Write, or fail as told."""
+        if self.audit_error is None or self.applied_anyway:
+            await super().add_audit(row)
+        if self.audit_error is not None:
+            raise self.audit_error
 
     async def apply(self, ops: Sequence[Op], now: int | None = None) -> list[Outcome]:
         """Apply, or fail as told."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -227,3 +228,18 @@ async def test_integers_are_identifiers_too(make_guard: MakeGuard) -> None:
         async with guard.admit(42):
             pass
         assert not await guard.try_admit("42")
+
+
+async def test_a_restart_ends_what_a_clock_that_ran_ahead_left(clock: FakeClock, tmp_path: Path) -> None:
+    """Time never goes back for a process, so a rate that is used up stays so; a new process goes by the right clock."""
+    options: dict[str, Any] = {"clock": clock, "journal_dir": tmp_path, "default_limits": {"rate_limit": 1}}
+    started = clock.now
+    async with Guard(f"sqlite:///{tmp_path / 'guard.db'}", **options) as guard:
+        clock.advance(7200)
+        await guard.try_admit("c1")
+        clock.set(started)
+        clock.advance(1800)
+        assert not await guard.try_admit("c1")
+    async with Guard(f"sqlite:///{tmp_path / 'guard.db'}", **options) as guard:
+        assert await guard.try_admit("c1")
+        assert not await guard.try_admit("c1")

@@ -97,7 +97,7 @@ async def test_a_dead_letter_that_cannot_be_written_stops_nothing(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "no space left")
 
-    monkeypatch.setattr(Journal, "bury", full)
+    monkeypatch.setattr("respan_guard.journal._append", full)
     async with faulty_guard(tmp_path) as guard:
         for _ in range(2):
             await guard.record(Usage(cost=8_000_000), "whale")

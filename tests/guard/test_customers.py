@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from respan_guard import BudgetExceeded, Customer, Guard, RateLimitExceeded, Usage
 from respan_guard.context import Slot
-from respan_guard.errors import InvalidInput
+from respan_guard.errors import CustomerBlocked, InvalidInput
 from respan_guard.testing import FakeClock
 
 from .conftest import MakeGuard
 
 
-async def request(guard: Guard, customer: str, **params: object) -> None:
+async def request(guard: Guard, customer: str | Customer, **params: object) -> None:
     """A request that brings `customer_params` along, as behind the gateway."""
     slot = Slot(guard, is_request=True)
     try:
@@ -56,6 +58,127 @@ async def test_the_same_params_again_write_nothing_and_restart_nothing(make_guar
         assert found is not None
         assert found.period_anchor == started
         assert found.period_start == date.fromordinal(started.toordinal() + 14)
+
+
+@pytest.mark.parametrize(
+    ("now", "zone", "local"),
+    [("2026-01-31T20:00", "Pacific/Auckland", "2026-02-01"), ("2026-02-01T03:00", "America/Los_Angeles", "2026-01-31")],
+)
+async def test_a_budget_that_comes_with_a_zone_starts_on_the_date_of_that_zone(
+    make_guard: MakeGuard, clock: FakeClock, now: str, zone: str, local: str
+) -> None:
+    """Else its periods would begin a day off for ever, and what was spent on the first day would count for none."""
+    clock.set(datetime.fromisoformat(now).replace(tzinfo=UTC))
+    params: dict[str, Any] = {"time_zone": zone, "period_budget": 10}
+    async with make_guard(trust_customer_params=True) as guard:
+        await guard.put_customer(Customer(customer_identifier="put", **params))
+        await guard.update_customer("updated", **params)
+        await request(guard, "merged", **params)
+        for name in ("put", "updated", "merged"):
+            found = await guard.get_customer(name)
+            assert found is not None
+            assert str(found.period_anchor) == local
+            async with guard.admit(name, estimate=Decimal(10)) as admission:
+                await admission.record(Usage(cost=10))
+        clock.advance(6 * 3600)
+        for name in ("put", "updated", "merged"):
+            with pytest.raises(BudgetExceeded):
+                await guard.admit(name)
+
+
+async def test_a_budget_that_comes_as_the_zone_goes_starts_on_the_date_of_the_guards(
+    make_guard: MakeGuard, clock: FakeClock
+) -> None:
+    """What holds after the change decides, also where a field is removed."""
+    clock.set(datetime(2026, 1, 31, 20, tzinfo=UTC))
+    async with make_guard(default_limits={"time_zone": "Europe/Berlin"}) as guard:
+        await guard.update_customer("c1", time_zone="Pacific/Auckland")
+        await guard.update_customer("c1", time_zone=None, period_budget=5)
+        found = await guard.get_customer("c1")
+        assert found is not None
+        assert str(found.period_anchor) == "2026-01-31"
+
+
+async def test_a_period_that_was_read_is_written_back_with_another_zone(
+    make_guard: MakeGuard, clock: FakeClock
+) -> None:
+    """What was read is the current period by the old zone; where the new one is a day ahead it is no new anchor."""
+    clock.set(datetime(2026, 1, 31, 12, tzinfo=UTC))
+    async with make_guard() as guard:
+        await guard.update_customer("c1", period_budget=5)
+        clock.set(datetime(2026, 3, 30, 20, tzinfo=UTC))
+        read = await guard.get_customer("c1")
+        assert read is not None
+        assert (str(read.period_start), str(read.period_end)) == ("2026-02-28", "2026-03-31")
+        await guard.update_customer(
+            "c1", time_zone="Pacific/Auckland", period_start=read.period_start, period_end=read.period_end
+        )
+        found = await guard.get_customer("c1")
+        assert found is not None
+        assert str(found.period_anchor) == "2026-01-31"
+
+
+async def test_what_the_app_sets_on_a_customer_holds_none_and_false_too(make_guard: MakeGuard) -> None:
+    """A callable given as `identify` blocks and unblocks, limits and frees; the same again writes nothing."""
+    async with make_guard() as guard:
+        with pytest.raises(CustomerBlocked):
+            await request(guard, Customer(customer_identifier="c1", blocked=True, total_budget=0, name="Acme"))
+        for _ in range(3):
+            await request(guard, Customer(customer_identifier="c1", blocked=False, total_budget=None))
+        found = await guard.get_customer("c1")
+        assert found is not None
+        assert (found.blocked, found.total_budget, found.name) == (False, None, "Acme")
+        assert await changes(guard, "c1") == 2
+
+
+async def test_what_the_app_leaves_out_of_a_customer_stays(make_guard: MakeGuard) -> None:
+    """Fields that a callable doesn't set are those that were stored by others: a block, too."""
+    async with make_guard() as guard:
+        await guard.put_customer(Customer(customer_identifier="c1", blocked=True, rate_limit=3))
+        for customer in (Customer(customer_identifier="c1"), Customer(customer_identifier="c1", name="Acme")):
+            with pytest.raises(CustomerBlocked):
+                await request(guard, customer)
+        found = await guard.get_customer("c1")
+        assert found is not None
+        assert (found.blocked, found.rate_limit, found.name) == (True, 3, "Acme")
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"period_budget": 5, "budget_duration": None, "period_start": None, "period_end": None, "rate_limit": None},
+        {"period_budget": 5, "budget_duration": "weekly", "period_start": "2026-01-05", "period_end": "2026-01-12"},
+        {"period_budget": 5, "period_start": "2026-01-05", "period_end": "2026-01-15", "metadata": {}},
+        {"name": None, "blocked": False, "period_budget": None, "time_zone": None},
+    ],
+)
+async def test_the_same_customer_again_writes_nothing_and_restarts_nothing(
+    make_guard: MakeGuard, clock: FakeClock, params: dict[str, Any]
+) -> None:
+    """An app that hands on each column of its table, empty ones too, does so with every request, for months."""
+    async with make_guard() as guard:
+        await request(guard, Customer(customer_identifier="c1", **params))
+        first, written = await guard.get_customer("c1"), await changes(guard, "c1")
+        assert first is not None
+        for _ in range(20):
+            clock.advance(86_400)
+            await request(guard, Customer(customer_identifier="c1", **params))
+        found = await guard.get_customer("c1")
+        assert found is not None
+        assert found.to_params() == first.to_params()
+        assert await changes(guard, "c1") == written
+
+
+async def test_a_customer_that_was_read_is_handed_on_unchanged(make_guard: MakeGuard, clock: FakeClock) -> None:
+    """The period that a read shows is no new anchor when a callable answers with what it read."""
+    async with make_guard() as guard:
+        await guard.put_customer(Customer(customer_identifier="c1", period_budget=5, period_start="2025-12-31"))
+        read = await guard.get_customer("c1")
+        assert read is not None
+        await request(guard, read)
+        clock.advance(60 * 86_400)
+        await request(guard, read)
+        assert await changes(guard, "c1") == 1
 
 
 async def test_concurrent_requests_with_different_params_all_count(make_guard: MakeGuard) -> None:
@@ -248,3 +371,22 @@ async def test_a_deletion_reaches_the_dead_letters_on_disk(make_guard: MakeGuard
         await guard.delete_customer("joe@example.com")
         assert "joe" not in guard.journal.dead_letters.read_text()
         assert guard.journal.waiting().dead == 1
+
+
+def test_a_script_deletes_a_customer_and_its_dead_letters(make_guard: MakeGuard) -> None:
+    """`guard.sync` has no event loop where the store is in memory, and does all the same."""
+    with make_guard().sync as sync:
+        guard = sync._guard
+        sync.record(Usage(cost=1), "joe@example.com")
+        guard.journal.bury(guard.make_entry(Usage(cost=1), "joe@example.com", source="manual"), "its day is pruned")
+        assert sync.delete_customer("joe@example.com")
+        assert "joe" not in guard.journal.dead_letters.read_text()
+        assert guard.journal.waiting().dead == 1
+        assert sync.get_customer("joe@example.com") is None
+
+
+async def test_the_blocking_form_on_a_loop_deletes_a_customer_in_memory(tmp_path: Path) -> None:
+    """A store in memory makes nobody wait, so it may be used from a coroutine, too."""
+    guard = Guard("memory://", journal_dir=tmp_path)
+    guard.sync.put_customer(Customer(customer_identifier="c1", rate_limit=3))
+    assert guard.sync.delete_customer("c1")

@@ -395,6 +395,55 @@ async def test_what_draws_from_a_hold_is_never_set_aside(
     assert (status.total_spend, status.limits[-1].held) == (Decimal("0.3"), 0)
 
 
+@pytest.mark.parametrize("anyway", [False, True], ids=["not written", "written, unanswered"])
+async def test_a_correction_that_is_booked_raises_nothing_and_is_audited_later(
+    store: FaultyBackend, guard: Guard, monkeypatch: pytest.MonkeyPatch, anyway: bool
+) -> None:
+    """Whoever is told of an error tries again, and would credit twice; the audit is written once storage is back."""
+    monkeypatch.setattr("respan_guard.customers._AUDIT_AGAIN", 0.01)
+    store.audit_error, store.applied_anyway = StorageUnavailable("down"), anyway
+    await guard.adjust("c1", -DIME, "outage", actor="ann")
+    await asyncio.sleep(0.05)
+    assert (await guard.status("c1")).total_spend == -DIME
+    store.audit_error = None
+    async with asyncio.timeout(5):
+        while not (rows := await store.audit(customer="c1")):
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    rows = await store.audit(customer="c1")
+    assert [(row.action, row.actor) for row in rows] == [("adjust", "ann")]
+
+
+async def test_an_audit_that_waited_does_not_name_who_was_deleted(
+    store: FaultyBackend, guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deletion takes the audit, also what of it comes after."""
+    monkeypatch.setattr("respan_guard.customers._AUDIT_AGAIN", 0.05)
+    store.audit_error = StorageUnavailable("down")
+    await guard.adjust("c1", DIME, "outage", actor="ann")
+    await guard.delete_customer("c1")
+    store.audit_error = None
+    await asyncio.sleep(0.2)
+    assert await store.audit(customer="c1") == []
+
+
+async def test_a_correction_that_will_be_booked_raises_nothing(
+    store: FaultyBackend, guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Storage was sent it and fails, the disk is full: it is sent until storage has it, so nobody is to try again."""
+
+    def full(entries: Sequence[Entry]) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr(guard.journal, "write", full)
+    store.error = StorageUnavailable("down")
+    await guard.adjust("c1", DIME, "outage")
+    store.error = None
+    await guard.flush()
+    assert (await guard.status("c1")).total_spend == DIME
+    assert await guard.verify() == []
+
+
 def test_the_loop_does_not_wait_for_a_journal_that_is_written_to(tmp_path: Path) -> None:
     """A file is taken once the disk has it; until then there is none to take."""
     journal = Journal(tmp_path, "store")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 
@@ -22,6 +22,11 @@ async def everything(guard: Guard) -> list[tuple[str, str, Decimal | None]]:
     """Id, customer and cost of every record."""
     await guard.flush()
     return [(record.id, record.customer_identifier, record.cost) async for record in guard.records()]
+
+
+def days_ago(clock: FakeClock, days: int) -> date:
+    """The date so many days before the clock's."""
+    return clock.now.date() - timedelta(days=days)
 
 
 async def test_a_call_is_priced_when_it_has_no_cost(make_guard: MakeGuard) -> None:
@@ -283,21 +288,49 @@ def test_unusable_token_counts_are_refused_where_they_are_made(tokens: object) -
         Usage(input_tokens=tokens)  # type: ignore[arg-type]  # what callers do at run time
 
 
-async def test_pruning_deletes_records_keeps_sums_and_refuses_days_to_come(
-    make_guard: MakeGuard, clock: FakeClock
-) -> None:
-    """Old records go and the customer's spend stays; a day to come would make new usage unrecordable."""
+async def test_pruning_deletes_old_records_and_keeps_sums(make_guard: MakeGuard, clock: FakeClock) -> None:
+    """Old records go and the customer's spend stays."""
     async with make_guard() as guard:
         for _ in range(5):
             await guard.record(Usage(cost=1), "c1")
         clock.advance(timedelta(days=50))
         await guard.record(Usage(cost=1), "c1")
-        with pytest.raises(InvalidInput, match="up to today"):
-            await guard.prune(clock.now.date() + timedelta(days=1))
-        assert await guard.prune(clock.now.date()) == 5
+        assert await guard.prune(days_ago(clock, 40)) == 5
         assert len(await everything(guard)) == 1
         assert (await guard.status("c1")).total_spend == 6
         assert await guard.verify() == []
+
+
+@pytest.mark.parametrize("days", [39, 1, 0, -1])
+async def test_recent_days_are_not_pruned(make_guard: MakeGuard, clock: FakeClock, days: int) -> None:
+    """A pruned day takes no more usage, and today is still yesterday somewhere: that usage must count for budgets."""
+    clock.set(datetime(2026, 3, 10, 5, tzinfo=UTC))
+    async with make_guard() as guard:
+        await guard.put_customer(Customer(customer_identifier="c1", time_zone="Pacific/Honolulu", total_budget=10))
+        with pytest.raises(InvalidInput, match="a day up to 2026-01-29, as records of 40 days are kept"):
+            await guard.prune(days_ago(clock, days))
+        for _ in range(2):
+            async with guard.admit("c1", estimate=Decimal(4)) as admission:
+                await admission.record(Usage(cost=4))
+        with pytest.raises(BudgetExceeded):
+            await guard.admit("c1", estimate=Decimal(4))
+        assert (await guard.status("c1")).total_spend == 8
+
+
+async def test_usage_of_a_pruned_day_is_a_dead_letter(
+    make_guard: MakeGuard, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whichever way it comes, it is not stored and not lost: it lies on disk, and the log says so."""
+    old = clock.now - timedelta(days=50)
+    async with make_guard() as guard:
+        await guard.prune(days_ago(clock, 40))
+        await guard.record(Usage(cost=1, time=old), "c1")
+        guard.record_soon(Usage(cost=2, time=old), "c1")
+        with pytest.raises(InvalidInput, match="records of that day are pruned"):
+            await guard.bookings.book(Usage(cost=3, time=old), "c1")
+        assert await everything(guard) == []
+        assert guard.journal.waiting().dead == 3
+    assert caplog.text.count("kept as a dead letter: its day is pruned") == 3
 
 
 async def test_retention_prunes_by_itself(make_guard: MakeGuard, clock: FakeClock) -> None:
