@@ -50,10 +50,10 @@ async def test_a_file_of_any_version_is_brought_up_to_date(
     db = connected(path)
     with monkeypatch.context() as older:
         older.setattr(schema, "MIGRATIONS", REAL[:1])
-        schema.migrate(db, path, "default", 1.0)
+        schema.migrate(db, path, "default")
         db.executescript((Path(__file__).parent / "data" / "sqlite_version_1.sql").read_text())
         older.setattr(schema, "MIGRATIONS", REAL[:version])
-        schema.migrate(db, path, "default", 1.0)
+        schema.migrate(db, path, "default")
         assert db.execute("PRAGMA user_version").fetchone() == (version,)
     db.close()
     async with opened(path) as backend:
@@ -97,7 +97,7 @@ def test_a_crash_at_any_statement_leaves_the_version_before(tmp_path: Path, one_
     db: sqlite3.Connection = sqlite3.connect(path, isolation_level=None, factory=Crashing)
     crashed = False
     try:
-        schema.migrate(db, path, "default", 1.0)
+        schema.migrate(db, path, "default")
     except Crash:
         crashed = True
     db.close()
@@ -107,7 +107,7 @@ def test_a_crash_at_any_statement_leaves_the_version_before(tmp_path: Path, one_
     newest = len(REAL) + 1
     for made_by, table in ((1, "entries"), (2, "facts"), (newest, "more")):
         assert (version >= made_by) == (table in tables)
-    schema.migrate(db, path, "default", 1.0)
+    schema.migrate(db, path, "default")
     assert db.execute("PRAGMA user_version").fetchone()[0] == newest
     assert db.execute("SELECT count(*) FROM more").fetchone() == (1,)
     db.close()
@@ -119,8 +119,8 @@ def test_the_lock_is_taken_before_the_version_is_believed(tmp_path: Path) -> Non
     path = tmp_path / "x.db"
     path.touch()
     slow, fast = connected(path), connected(path)
-    schema.migrate(fast, path, "default", 1.0)
-    immediate(slow, lambda db: schema._step(db, path, 1, schema.MIGRATIONS[0]), 1.0)  # would raise: tables exist
+    schema.migrate(fast, path, "default")
+    immediate(slow, lambda db: schema._step(db, path, 1, schema.MIGRATIONS[0]))  # would raise: tables exist
     assert slow.execute("SELECT count(*) FROM meta WHERE key = 'epoch'").fetchone() == (1,)
     slow.close()
     fast.close()
