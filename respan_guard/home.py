@@ -72,6 +72,7 @@ class Home(Overflowing):
         self._limits = limits
         self.rates = rates.open(timeout) if rates is not None else None
         self._looked_at = (0.0, 0)
+        self.begun = False  # it was opened, or goes on without storage
         self.asleep = True  # nobody looks at the kill switch here
         self.wakes: Callable[[], Coroutine[object, object, None]] | None = None  # has somebody look again
 

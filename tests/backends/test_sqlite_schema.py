@@ -12,6 +12,7 @@ import pytest
 from respan_guard.backends.base import RecordQuery
 from respan_guard.backends.sqlite import SQLiteBackend, schema
 from respan_guard.backends.sqlite.connection import immediate
+from respan_guard.errors import StorageUnavailable
 
 from .sqlite_support import NOW, finished, opened, record
 
@@ -162,6 +163,34 @@ def test_processes_that_open_a_new_file_at_once_agree(tmp_path: Path) -> None:
     outputs = [finished(process) for process in processes]
     assert len(set(outputs)) == 1
     assert outputs[0].strip()
+
+
+async def test_opening_a_file_that_is_up_to_date_waits_for_no_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While another process keeps it locked for writing it opens at the first try and can be read; writes say so."""
+    path = tmp_path / "x.db"
+    async with opened(path) as backend:
+        await backend.apply([record("e")], NOW)
+    tries: list[Path] = []
+
+    def counted(db: sqlite3.Connection, path: Path, namespace: str) -> None:
+        tries.append(path)
+        schema.migrate(db, path, namespace)
+
+    monkeypatch.setattr("respan_guard.backends.sqlite.backend.migrate", counted)
+    db = connected(path)
+    db.execute("BEGIN IMMEDIATE")
+    backend = SQLiteBackend(f"sqlite:///{path}?timeout=0.01")
+    await backend.open()
+    assert tries == [path]
+    assert await backend.get("alice") is not None
+    with pytest.raises(StorageUnavailable, match="locked"):
+        await backend.apply([record("f")], NOW)
+    db.execute("COMMIT")
+    await backend.apply([record("f")], NOW)
+    await backend.close()
+    db.close()
 
 
 async def test_opening_reads_only_the_version_when_nothing_is_to_do(tmp_path: Path) -> None:

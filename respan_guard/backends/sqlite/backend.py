@@ -73,6 +73,7 @@ class SQLiteBackend(Backend):
             raise ConfigurationError(f"SQLite 3.37 or newer is needed, this Python has {sqlite3.sqlite_version}")
         self._at = locate(url, options)
         self._namespace = namespace
+        self.place = f"sqlite://{os.path.realpath(self._at.path)}#{namespace}"
         self._checkpointer = Checkpointer(self._at.path)
         self._write_link: Link | None = None
         self._read_link: Link | None = None
