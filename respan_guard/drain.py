@@ -32,7 +32,6 @@ _BACKLOG = 10_000
 _LOG_EVERY = 10.0
 _STUCK = 8  # deadlines after which a batch without an answer is sent again: ids make that safe
 _LEAST_STUCK = 2.0  # seconds
-_OPENING = 30.0  # seconds that opening may take: it may migrate
 _PROBE = Release("", "respan-guard-probe")  # nobody's: every store answers that it is gone, and changes nothing
 _POISON = (CounterOverflow, TypeError, ValueError, OverflowError, AttributeError)  # of one op: trying again won't help
 logger = logging.getLogger("respan_guard")
@@ -201,8 +200,7 @@ class Drain(ABC):
         fault: Exception | None = None
         try:
             if not self._opened:
-                async with asyncio.timeout(_OPENING):
-                    await self.open()
+                await self.open()
             async with asyncio.timeout(patience):
                 await work()
         except BackendError as error:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import date, datetime
 from decimal import Decimal
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from respan_guard.admission import Admission, Refusal, Renewer
 from respan_guard.admitting import Admissions
@@ -19,12 +18,13 @@ from respan_guard.customer import Customer, normalise_identifier
 from respan_guard.customers import Customers
 from respan_guard.decision import Status
 from respan_guard.entering import Admitting, entered
-from respan_guard.errors import GuardError, LimitExceeded
+from respan_guard.errors import LimitExceeded
 from respan_guard.estimates import Estimator
 from respan_guard.exporting import Exporting
 from respan_guard.failover import Failover
 from respan_guard.homes import make_homes
 from respan_guard.observing import Gauges
+from respan_guard.opening import Opening
 from respan_guard.policies import Policies
 from respan_guard.pricing import PriceBook
 from respan_guard.recorder import Ids, Recorder
@@ -43,7 +43,7 @@ __all__ = ["Guard"]
 C = TypeVar("C")
 
 
-class Guard(Exporting):
+class Guard(Opening, Exporting):
     """Enforces each customer's rate limits and budgets, and keeps one priced record of every call.
 
     One guard works from any event loop and any thread. `async with guard:` opens and closes it, the middleware
@@ -76,33 +76,6 @@ class Guard(Exporting):
         self.customers, self.bookings = Customers(self), Bookings(self)
         self._gauges, self._reports = Gauges(self._homes, self.renewer), Reports(self)
         Exporting.__init__(self)
-
-    async def __aenter__(self) -> Self:
-        await self.open()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-    async def open(self) -> None:
-        """Open storage on the running loop. Each `open` needs its `aclose`.
-
-        Raises:
-            ConfigurationError: Storage can't work as configured.
-            BackendError: Storage is unreachable, damaged, read-only or newer than the code.
-        """
-        if not self._off:
-            await self._homes.open()
-            self.outbox.enter()
-            await self.switch.wake(self.lane())
-            await asyncio.to_thread(self.prices.load)  # a fifth of a second that no request should wait for
-
-    async def aclose(self) -> None:
-        """Store what waits, and let go of storage."""
-        with suppress(GuardError):  # counts of refusals are no records: storage that is down does without
-            await self.refusals.flush()
-        await self.outbox.leave()
-        await self._homes.close()
 
     async def flush(self) -> None:
         """Return when everything recorded so far is stored.
@@ -243,7 +216,11 @@ class Guard(Exporting):
         return self.recorder.entry(usage, customer, self.policies.get(customer).policy, self.now_ms(), **how)
 
     async def put_customer(self, customer: Customer, *, actor: str = "") -> Customer:
-        """Store a customer's limits and profile. They hold from the next admission on, in every process."""
+        """Store a customer's limits and profile. They hold from the next admission on, in every process.
+
+        Raises:
+            StorageUnavailable: Storage gave no answer; it may still be stored, and it is safe to ask again.
+        """
         return await self.customers.put(customer, actor=actor)
 
     async def get_customer(self, customer_identifier: str | int) -> Customer | None:
@@ -321,10 +298,6 @@ class Guard(Exporting):
     async def info(self) -> StoreInfo:
         """Facts and warnings about the store."""
         return await self.lane().call(lambda backend: backend.info())
-
-    def lane(self) -> Lane:
-        """The way to storage from the caller's loop and thread."""
-        return self._homes.lane()
 
     def now_ms(self) -> int:
         """The store's time, as well as it is known."""

@@ -33,6 +33,7 @@ from respan_guard.telemetry import telemetry
 __all__ = ["Home"]
 
 T = TypeVar("T")
+_OPENING = 30.0  # seconds that opening may take: it may migrate
 _CLOSE_TIMEOUT = 6.0
 logger = logging.getLogger("respan_guard")
 
@@ -67,10 +68,11 @@ class Home(Overflowing):
         self._inherit = inherit
         self._inheriting = threading.Lock()
         self._thread = threading.get_ident()
-        self._opening = asyncio.Lock()
+        self._opening: asyncio.Task[None] | None = None
         self._limits = limits
         self.rates = rates.open(timeout) if rates is not None else None
         self._looked_at = (0.0, 0)
+        self.begun = False  # it was opened, or goes on without storage
         self.asleep = True  # nobody looks at the kill switch here
         self.wakes: Callable[[], Coroutine[object, object, None]] | None = None  # has somebody look again
 
@@ -93,8 +95,13 @@ class Home(Overflowing):
     async def call(self, work: Callable[[Backend], Awaitable[T]], timeout: float | None = 10.0) -> T:  # noqa: ASYNC109
         """Run a read or a change of customers.
 
+        Nobody waits for a store that hangs or a thread that is busy: the work is a task of this home's, which is
+        cancelled when its caller gives up, and ends when it can.
+
         Raises:
             StorageUnavailable: No answer within `timeout` seconds (None: wait as long as it takes), or storage is down.
+                What storage has begun by then may still be done. To change a customer again is safe: a change names the
+                revision that was read, and what is so already is not written.
         """
         if self.breaker.is_open:
             raise StorageUnavailable(f"storage is down: {self.breaker.cause}")
@@ -102,10 +109,10 @@ class Home(Overflowing):
             raise StorageUnavailable("the guard was closed meanwhile")
         fault: Exception | None = None
         began = self.loop.time()
+        task = self._share(self._opened_for(work))
         try:
             async with asyncio.timeout(timeout):
-                await self.open()
-                return await work(self.backend)
+                return await _outcome(task)
         except TimeoutError as error:
             fault = error
             raise StorageUnavailable(f"storage gave no answer within {timeout:g} s") from None
@@ -116,6 +123,7 @@ class Home(Overflowing):
             fault = error
             raise StorageUnavailable(f"the storage backend failed: {error!r}") from error
         finally:
+            task.cancel()
             if telemetry.on:
                 telemetry.stored("call", self.loop.time() - began, fault)
 
@@ -198,19 +206,36 @@ class Home(Overflowing):
     # -- life --------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Open the backend once, and post what earlier processes left in their journals."""
-        async with self._opening:
-            if not self._opened:
-                self.backend.check_limits(self._limits)
+        """Open the backend once, and post what earlier processes left in their journals.
+
+        All who need it wait for the same opening, and whoever gives up waiting doesn't end it.
+        """
+        if self._opened:
+            return
+        if self._gone:  # nobody would close it again
+            raise StorageUnavailable("the guard was closed meanwhile")
+        if self._opening is None or self._opening.done():
+            self._opening = self._share(self._open())
+        await _outcome(self._opening)
+
+    async def _open(self) -> None:
+        self.backend.check_limits(self._limits)
+        try:
+            async with asyncio.timeout(_OPENING):
                 await self.backend.open()
-                self._opened = True
-                if self.backend.identity is not None:
-                    self._journal.met(self.backend.identity)
-                for file in self._journal.orphans():
-                    self._keep(self._replay(file))
+        except TimeoutError:
+            raise StorageUnavailable(f"storage could not be opened within {_OPENING:g} s") from None
+        self._opened = True
+        if self.backend.identity is not None:
+            self._journal.met(self.backend.identity)
+        for file in self._journal.orphans():
+            self._keep(self._replay(file))
 
     async def close(self) -> None:
-        """Store what is in the inbox, or journal what storage won't take, and let go of the backend."""
+        """Store what is in the inbox, or journal what storage won't take, and let go of the backend.
+
+        Cancelled, it does the latter at once.
+        """
         self._closed = True
         try:
             async with asyncio.timeout(_CLOSE_TIMEOUT):
@@ -229,11 +254,16 @@ class Home(Overflowing):
                     await asyncio.wait(tasks, timeout=self.timeout)
             finally:
                 self._leave()
-        if self.rates is not None:
-            await self.rates.close()
-        if self._opened:
-            self._opened = False
-            await self.backend.close()
+                await self._disconnect()
+
+    async def _disconnect(self) -> None:
+        try:
+            if self.rates is not None:
+                await self.rates.close()
+        finally:
+            if self._opened:
+                self._opened = False
+                await self.backend.close()
 
     def _leave(self) -> None:
         """Nothing waits here any more: records go to disk, callers get an answer. Never waits for the loop."""
@@ -282,11 +312,28 @@ class Home(Overflowing):
         if not self._closed:  # a timer may come due while the loop of a home that was closed is ended
             self._keep(self._guarded(work))
 
+    def _share(self, work: Coroutine[object, object, T]) -> asyncio.Task[T]:
+        """Keep a task that may outlive those who wait for its outcome: nobody then misses it."""
+        task = self._keep(work)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return task
+
+    async def _opened_for(self, work: Callable[[Backend], Awaitable[T]]) -> T:
+        await self.open()
+        return await work(self.backend)
+
     async def _guarded(self, work: Callable[[Backend], Awaitable[object]]) -> None:
         try:
-            await self.open()
-            await work(self.backend)
+            await self._opened_for(work)
         except GuardError as error:
             logger.warning("background work on storage failed: %s", error)
         except Exception:
             logger.exception("background work on storage failed")
+
+
+async def _outcome(task: asyncio.Task[T]) -> T:
+    """What becomes of a home's task. To give up waiting doesn't touch it."""
+    await asyncio.wait({task})
+    if task.cancelled():
+        raise StorageUnavailable("the guard was closed meanwhile")
+    return task.result()

@@ -10,7 +10,6 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from respan_guard.backends.base import Backend, Limit, Op, Record
@@ -120,25 +119,33 @@ class Homes:
             return
         if self._app is not None and self._app.loop.is_closed():
             self._adopt(self._app)
-        if self._app is None:
-            home = self._make_home()
-            try:
-                await home.open()
-            except StorageUnavailable as error:
-                if self._needed:
-                    await home.close()
-                    raise
-                logger.warning("storage is down, the guard starts without it: %s", error)
-            if home.rates is not None:
-                try:
-                    await home.rates.verify()
-                except ConfigurationError:
-                    await home.close()
-                    raise
-            self._app = home
-            self._on_open(home)
-        if self._app.loop is loop:
-            self._opens += 1
+        with self._lock:  # before anything is awaited: others may open at the same time, on other loops too
+            if self._app is None:
+                self._app = self._make_home()
+            app = self._app
+        if app.loop is not loop:
+            return
+        self._opens += 1
+        try:
+            if not app.begun:
+                await self._begin(app)
+        except BaseException:
+            if self._app is app:
+                await self.close()
+            raise
+
+    async def _begin(self, app: Home) -> None:
+        try:
+            await app.open()
+        except StorageUnavailable as error:
+            if self._needed:
+                raise
+            logger.warning("storage is down, the guard starts without it: %s", error)
+        if app.rates is not None:
+            await app.rates.verify()
+        if not app.begun:
+            app.begun = True
+            self._on_open(app)
 
     async def close(self) -> None:
         """Store what waits, and let go of the running loop's home and, with it, of the guard's thread."""
@@ -149,11 +156,13 @@ class Homes:
         if self._opens > 0:
             return
         self._app = None
-        await app.close()
-        if self._remote is not None:
-            thread, self._thread, self._remote = self._remote.thread, None, None
-            await asyncio.to_thread(thread.stop)
-        self._journal.close()
+        try:
+            await app.close()
+        finally:
+            thread, self._thread, self._remote = self._thread, None, None
+            if thread is not None:
+                await asyncio.to_thread(thread.stop)
+            self._journal.close()
 
     def open_homes(self) -> list[Home]:
         """Those there are at the moment."""
@@ -295,10 +304,11 @@ def make_homes(
     Raises:
         ConfigurationError: A storage can't work as configured.
     """
+    factory = backend_factory(settings.storage, namespace=settings.namespace)
     return Homes(
-        backend_factory(settings.storage, namespace=settings.namespace),
+        factory,
         settings.clock,
-        Journal(settings.journal_dir, _place(settings.storage, settings.namespace)),
+        Journal(settings.journal_dir, factory().place or f"{settings.storage}#{settings.namespace}"),
         settings.storage_timeout,
         on_open,
         on_fork,
@@ -306,12 +316,6 @@ def make_homes(
         limits,
         needed=settings.budget_failure == "closed",
     )
-
-
-def _place(storage: str, namespace: str) -> str:
-    """What tells stores apart: a relative file is another one in each directory."""
-    relative = storage.startswith("sqlite:///") and not storage.startswith("sqlite:////")
-    return f"{storage}#{namespace}" + (f"#{Path.cwd()}" if relative else "")
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

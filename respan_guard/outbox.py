@@ -129,9 +129,11 @@ class Outbox:
         running = [task for _, task in tasks.values()]
         for delivery, _ in tasks.values():
             delivery.stopping.set()
-        await asyncio.wait(running, timeout=_FLUSH_TIMEOUT)  # what is being sent had better be told of, too
-        for task in running:
-            task.cancel()
+        try:
+            await asyncio.wait(running, timeout=_FLUSH_TIMEOUT)  # what is being sent had better be told of, too
+        finally:
+            for task in running:
+                task.cancel()
         await asyncio.wait(running, timeout=1.0)
         with contextlib.suppress(GuardError):
             await self._guard.flush()

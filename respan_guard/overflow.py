@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from respan_guard.backends.base import Backend, Entry, Outcome, Record
 from respan_guard.clock import Clock
@@ -20,6 +21,7 @@ from respan_guard.submitting import Submitting
 
 __all__ = ["Overflowing"]
 
+T = TypeVar("T")
 _MOST_WAITING = 50_000  # ops in memory, of which each may take 2 kB
 logger = logging.getLogger("respan_guard")
 
@@ -31,7 +33,7 @@ class Overflowing(Submitting):
         self, backend: Backend, clock: Clock, journal: Journal, *, timeout: float, server_clock: bool = False
     ) -> None:
         super().__init__(backend, clock, journal, timeout=timeout, server_clock=server_clock)
-        self._calls: set[asyncio.Task[None]] = set()
+        self._calls: set[asyncio.Task[Any]] = set()
         self._closed = False
         self._no_room = 0  # ops that wait, below which the journal is not asked again
         self._came_back = 0  # how often what was set aside could not be written
@@ -110,7 +112,7 @@ class Overflowing(Submitting):
             raise
         file.done()
 
-    def _keep(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+    def _keep(self, work: Coroutine[object, object, T]) -> asyncio.Task[T]:
         task = self.loop.create_task(work)
         self._calls.add(task)  # the loop itself holds tasks weakly
         task.add_done_callback(self._calls.discard)

@@ -115,6 +115,9 @@ class Backend(ABC):
     """How many batches a caller may have under way, without waiting for the first; they apply in the order given."""
     identity: str | None = None
     """Set by `open`: tells this store from another one under the same URL. None where nothing outlives a process."""
+    place: str | None = None
+    """Set by the constructor: names this store, its namespace too, alike however its URL is spelt, and no other one.
+    Records that the store did not take wait under this name on disk. None: they wait under the URL as it is written."""
     default_timeout: ClassVar[float] = 0.25
     """Seconds that an operation may take where the user sets no `storage_timeout`."""
 

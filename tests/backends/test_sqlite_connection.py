@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from respan_guard.backends.sqlite.connection import Link
+from respan_guard.backends.sqlite import connection
+from respan_guard.backends.sqlite.connection import Link, patiently
+from respan_guard.testing import FakeClock
 
 from .sqlite_support import finished, script
 
@@ -128,6 +130,46 @@ def test_letting_go_while_no_thread_can_be_started(path: Path, monkeypatch: pyte
 
     asyncio.run(main())
     assert _gone(_threads() - before)
+
+
+async def test_what_nobody_waits_for_any_more_is_left_out(path: Path) -> None:
+    """A cancelled caller's work that has not begun never runs; what has begun runs to its end."""
+    link = await Link.open(path, lambda _: None, 1)
+    begun, go_on, done = threading.Event(), threading.Event(), list[str]()
+
+    def first(_: sqlite3.Connection) -> None:
+        begun.set()
+        go_on.wait(10)
+        done.append("first")
+
+    works = (first, lambda _: done.append("second"), lambda _: done.append("third"))
+    asked = [asyncio.create_task(link.run(work)) for work in works]
+    await asyncio.to_thread(begun.wait, 10)
+    for task in asked[:2]:
+        task.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.wait(asked)
+    await link.close()
+    assert done == ["first", "third"]
+
+
+def test_patience_is_a_time_and_ends_however_long_a_try_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tries that take long themselves are not counted as if they took none."""
+    clock, tries = FakeClock(), list[float]()
+    monkeypatch.setattr(connection, "_clock", clock)
+
+    def work() -> None:
+        tries.append(clock.monotonic())
+        clock.advance(2)
+        if len(tries) < 9:
+            error = sqlite3.OperationalError("database is locked")
+            error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+            raise error
+
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        patiently(work, 5)
+    assert tries == [0, 2, 4]
 
 
 CLOSING = """

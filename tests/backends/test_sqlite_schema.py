@@ -12,6 +12,7 @@ import pytest
 from respan_guard.backends.base import RecordQuery
 from respan_guard.backends.sqlite import SQLiteBackend, schema
 from respan_guard.backends.sqlite.connection import immediate
+from respan_guard.errors import StorageUnavailable
 
 from .sqlite_support import NOW, finished, opened, record
 
@@ -50,10 +51,10 @@ async def test_a_file_of_any_version_is_brought_up_to_date(
     db = connected(path)
     with monkeypatch.context() as older:
         older.setattr(schema, "MIGRATIONS", REAL[:1])
-        schema.migrate(db, path, "default", 1.0)
+        schema.migrate(db, path, "default")
         db.executescript((Path(__file__).parent / "data" / "sqlite_version_1.sql").read_text())
         older.setattr(schema, "MIGRATIONS", REAL[:version])
-        schema.migrate(db, path, "default", 1.0)
+        schema.migrate(db, path, "default")
         assert db.execute("PRAGMA user_version").fetchone() == (version,)
     db.close()
     async with opened(path) as backend:
@@ -97,7 +98,7 @@ def test_a_crash_at_any_statement_leaves_the_version_before(tmp_path: Path, one_
     db: sqlite3.Connection = sqlite3.connect(path, isolation_level=None, factory=Crashing)
     crashed = False
     try:
-        schema.migrate(db, path, "default", 1.0)
+        schema.migrate(db, path, "default")
     except Crash:
         crashed = True
     db.close()
@@ -107,7 +108,7 @@ def test_a_crash_at_any_statement_leaves_the_version_before(tmp_path: Path, one_
     newest = len(REAL) + 1
     for made_by, table in ((1, "entries"), (2, "facts"), (newest, "more")):
         assert (version >= made_by) == (table in tables)
-    schema.migrate(db, path, "default", 1.0)
+    schema.migrate(db, path, "default")
     assert db.execute("PRAGMA user_version").fetchone()[0] == newest
     assert db.execute("SELECT count(*) FROM more").fetchone() == (1,)
     db.close()
@@ -119,8 +120,8 @@ def test_the_lock_is_taken_before_the_version_is_believed(tmp_path: Path) -> Non
     path = tmp_path / "x.db"
     path.touch()
     slow, fast = connected(path), connected(path)
-    schema.migrate(fast, path, "default", 1.0)
-    immediate(slow, lambda db: schema._step(db, path, 1, schema.MIGRATIONS[0]), 1.0)  # would raise: tables exist
+    schema.migrate(fast, path, "default")
+    immediate(slow, lambda db: schema._step(db, path, 1, schema.MIGRATIONS[0]))  # would raise: tables exist
     assert slow.execute("SELECT count(*) FROM meta WHERE key = 'epoch'").fetchone() == (1,)
     slow.close()
     fast.close()
@@ -162,6 +163,34 @@ def test_processes_that_open_a_new_file_at_once_agree(tmp_path: Path) -> None:
     outputs = [finished(process) for process in processes]
     assert len(set(outputs)) == 1
     assert outputs[0].strip()
+
+
+async def test_opening_a_file_that_is_up_to_date_waits_for_no_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While another process keeps it locked for writing it opens at the first try and can be read; writes say so."""
+    path = tmp_path / "x.db"
+    async with opened(path) as backend:
+        await backend.apply([record("e")], NOW)
+    tries: list[Path] = []
+
+    def counted(db: sqlite3.Connection, path: Path, namespace: str) -> None:
+        tries.append(path)
+        schema.migrate(db, path, namespace)
+
+    monkeypatch.setattr("respan_guard.backends.sqlite.backend.migrate", counted)
+    db = connected(path)
+    db.execute("BEGIN IMMEDIATE")
+    backend = SQLiteBackend(f"sqlite:///{path}?timeout=0.01")
+    await backend.open()
+    assert tries == [path]
+    assert await backend.get("alice") is not None
+    with pytest.raises(StorageUnavailable, match="locked"):
+        await backend.apply([record("f")], NOW)
+    db.execute("COMMIT")
+    await backend.apply([record("f")], NOW)
+    await backend.close()
+    db.close()
 
 
 async def test_opening_reads_only_the_version_when_nothing_is_to_do(tmp_path: Path) -> None:

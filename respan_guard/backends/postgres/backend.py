@@ -77,6 +77,7 @@ class PostgresBackend(Backend):
 
     def __init__(self, url: str, *, namespace: str = "default", **options: Any) -> None:
         self._at = locate(url, namespace, options)
+        self.place = self._at.place
         milliseconds = max(1, round(self._at.timeout * 1000))
         # All that a transaction needs is said in it, as the next one may run in another session.
         before = (

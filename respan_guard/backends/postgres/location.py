@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit
 
 import psycopg
-from psycopg import conninfo
+from psycopg import conninfo, pq
 
 from respan_guard.errors import ConfigurationError
 
@@ -28,12 +29,14 @@ class Location:
         shown: The URL as it may be shown: without the password.
         conninfo: What the driver connects with.
         schema: Holds the tables; one for each namespace.
+        place: The same for each way to write where this is, whoever logs in.
         timeout: Seconds that a statement may take, the waiting for locks included.
     """
 
     shown: str
     conninfo: str
     schema: str
+    place: str
     timeout: float
 
 
@@ -57,7 +60,7 @@ def locate(url: str, namespace: str, options: dict[str, Any]) -> Location:
     if any(port and not port.isdigit() for port in ports):
         raise ConfigurationError(f"{_masked(url)!r} has a port that is no number; it is {_FORM}")
     try:
-        conninfo.conninfo_to_dict(bare)
+        place = _place(conninfo.conninfo_to_dict(bare))
     except psycopg.ProgrammingError as error:
         raise ConfigurationError(f"{_masked(url)!r} can't be used: {str(error).strip()}; it is {_FORM}") from None
     try:
@@ -73,7 +76,19 @@ def locate(url: str, namespace: str, options: dict[str, Any]) -> Location:
         raise ConfigurationError(
             f"{schema!r} can't name a schema: 1 to 63 letters, digits, dots, dashes and underscores, not pg_..."
         )
-    return Location(_masked(bare), bare, schema, timeout)
+    return Location(_masked(bare), bare, schema, f"{place}#{schema}", timeout)
+
+
+def _place(given: dict[str, Any]) -> str:
+    """Servers and database, with what libpq fills in where the URL is silent: from the environment, or its own."""
+    defaults = {str(option.keyword, "utf-8"): option.val for option in pq.Conninfo.get_defaults()}
+    filled = {name: str(value, "utf-8", "replace") for name, value in defaults.items() if value is not None} | given
+    names = str(filled.get("hostaddr") or filled.get("host") or "").split(",")
+    hosts = [name if name.startswith("/") else name.lower() for name in names]
+    ports = str(filled.get("port") or "").split(",")
+    ports = [port or "5432" for port in ports * (len(hosts) if len(ports) == 1 else 1)]
+    database = filled.get("dbname") or filled.get("user")
+    return f"postgresql:{sorted(itertools.zip_longest(hosts, ports, fillvalue=''))}/{database}/{filled.get('service')}"
 
 
 def _masked(url: str) -> str:

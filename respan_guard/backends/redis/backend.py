@@ -72,6 +72,7 @@ class RedisBackend(Backend):
 
     def __init__(self, url: str, *, namespace: str = "default", **options: Any) -> None:
         self._at = locate(url, namespace, options)
+        self.place = self._at.place
         self._link = Link(self._at)
         self.at_once = 1 if self._at.nodes else 2  # the parts of a cluster have connections of their own: no order
         self._shelf: Shelf | None = None

@@ -31,6 +31,7 @@ class Location:
         address: As redis-py wants it.
         nodes: Host and port of nodes to ask about a cluster; empty for a single server.
         prefix: What all keys begin with; `{}` is the part of the store, and with it the hash slot.
+        place: The same for each way to write where this is, with TLS and without, whoever logs in.
         timeout: Seconds that connecting, or an answer, may take.
     """
 
@@ -38,6 +39,7 @@ class Location:
     address: str
     nodes: tuple[tuple[str, int], ...]
     prefix: str
+    place: str
     timeout: float
 
     @property
@@ -80,7 +82,8 @@ def locate(url: str, namespace: str, options: dict[str, Any]) -> Location:
         if not parts.path.strip("/"):
             raise ConfigurationError(f"a Redis store on a socket is redis+unix:///path/of/redis.sock; got {shown}")
         address = urlunsplit(("unix", parts.netloc, parts.path, "", ""))
-        return Location(shown, address, (), f"respan:{{{name}}}:", timeout)
+        prefix = f"respan:{{{name}}}:"
+        return Location(shown, address, (), prefix, f"unix:{unquote(parts.path)}#{prefix}", timeout)
     hosts = parts.netloc.rpartition("@")[2]
     database = unquote(parts.path).strip("/")
     if not hosts or (database and not database.isdigit()):
@@ -90,12 +93,12 @@ def locate(url: str, namespace: str, options: dict[str, Any]) -> Location:
             raise ConfigurationError(f"a Redis Cluster has no databases, leave /{database} out of {shown}")
         nodes = tuple(_node(host, shown) for host in hosts.split(","))
         netloc = parts.netloc.removesuffix(hosts) + hosts.split(",")[0]
-        return Location(
-            shown, urlunsplit((parts.scheme, netloc, "", urlencode(given), "")), nodes, f"respan:{{{name}.*}}:", timeout
-        )
-    _node(hosts, shown)
+        address = urlunsplit((parts.scheme, netloc, "", urlencode(given), ""))
+        prefix = f"respan:{{{name}.*}}:"
+        return Location(shown, address, nodes, prefix, f"redis:{sorted(set(nodes))}#{prefix}", timeout)
+    node, prefix = _node(hosts, shown), f"respan:{{{name}}}:"
     address = urlunsplit((parts.scheme, parts.netloc, f"/{database}", urlencode(given), ""))
-    return Location(shown, address, (), f"respan:{{{name}}}:", timeout)
+    return Location(shown, address, (), prefix, f"redis:{node}/{int(database or 0)}#{prefix}", timeout)
 
 
 def _check_tls(given: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ from respan_guard.backends.base import (
 from respan_guard.backends.facts import check_fact, check_page
 from respan_guard.backends.sqlite import changes, checks, reads
 from respan_guard.backends.sqlite.checkpointer import Checkpointer
-from respan_guard.backends.sqlite.connection import Link, immediate, only_read, patiently, prepare
+from respan_guard.backends.sqlite.connection import Link, check_writable, immediate, only_read, patiently, prepare
 from respan_guard.backends.sqlite.failures import translating
 from respan_guard.backends.sqlite.location import locate
 from respan_guard.backends.sqlite.schema import migrate
@@ -73,6 +73,7 @@ class SQLiteBackend(Backend):
             raise ConfigurationError(f"SQLite 3.37 or newer is needed, this Python has {sqlite3.sqlite_version}")
         self._at = locate(url, options)
         self._namespace = namespace
+        self.place = f"sqlite://{os.path.realpath(self._at.path)}#{namespace}"
         self._checkpointer = Checkpointer(self._at.path)
         self._write_link: Link | None = None
         self._read_link: Link | None = None
@@ -123,10 +124,10 @@ class SQLiteBackend(Backend):
             os.close(os.open(self._at.path, flags, 0o600))
 
     def _prepare(self, db: sqlite3.Connection) -> None:
-        at = self._at
-        prepare(db, at.synchronous)
-        migrate(db, at.path, self._namespace, at.timeout)
-        immediate(db, lambda db: None, at.timeout)  # a file that can't be written says so now, not at the first batch
+        """What `Link.open` tries again while the file is locked. A file that is up to date needs no lock to write."""
+        prepare(db, self._at.synchronous)
+        migrate(db, self._at.path, self._namespace)
+        check_writable(db)
         self._writer = Writer(db, db.execute("SELECT value FROM meta WHERE key = 'epoch'").fetchone()[0])
         self._file, self.identity = self._file_now(), self._writer.epoch
         self._checkpointer.open(db)

@@ -26,7 +26,7 @@ import aiosqlite
 
 from respan_guard.clock import SystemClock
 
-__all__ = ["Link", "immediate", "only_read", "patiently", "prepare"]
+__all__ = ["Link", "check_writable", "immediate", "only_read", "patiently", "prepare"]
 
 T = TypeVar("T")
 _PAUSE = (0.0002, 0.002)  # seconds between two tries for the lock: short, since the others' batches are
@@ -106,10 +106,15 @@ class Link:
         return link
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `work` in the connection's thread, after everything asked before. Cancelling doesn't stop it."""
+        """Run `work` in the connection's thread, after everything asked before.
+
+        Cancelled, it is left out if it has not begun; what has begun runs to its end, and that is waited for.
+        """
+        wanted = True
         try:
-            found = await self._connection.execute_fetchall(cast(str, work))
+            found = await self._connection.execute_fetchall(cast(str, lambda db: work(db) if wanted else None))
         except asyncio.CancelledError:
+            wanted = False
             await self._answered()
             raise
         return cast(T, found)
@@ -133,7 +138,7 @@ class Link:
         try:
             await self.run(lambda db: db.close())
         finally:
-            self.abandon()
+            self.abandon()  # closes it, too
 
     def abandon(self) -> None:
         """Let go without waiting, from any thread. A connection of the parent process is never touched."""
@@ -179,20 +184,24 @@ def patiently(work: Callable[[], T], timeout: float) -> T:
     Raises:
         sqlite3.OperationalError: SQLITE_BUSY, still.
     """
-    waited = 0.0
+    until = _clock.monotonic() + timeout
     while True:
         try:
             return work()
         except sqlite3.OperationalError as error:
-            if (error.sqlite_errorcode & 0xFF) not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or waited >= timeout:
+            if not _is_locked(error) or _clock.monotonic() >= until:
                 raise
-        pause = random.uniform(*_PAUSE)
-        time.sleep(pause)
-        waited += pause
+        time.sleep(random.uniform(*_PAUSE))
 
 
-def immediate(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T], timeout: float) -> T:
+def _is_locked(error: sqlite3.OperationalError) -> bool:
+    return (error.sqlite_errorcode & 0xFF) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def immediate(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T], timeout: float = 0.0) -> T:
     """Run `work` in one write transaction: it is committed when this returns, and rolled back if it raises.
+
+    It is tried once, or for `timeout` seconds while the file is locked.
 
     A deferred transaction that reads and then writes fails at once when another one committed in between,
     whatever the timeout; hence IMMEDIATE.
@@ -206,6 +215,15 @@ def immediate(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T], t
             db.execute("ROLLBACK")
         raise
     return found
+
+
+def check_writable(db: sqlite3.Connection) -> None:
+    """Fail now where the file can't be written, not at the first batch. One that others write to just now can be."""
+    try:
+        immediate(db, lambda _: None)
+    except sqlite3.OperationalError as error:
+        if not _is_locked(error):
+            raise
 
 
 def prepare(db: sqlite3.Connection, synchronous: str) -> None:

@@ -16,17 +16,20 @@ MIGRATIONS = ("0001_first.sql", "0002_facts.sql", "0003_reads.sql", "0004_pages.
 _APPLICATION = 0x52475244  # "RGRD"; tells our files from those of others
 
 
-def migrate(db: sqlite3.Connection, path: Path, namespace: str, timeout: float) -> None:
+def migrate(db: sqlite3.Connection, path: Path, namespace: str) -> None:
     """Bring the file to the newest version. Several processes may do so at once; one of them does the work.
 
+    Stopped anywhere, it can be run again.
+
     Raises:
+        sqlite3.OperationalError: There is something to do, and the file is locked.
         SchemaMismatch: It was written by a newer version of the package.
         StorageCorrupt: It is the database of something else.
         ConfigurationError: It holds another namespace.
     """
     for number, name in enumerate(MIGRATIONS, start=1):
         if _version(db) < number:
-            immediate(db, lambda db, number=number, name=name: _step(db, path, number, name), timeout)  # type: ignore[misc]
+            immediate(db, lambda db, number=number, name=name: _step(db, path, number, name))  # type: ignore[misc]
     version = _version(db)
     if version > len(MIGRATIONS):
         raise SchemaMismatch(
@@ -36,9 +39,7 @@ def migrate(db: sqlite3.Connection, path: Path, namespace: str, timeout: float) 
         raise StorageCorrupt(f"{path} is the database of something else; choose another path")
     held = db.execute("SELECT value FROM meta WHERE key = 'namespace'").fetchone()
     if held is None:
-        immediate(
-            db, lambda db: db.execute("INSERT OR IGNORE INTO meta VALUES ('namespace', ?)", (namespace,)), timeout
-        )
+        immediate(db, lambda db: db.execute("INSERT OR IGNORE INTO meta VALUES ('namespace', ?)", (namespace,)))
         held = db.execute("SELECT value FROM meta WHERE key = 'namespace'").fetchone()
     if held[0] != namespace:
         raise ConfigurationError(
