@@ -283,6 +283,18 @@ async def test_each_response_is_a_call_whatever_its_id() -> None:
     assert (await guard.status("org_1")).total_spend == 3 * COST
 
 
+async def test_a_client_of_azure_chooses_no_price() -> None:
+    """Azure serves the deployment in the path: a cheap model in the body changes neither the hold nor the bill."""
+    guard, ledger = make_guard()
+    app = gateway(answering([json.dumps(reply() | {"model": "gpt-4-0613"}).encode()]), guard)
+    body = json.dumps(QUESTION | {"model": "gpt-4o-mini"}).encode()
+    for path in ("/v1/openai/deployments/gpt-4/chat/completions", "/v1/chat/completions"):
+        await call(app, path, customer="org_1", body=body)
+    await ledger.settled(2)
+    assert [entry.model for entry in ledger.entries] == ["gpt-4", "gpt-4o-mini"]
+    assert priced(ledger) == [Decimal("0.0006")] * 2  # 10 tokens in at 30, 5 out at 60 USD per million
+
+
 async def test_a_client_that_names_the_reply_is_booked_by_every_worker() -> None:
     """A vLLM makes its reply's id of `X-Request-Id`: two workers that meet it first share no record."""
     reply_id = json.loads(WHOLE)["id"]
