@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from respan_guard.decision import Decision
     from respan_guard.guard import Guard
     from respan_guard.lanes import Lane
+    from respan_guard.providers import Call
     from respan_guard.usage import Usage
 
 __all__ = ["Admission", "Refusal", "Renewer"]
@@ -185,9 +186,11 @@ class Admission:
         if self._lane is not None and not self.ended and not self._inherited:
             self._lane.post(Renew(self.customer_identifier, self.id, ttl_ms))
 
-    def entry(self, usage: Usage, source: str, *, entry_id: str | None = None) -> Entry:
-        """The ledger's entry for a call made under this admission."""
+    def entry(self, usage: Usage, source: str, *, entry_id: str | None = None, call: Call | None = None) -> Entry:
+        """The ledger's entry for a call made under this admission; `call` is what a door saw of its request."""
         guard, customer = self._guard, self.customer_identifier
+        if source in ("client", "response"):
+            entry_id = guard.recorder.own_id(usage, customer, source, () if call is None else call.request_ids)
         entry = guard.recorder.entry(
             usage,
             customer,

@@ -230,7 +230,7 @@ class Admissions:
             try:
                 if admission is charged and not slot.recorded:
                     if usage is not None:
-                        last.append(admission.entry(usage, "response"))
+                        last.append(admission.entry(usage, "response", call=call))
                     elif sent and call is not None and not self._switch.off:
                         last.append(self.presume(admission, call))
                         if witness is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -76,9 +76,20 @@ class Estimator:
         return self._ask(estimate.model, cost, estimate.total_tokens)
 
     def of_call(self, call: Call | None) -> Ask:
-        """What to hold for a call that a request's body describes; None if it describes none."""
+        """What to hold for a call that a request's body describes; None if it describes none.
+
+        Where the server may choose among models, it is the dearest's.
+        """
         if call is None:
             return self._nothing
+        ask = self._of_one(call)
+        for model in call.fallbacks:
+            other = self._of_one(replace(call, model=model))
+            if ask.unpriced is None and (other.unpriced is not None or other.cost > ask.cost):
+                ask = replace(other, model=ask.model)
+        return ask
+
+    def _of_one(self, call: Call) -> Ask:
         given, output = self._input_bound(call), call.output_tokens_bound(self._max_output)
         cost = self._prices.bound(
             call.model,
@@ -139,7 +150,8 @@ class Estimator:
             return unspent, usage
         usage.input_tokens = -(-call.input_tokens_bound // _BYTES_PER_TOKEN)
         usage.output_tokens = call.output_tokens_bound(self._max_output)
-        return self._prices.cost(usage), usage
+        costs = [self._prices.cost(replace(usage, model=model)) for model in (call.model, *call.fallbacks)]
+        return max((cost for cost in costs if cost is not None), default=None), usage
 
     def _ask(self, model: str, cost: int | None, tokens: int) -> Ask:
         model = storable(model)

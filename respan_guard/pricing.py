@@ -96,6 +96,9 @@ class PriceBook:
     def cost(self, usage: Usage, at: datetime | None = None) -> int | None:
         """What the usage costs by the price tables, in nano-USD; `usage.cost` plays no part.
 
+        By the model asked for, or by the one that answered if that is dearer (a fallback, another deployment) or the
+        first has no price. Only an entry of the app's own for the model asked for is the last word.
+
         Args:
             usage: The tokens.
             at: When (aware); `usage.time`, else now, when omitted.
@@ -103,34 +106,43 @@ class PriceBook:
         Returns:
             The cost, rounded half to even; None if no price is known, which is not zero.
         """
+        return self._costs(usage, at)[0]
+
+    def _costs(self, usage: Usage, at: datetime | None) -> tuple[int | None, int | None]:
+        """See `cost`; and by the dearer of both models, whoever set their prices."""
         if at is None:
             at = usage.time
         if self._get_snapshot() is not self._snapshot:
             self._prices()
-        plan = self._find(usage.provider, usage.model)
-        if plan is None and usage.response_model:
-            plan = self._find(usage.provider, usage.response_model)
-        if plan is None:
-            return None
-        rates = plan.rates(self._ms(at), usage.service_tier)
-        return None if rates is None else rates.cost(usage)
+        asked = self._find(usage.provider, usage.model)
+        answered = self._find(usage.provider, usage.response_model) if usage.response_model else None
+        now, found, other = self._ms(at), None, None
+        if asked is not None and (rates := asked.rates(now, usage.service_tier)) is not None:
+            found = rates.cost(usage)
+        if answered is asked or answered is None or (rates := answered.rates(now, usage.service_tier)) is None:
+            return found, found
+        other = rates.cost(usage)
+        dearest = other if found is None else max(found, other)
+        own = isinstance(asked, OwnPrice) and not isinstance(answered, OwnPrice)
+        return (found if own else dearest), dearest
 
     def accept_cost(self, usage: Usage, at: datetime | None = None) -> int | None:
         """What to charge for a usage that may claim a cost, in nano-USD.
 
-        A claim is taken if it is within ten times of the price, either way; else the price counts.
+        A claim is taken if it is within ten times of the price, either way; else the price counts. Where another model
+        answered, which the server may have been free to choose, the claim is held against the dearer of both.
         Where no price is known any claim is taken but 0 for tokens used, which says nothing.
 
         Returns:
             The cost; None if there is neither a price nor a usable claim.
         """
-        priced = self.cost(usage, at)
+        priced, dearest = self._costs(usage, at)
         if usage.cost is None:
             return priced
         claimed = to_nano(usage.cost, "cost")
-        if priced is None:
+        if priced is None or dearest is None:
             return claimed if claimed or not usage.total_tokens else None
-        return claimed if priced <= claimed * 10 and claimed <= priced * 10 else priced
+        return claimed if dearest <= claimed * 10 and claimed <= dearest * 10 else priced
 
     def bound(
         self,

@@ -35,6 +35,7 @@ _PREFIX = re.compile(r"^[A-Za-z]{1,16}[-_]")
 _UNIQUE = 16
 _OWN_WORD = ("manual", "api")  # sources that are the app itself
 _MAX_ID = 300
+_MOST_REPLIES = 32_768  # whose ids are remembered; at most twice as many
 _TEXTS = (
     "model", "status", "provider", "response_id", "response_model", "operation", "service_tier", "trace_id", "span_id"
 )  # fmt: skip
@@ -96,7 +97,34 @@ class Recorder:
         self._prices = prices
         self._ids = ids
         self._warned: set[str] = set()
+        self._replies: dict[int, object] = {}
+        self._earlier = self._replies
         self.witness: Witness | None = None
+
+    def own_id(self, usage: Usage, customer: str, door: str, request_ids: tuple[str, ...]) -> str | None:
+        """An id for a call that a door saw and whose reply's id is not its own; None if that may well be.
+
+        Some servers make it of an id that the request brings (vLLM: `X-Request-Id`), which may be one for many calls,
+        and a door sees each call once: an id that it meets again, of one customer, is another call's.
+
+        Args:
+            usage: What the reply says.
+            customer: Whose call it is.
+            door: Who saw it; what two doors see is one call.
+            request_ids: What the request brought.
+        """
+        reply = response_entry_id(usage.provider, usage.response_id)
+        if reply is None:
+            return None
+        if any(name and name in reply for name in request_ids):
+            return self._ids()
+        if len(self._replies) >= _MOST_REPLIES:
+            self._earlier, self._replies = self._replies, {}
+        key, mark = hash((door, customer, reply)), object()
+        is_first = self._replies.setdefault(key, mark) is mark and (
+            self._earlier is self._replies or key not in self._earlier
+        )
+        return None if is_first else self._ids()
 
     def entry(
         self,

@@ -341,6 +341,31 @@ def test_response_model_is_the_second_try() -> None:
 
 
 @pytest.mark.parametrize(
+    ("prices", "model", "answered", "cost"),
+    [
+        ({}, "gpt-4o-mini", "gpt-4-0613", 30_000_000),
+        ({}, "gpt-4-0613", "gpt-4o-mini", 30_000_000),
+        ({}, "gpt-4o", "gpt-4o-2024-08-06", 2_500_000),
+        ({}, "gpt-4o", "nonsense", 2_500_000),
+        ({"mine": {"input": 1, "output": 1}}, "mine", "gpt-4-0613", 1_000_000),
+        ({"mine": {"input": 0, "output": 0}, "other": {"input": 1, "output": 1}}, "mine", "other", 1_000_000),
+    ],
+)
+def test_the_dearer_of_the_models_asked_for_and_answering(prices: Any, model: str, answered: str, cost: int) -> None:
+    """Who asks chooses no price below that of what was served; only an own price for the model is the last word."""
+    usage = Usage(model, 1_000, 0, provider="openai", response_model=answered)
+    assert PriceBook(prices).cost(usage, NOON) == cost
+
+
+def test_a_claim_is_held_against_the_model_that_answered() -> None:
+    """OpenRouter may answer with a dearer one of `models`: what it says that cost is then plausible."""
+    told: Any = {"provider": "openrouter", "response_model": "anthropic/claude-opus-4.1", "cost": "0.9"}
+    assert PriceBook().accept_cost(Usage("openai/gpt-4o-mini", 10_000, 10_000, **told), NOON) == 900_000_000
+    own = PriceBook({"mine": {"input": 0, "output": 0}})
+    assert own.accept_cost(Usage("mine", 10_000, 10_000, **told), NOON) == 900_000_000
+
+
+@pytest.mark.parametrize(
     ("model", "claim", "charged"),
     [
         ("gpt-4o", None, 2_500_000),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from respan_guard.providers import JSONReader, Reader, call_from_request, reader_for, usage_of_call
 from respan_guard.providers.body import BODY_CAP
 from respan_guard.providers.strings import without_media
+from respan_guard.usage import Usage
 
 DATA = Path(__file__).parent / "data"
 
@@ -184,6 +185,25 @@ def test_compressed_bodies(encoding: str, step: int) -> None:
         assert told[0] is not None
 
 
+@pytest.mark.parametrize("step", [1, 3, 10**6])
+def test_deflate_without_a_header_and_encodings_on_top_of_each_other(step: int) -> None:
+    """Raw deflate, which HTTP clients take, too; and what was compressed twice, undone in the right order."""
+    kind, plain = "application/json", (DATA / "gemini_array.json").read_bytes()
+    told = outcome(reader_for(kind), plain, len(plain))
+    press = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    assert outcome(reader_for(kind, "deflate"), press.compress(plain) + press.flush(), step) == told
+    assert outcome(reader_for(kind, "deflate, gzip"), gzip.compress(zlib.compress(plain)), step) == told
+
+
+@pytest.mark.parametrize("encoding", [None, "gzip"])
+def test_events_that_are_labelled_as_json(encoding: str | None) -> None:
+    """The SDKs read a stream whatever its type says, and so is its usage."""
+    plain = (DATA / "openai_chat.sse").read_bytes()
+    data = encoded(plain, encoding) if encoding else plain
+    told = outcome(reader_for("application/json", encoding), data, 7)
+    assert told == outcome(reader_for("text/event-stream"), plain, len(plain))
+
+
 def test_gzip_of_two_members() -> None:
     """A gzip body may consist of several members."""
     data = (DATA / "anthropic.sse").read_bytes()
@@ -229,6 +249,8 @@ def test_broken_compression_is_no_error() -> None:
         ("application/json", "br", False),
         ("application/json", "zstd", False),
         ("application/json", "gzip, br", False),
+        ("application/json", "gzip, Identity, X-Gzip", True),
+        ("application/json", "gzip, gzip, gzip, gzip", False),
     ],
 )
 def test_reader_for(content_type: str, encoding: str | None, reads: bool) -> None:
@@ -284,3 +306,74 @@ def test_azures_replies_are_azures_whichever_door_reads_them() -> None:
     found = usage_of_call(reader, call, 1.0, 1.5)
     assert found is not None
     assert (found.provider, found.output_tokens, found.latency_ms, found.ttft_ms) == ("azure", 2, 500, None)
+
+
+def read(path: str, asked: dict[str, Any], body: bytes, kind: str) -> Usage | None:
+    """What the reply to a request says."""
+    call, reader = call_from_request(path, asked), reader_for(kind)
+    assert call is not None
+    assert reader is not None
+    reader.feed(body)
+    return usage_of_call(reader, call, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told", "counts"),
+    [
+        ("batch", None, None),
+        ("flex", None, None),
+        ("flex", "flex", "flex"),
+        ("flex", "default", "default"),
+        ("priority", None, "priority"),
+        (None, None, None),
+    ],
+)
+def test_a_cheaper_tier_counts_only_if_the_reply_says_so(
+    asked: str | None, told: str | None, counts: str | None
+) -> None:
+    """To ask for half the price is not to get it; a dearer tier counts also where the reply is silent."""
+    reply = {
+        "object": "chat.completion",
+        "model": "gpt-4o-mini",
+        "usage": {"prompt_tokens": 1, "completion_tokens": 2},
+        **({"service_tier": told} if told else {}),
+    }
+    request: dict[str, Any] = {"model": "gpt-4o-mini", "messages": [], "service_tier": asked}
+    usage = read("/v1/chat/completions", request, json.dumps(reply).encode(), "application/json")
+    assert usage is not None
+    assert usage.service_tier == counts
+
+
+def chunk(output: int, *choices: dict[str, Any]) -> bytes:
+    """A chunk with the count so far."""
+    usage = {"prompt_tokens": 10, "completion_tokens": output}
+    return (
+        b"data: %s\n\n"
+        % json.dumps(
+            {"id": "x", "object": "chat.completion.chunk", "model": "m", "choices": choices, "usage": usage}
+        ).encode()
+    )
+
+
+WORD = {"index": 0, "delta": {"content": "w "}, "finish_reason": None}
+STOP = {"index": 0, "delta": {}, "finish_reason": "stop"}
+OTHER = {"index": 1, "delta": {"content": "w "}, "finish_reason": None}
+
+
+@pytest.mark.parametrize(
+    ("chunks", "output"),
+    [
+        ([chunk(1, WORD)], None),
+        ([chunk(n, WORD) for n in range(2_000)], None),
+        ([chunk(1, WORD), chunk(2, WORD), b"data: [DONE]\n\n"], 2),
+        ([chunk(1, WORD), chunk(2, STOP)], 2),
+        ([chunk(1, WORD), chunk(2)], 2),
+        ([chunk(1, WORD), chunk(2, OTHER), chunk(3, STOP)], None),
+        ([chunk(1, WORD), chunk(2, OTHER), chunk(3, STOP), b"data: [DONE]\n\n"], 3),
+    ],
+)
+def test_a_count_so_far_is_not_the_bill(chunks: list[bytes], output: int | None) -> None:
+    """Servers that count in every chunk: the count is final with the end, the stop of the only choice or no choices."""
+    asked: dict[str, Any] = {"model": "m", "messages": [], "stream": True}
+    usage = read("/v1/chat/completions", asked, b"".join(chunks), "text/event-stream")
+    assert (None if usage is None else usage.output_tokens) == output

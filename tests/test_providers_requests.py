@@ -52,6 +52,15 @@ def chat(*content: Any, **more: Any) -> Call:
         ("/v1/audio/speech", {"model": "tts", "input": "x", "voice": "v"}, "openai", "text_to_speech", "tts"),
         ("/openai/deployments/mine/chat/completions", {"messages": [USER]}, "azure", "chat", "mine"),
         ("/openai/deployments/d/embeddings", {"input": "x"}, "azure", "embeddings", "d"),
+        (
+            "/openai/deployments/gpt-4/chat/completions",
+            {"model": "gpt-4o-mini", "messages": [USER], "models": ["gpt-4o-mini"]},
+            "azure",
+            "chat",
+            "gpt-4",
+        ),
+        ("/OpenAI/Deployments/d/embeddings", {"model": "m", "input": "x"}, "azure", "embeddings", "d"),
+        ("/api/v1/chat/completions", {"models": ["a", "b"], "messages": [USER]}, "openai", "chat", "a"),
         ("/v1/messages", {"model": "claude", "messages": [USER], "max_tokens": 5}, "anthropic", "chat", "claude"),
         (
             "/v1beta/models/gemini-2.5-pro:generateContent",

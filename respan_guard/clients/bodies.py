@@ -9,7 +9,7 @@ from typing import Any
 from respan_guard.clients.exchange import Exchange
 from respan_guard.clients.streams import UsageFilter
 
-__all__ = ["Body", "WatchedAsyncStream", "WatchedStream"]
+__all__ = ["Body", "Decoded", "WatchedAsyncStream", "WatchedStream"]
 
 logger = logging.getLogger("respan_guard")
 
@@ -29,6 +29,33 @@ class Body:
         self.taken = True
         found: AsyncIterator[bytes] = self.stream.__aiter__()
         return found
+
+
+class Decoded:
+    """A response's body as the HTTP library decodes it, with the library's own errors.
+
+    Args:
+        response: The library's.
+    """
+
+    def __init__(self, response: Any) -> None:
+        self.response = response
+
+    def __iter__(self) -> Iterator[bytes]:
+        found: Iterator[bytes] = self.response.iter_bytes()
+        return found
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        found: AsyncIterator[bytes] = self.response.aiter_bytes()
+        return found
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self.response.close()
+
+    async def aclose(self) -> None:
+        """Let go of the connection."""
+        await self.response.aclose()
 
 
 class Watched:

@@ -117,7 +117,7 @@ class Exchange:
         try:
             usage = self._usage()
             if usage is not None:
-                last.append(self._admission.entry(usage, "client"))
+                last.append(self._admission.entry(usage, "client", call=self._call))
             elif 200 <= self._status < 300:
                 last.append(self._presumed())
         except Exception:  # a fault of ours must neither reach the app nor leak the hold

@@ -4,30 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from respan_guard.providers import Call, call_from_request, decode_json
+from respan_guard.clients.forms import form_call, is_form_path
+from respan_guard.clients.unmetered import warn_of, warn_unread
+from respan_guard.providers import Call, call_from_request, call_of_path, decode_json
 
-__all__ = ["Outgoing", "is_form_path", "read_form", "read_json"]
+__all__ = ["Outgoing", "is_call_path", "read"]
 
 logger = logging.getLogger("respan_guard")
 
 # Chat completions and legacy completions tell what a stream cost only if they are asked to.
 _USAGE_ON_DEMAND = ("/chat/completions", "/completions")
-_FORMS = {
-    "/audio/transcriptions": "transcription",
-    "/audio/translations": "transcription",
-    "/images/edits": "image_generation",
-    "/images/variations": "image_generation",
-}
-_FORM_PATHS = tuple(_FORMS)
-_FORM_MODEL = re.compile(rb'name="model"\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,256})\r\n')
-_IMAGE_TOKENS = 16_384  # of one drawn image
-_AUDIO_BYTES_PER_TOKEN = 24  # of the lowest bitrate of MP3, at ten tokens a second
-_OVERHEAD = 64
 
 
 @dataclass(slots=True)
@@ -45,17 +35,36 @@ class Outgoing:
     refused: bool = False
 
 
-def read_json(path: str, content: bytes, *, include_usage: bool) -> Outgoing | None:
-    """Read a request's body; None if it is no LLM call.
+def is_call_path(path: str) -> bool:
+    """Whether requests to this path are LLM calls whatever their body."""
+    return is_form_path(path) or call_of_path(path) is not None
+
+
+def read(path: str, content_type: str, content: bytes | None, *, include_usage: bool) -> Outgoing | None:
+    """Read a request; None if it is no LLM call.
+
+    A call whose body can't be read is one of no known model, so no budget lets it pass.
 
     Args:
         path: The URL's path.
-        content: The body.
+        content_type: Of the body.
+        content: The body; None if it is not there yet, and the path alone makes no call.
         include_usage: Whether to ask for the usage of streams that would not tell it.
     """
-    body = decode_json(content)
-    if not isinstance(body, dict):
-        return None
+    call: Call | None
+    if content is not None and is_form_path(path):
+        call, understood = form_call(path, content_type, content)
+        if not understood:
+            warn_unread(path)
+        return Outgoing(call)
+    body = None if content is None else decode_json(content)
+    if content is None or not isinstance(body, dict):
+        call = None if content is None else call_of_path(path)
+        if content is None or call is None:
+            warn_of(path)
+            return None
+        warn_unread(path)
+        return Outgoing(replace(call, model="", input_tokens_bound=len(content)))
     try:
         call = call_from_request(path, body)
     except Exception:  # a fault of ours must not let a call pass that nobody counts
@@ -63,6 +72,7 @@ def read_json(path: str, content: bytes, *, include_usage: bool) -> Outgoing | N
         model = body.get("model")
         call = Call("openai", "chat", model if isinstance(model, str) else "", len(content))
     if call is None:
+        warn_of(path)
         return None
     if include_usage and call.stream and not call.wants_usage and path.rstrip("/").endswith(_USAGE_ON_DEMAND):
         return Outgoing(call, _asking_for_usage(body, content))
@@ -78,26 +88,3 @@ def _asking_for_usage(body: Mapping[str, Any], content: bytes) -> bytes | None:
     changed = {**body, "stream_options": {**(options or {}), "include_usage": True}}
     # As the clients write it; a lone surrogate would not encode otherwise.
     return json.dumps(changed, separators=(",", ":")).encode()
-
-
-def is_form_path(path: str) -> bool:
-    """Whether the API takes calls as forms there: audio to write down, images to change."""
-    return path.endswith(_FORM_PATHS)
-
-
-def read_form(path: str, content: bytes) -> Outgoing:
-    """Read a form that is a call; see `is_form_path`."""
-    operation = next(name for suffix, name in _FORMS.items() if path.endswith(suffix))
-    found = _FORM_MODEL.search(content)
-    draws = operation == "image_generation"
-    return Outgoing(
-        Call(
-            "openai",
-            operation,
-            found[1].decode("utf-8", "replace") if found else "",
-            _OVERHEAD + (_IMAGE_TOKENS + len(content) // 8 if draws else len(content) // _AUDIO_BYTES_PER_TOKEN),
-            _IMAGE_TOKENS if draws else None,
-            has_audio=not draws,
-            has_images=draws,
-        )
-    )

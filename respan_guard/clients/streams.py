@@ -3,42 +3,45 @@
 from __future__ import annotations
 
 import re
-import zlib
 
-from respan_guard.providers import decode_json
+from respan_guard.providers import decode_json, looks_like_events
 
 __all__ = ["UsageFilter"]
 
 _END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _MAYBE = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _MOST = 65_536
-_ENCODINGS = ("", "gzip", "x-gzip")  # asked for none, some servers compress all the same
+_MOST_BEFORE = 4_096  # blanks before what tells whether a body is a stream
 
 
 class UsageFilter:
     """Takes the last chunk, which holds usage and no choices, out of a stream of chat completions.
 
-    An event that is not complete yet is kept back until it is, which no reader of events can tell; nothing else is.
+    A body that is none passes as it is. An event that is not complete yet is kept back until it is, which no reader of
+    events can tell; nothing else is.
 
     Args:
-        encoding: Of what is passed in; what comes out has none.
+        content_type: Of the body; where it does not say events, the body's beginning tells, as the SDKs don't look.
     """
 
-    __slots__ = ("_inflate", "_part")
+    __slots__ = ("_begin", "_part", "_streams")
 
-    def __init__(self, encoding: str = "") -> None:
+    def __init__(self, content_type: str) -> None:
         self._part = b""
-        self._inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16) if encoding else None
-
-    @staticmethod
-    def fits(content_type: str, encoding: str) -> bool:
-        """Whether a response is a stream that can be edited."""
-        return content_type.partition(";")[0].strip().lower() == "text/event-stream" and encoding in _ENCODINGS
+        self._streams = content_type.partition(";")[0].strip().lower() == "text/event-stream"
+        self._begin: bytes | None = None if self._streams else b""  # None once it is known what this is
 
     def passed(self, data: bytes) -> bytes:
         """Take the next bytes; what of them and of those before goes on."""
-        if self._inflate is not None:
-            data = self._inflate.decompress(data)
+        if self._begin is not None:
+            data = self._begin + data
+            streams = looks_like_events(data)
+            if streams is None and len(data) < _MOST_BEFORE:
+                self._begin = data
+                return b""
+            self._begin, self._streams = None, bool(streams)
+        if not self._streams:
+            return data
         if not self._part and data.endswith(b"\n\n") and _MAYBE.search(data) is None:
             return data  # whole events, none of them to be hidden: the usual case
         return self._edited(data)
@@ -60,16 +63,16 @@ class UsageFilter:
 
     def rest(self) -> bytes:
         """What is left when the stream is over."""
-        rest, self._part = self._part, b""
-        if self._inflate is not None:
-            rest += self._inflate.flush()
+        rest, self._part, self._begin = (self._begin or b"") + self._part, b"", None
         return b"" if _is_extra(rest) else rest
 
 
 def _is_extra(event: bytes) -> bool:
+    """Whether an event came because it was asked for; what tells its cost comes unasked (OpenRouter)."""
     if _MAYBE.search(event) is None:
         return False
     lines = event.splitlines()
     data = b"\n".join(line[5:] for line in lines if line.startswith(b"data:"))
     body = decode_json(data)
-    return isinstance(body, dict) and body.get("choices") == [] and isinstance(body.get("usage"), dict)
+    usage = body.get("usage") if isinstance(body, dict) and body.get("choices") == [] else None
+    return isinstance(usage, dict) and "cost" not in usage

@@ -8,17 +8,19 @@ from types import TracebackType
 from typing import Any, Self
 
 from respan_guard.clients.asking import OPTION, REFUSALS
-from respan_guard.clients.bodies import Body, WatchedAsyncStream, WatchedStream
+from respan_guard.clients.bodies import Body, Decoded, WatchedAsyncStream, WatchedStream
 from respan_guard.clients.door import Door, RefusedCall
 from respan_guard.clients.exchange import Exchange
-from respan_guard.clients.requests import Outgoing, is_form_path, read_form, read_json
+from respan_guard.clients.requests import Outgoing, is_call_path, read
 from respan_guard.clients.streams import UsageFilter
-from respan_guard.clients.unmetered import warn_of
 
 __all__ = ["AsyncTransport", "Kinds", "Transport", "kinds_of"]
 
 _OF_THE_BODY = (b"content-length", b"content-encoding")
-_OF_THE_REQUEST = (b"content-length", b"transfer-encoding", b"accept-encoding")
+_OF_THE_ANSWER: tuple[bytes, ...] = (b"accept-encoding",)
+_OF_THE_REQUEST: tuple[bytes, ...] = (b"content-length", b"transfer-encoding", b"accept-encoding")
+_ENCODINGS = ("gzip", "x-gzip", "deflate", "identity")
+_NO_TEXT = ("audio/", "image/", "video/")
 _TAKES_BODY = ("HTTPTransport", "AsyncHTTPTransport")
 """Transports that ask for a request's body once there is a connection to send it on."""
 
@@ -39,42 +41,44 @@ class Passage:
         self.inner = inner
         self._takes_body = type(inner).__name__ in _TAKES_BODY
 
-    def read(self, request: Any, path: str, *, form: bool) -> Outgoing | None:
-        """The LLM call that a request asks for, if it does."""
-        outgoing = read_form(path, request.content) if form else self._read(request, path)
-        if outgoing is None:
-            warn_of(path)
-        return outgoing
+    def must_read(self, request: Any, path: str) -> bool:
+        """Whether a request's body has to be fetched first: it is made while it is sent, or came by a redirect."""
+        try:
+            _ = request.content
+        except Exception:
+            return isinstance(request.stream, self.kinds.bytes) or is_call_path(path)
+        return False
 
-    def _read(self, request: Any, path: str) -> Outgoing | None:
+    def read(self, request: Any, path: str) -> Outgoing | None:
+        """The LLM call that a request asks for, if it does."""
         try:
             content = request.content
-        except Exception:  # one that is made while it is sent, or was passed on by a redirect
-            if type(request.stream).__name__ != "ByteStream":
-                return None
-            content = b"".join(request.stream)
-        outgoing = read_json(path, content, include_usage=self.door.asking.wanted)
-        if (
-            outgoing is not None
-            and outgoing.content is not None
-            and not self.door.asking.may(request.url, outgoing.call)
-        ):
-            outgoing.content = None
+        except Exception:  # the app's own: an upload to somewhere
+            content = None
+        kind = request.headers.get("content-type", "")
+        asking = self.door.asking
+        outgoing = read(path, kind, content, include_usage=asking.wanted)
+        if outgoing is not None:
+            outgoing.call.request_ids += tuple(request.headers.get_list("x-request-id"))
+            if outgoing.content is not None and not asking.may(request.url, outgoing.call):
+                outgoing.content = None
         return outgoing
 
     def changed(self, request: Any, outgoing: Outgoing) -> Any:
-        """The request to send, asking for a stream's usage if need be."""
+        """The request to send: with an answer that can be read, asking for a stream's usage if need be."""
+        offered = request.headers.get("accept-encoding")
         if outgoing.content is None:
-            return request
-        headers = [(name, value) for name, value in request.headers.raw if name.lower() not in _OF_THE_REQUEST]
-        headers.append((b"content-length", b"%d" % len(outgoing.content)))
-        headers.append((b"accept-encoding", b"identity"))  # what is compressed can't be edited as it passes
+            accepted, dropped, stream = _readable(offered), _OF_THE_ANSWER, request.stream
+            if accepted == offered:
+                return request
+        else:  # what is compressed is better not edited as it passes
+            accepted, dropped, stream = "identity", _OF_THE_REQUEST, self.kinds.bytes(outgoing.content)
+        headers = [(name, value) for name, value in request.headers.raw if name.lower() not in dropped]
+        if outgoing.content is not None:
+            headers.append((b"content-length", b"%d" % len(outgoing.content)))
+        headers.append((b"accept-encoding", (accepted or "identity").encode("latin-1")))
         changed = type(request)(
-            request.method,
-            request.url,
-            headers=headers,
-            stream=self.kinds.bytes(outgoing.content),
-            extensions=request.extensions,
+            request.method, request.url, headers=headers, stream=stream, extensions=request.extensions
         )
         changed.read()  # so that transports find its content as they would the first one's
         return changed
@@ -92,30 +96,33 @@ class Passage:
 
     def watched(self, response: Any, exchange: Exchange, outgoing: Outgoing, kind: type) -> Any:
         """The response, read as it passes."""
-        edited = outgoing.content is not None
         content_type, encoding = _content(response)
+        hide = None
+        if outgoing.content is not None and response.status_code < 300 and not content_type.startswith(_NO_TEXT):
+            hide = UsageFilter(content_type)
         if response.is_closed:  # of a transport that has the whole body already: nobody will ask for its stream
-            return self._read_whole(response, exchange, content_type, edited=edited)
-        feed = exchange.answered(response.status_code, content_type, encoding)
-        hide = UsageFilter(encoding) if edited and UsageFilter.fits(content_type, encoding) else None
+            return self._read_whole(response, exchange, content_type, hide)
         if hide is not None:
+            if encoding:
+                plain = self.kinds.response(response.status_code, headers=response.headers, stream=response.stream)
+                response.stream, encoding = Decoded(plain), ""
             response.headers = self._plain(response.headers)
+        feed = exchange.answered(response.status_code, content_type, encoding)
         response.stream = kind(response.stream, exchange, feed, hide)
         return response
 
-    def _read_whole(self, response: Any, exchange: Exchange, content_type: str, *, edited: bool) -> Any:
+    def _read_whole(self, response: Any, exchange: Exchange, content_type: str, hide: UsageFilter | None) -> Any:
         feed = exchange.answered(response.status_code, content_type, "")
         if feed is not None:
             feed(response.content)
         exchange.finish()
-        if edited and UsageFilter.fits(content_type, ""):
-            hide = UsageFilter()
-            content = hide.passed(response.content) + hide.rest()
-            headers = self._plain(response.headers)
-            return self.kinds.response(
-                response.status_code, headers=headers, content=content, extensions=response.extensions
-            )
-        return response
+        if hide is None:
+            return response
+        content = hide.passed(response.content) + hide.rest()
+        headers = self._plain(response.headers)
+        return self.kinds.response(
+            response.status_code, headers=headers, content=content, extensions=response.extensions
+        )
 
     def _plain(self, headers: Any) -> Any:
         """The headers of a body that is edited, so that its length is another, and not encoded."""
@@ -136,10 +143,9 @@ class Transport(Passage):
         if door.guard.switch.off or request.method != "POST":
             return self.inner.handle_request(request)
         path = request.url.path
-        form = is_form_path(path) and _is_form(request)
-        if form:
+        if self.must_read(request, path):
             request.read()
-        outgoing = self.read(request, path, form=form)
+        outgoing = self.read(request, path)
         if outgoing is None:
             return self.inner.handle_request(request)
         try:
@@ -195,10 +201,9 @@ class AsyncTransport(Passage):
         if door.guard.switch.off or request.method != "POST":
             return await self.inner.handle_async_request(request)
         path = request.url.path
-        form = is_form_path(path) and _is_form(request)
-        if form:
+        if self.must_read(request, path):
             await request.aread()
-        outgoing = self.read(request, path, form=form)
+        outgoing = self.read(request, path)
         if outgoing is None:
             return await self.inner.handle_async_request(request)
         try:
@@ -272,9 +277,12 @@ class Kinds:
 kinds_of = functools.cache(Kinds)
 
 
-def _is_form(request: Any) -> bool:
-    kind: str = request.headers.get("content-type", "")
-    return kind.startswith("multipart/form-data")
+def _readable(offered: str | None) -> str | None:
+    """Of the encodings that a request accepts, those that can be read as they pass."""
+    if offered is None:
+        return None
+    parts = [part for part in offered.split(",") if part.partition(";")[0].strip().lower() in _ENCODINGS]
+    return ",".join(parts).strip() or "identity"
 
 
 def _content(response: Any) -> tuple[str, str]:
@@ -285,5 +293,5 @@ def _content(response: Any) -> tuple[str, str]:
             case b"content-type":
                 kind = value.decode("latin-1")
             case b"content-encoding":
-                encoding = value.decode("latin-1")
+                encoding += ("," if encoding else "") + value.decode("latin-1").strip().lower()
     return kind, "" if encoding == "identity" else encoding

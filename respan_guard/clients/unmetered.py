@@ -1,11 +1,11 @@
-"""Requests of wrapped clients that cost money and can't be metered: their replies don't tell how much."""
+"""Requests of wrapped clients that cost money and can't be metered, or can't be read."""
 
 from __future__ import annotations
 
 import logging
 import re
 
-__all__ = ["warn_of"]
+__all__ = ["warn_of", "warn_unread"]
 
 logger = logging.getLogger("respan_guard")
 
@@ -41,3 +41,14 @@ def warn_of(path: str) -> None:
                     kind,
                 )
             return
+
+
+def warn_unread(path: str) -> None:
+    """Say, the first time, that a request's path makes it a call and its body can't be read."""
+    if "unread" not in _said:
+        _said.add("unread")
+        logger.warning(
+            "the body of a request to %s can't be read (compressed? no JSON, no form?): it counts as a call of an "
+            "unknown model, which budgets refuse, and costs what its reply says; send it plain",
+            path[-100:],
+        )

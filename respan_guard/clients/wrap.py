@@ -64,6 +64,7 @@ def _copied(client: Any, http_client: Any) -> Any:
         shell = copy.copy(client)
         shell.__class__ = sdks
     wrapped = shell.copy(http_client=http_client)
+    wrapped._strict_response_validation = client._strict_response_validation  # the SDKs' `copy` forgets it
     for name, value in vars(client).items():
         # What the classes compute once, as `client.chat`, is bound to the first client.
         if name not in vars(wrapped) and not isinstance(getattr(kind, name, None), functools.cached_property):

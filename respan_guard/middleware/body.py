@@ -30,7 +30,7 @@ _BEFORE = b" \t\r\n\0\xef\xbb\xbf\xff\xfe"
 _ALWAYS_SINGLE = (
     "model", "n", "best_of", "max_tokens", "max_completion_tokens", "max_output_tokens", "messages", "input", "prompt",
     "system", "tools", "contents", "generationConfig", "generation_config", "maxOutputTokens", "candidateCount",
-    "candidate_count", "service_tier",
+    "candidate_count", "service_tier", "models",
 )  # fmt: skip
 
 

@@ -6,22 +6,15 @@ from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any
 
 from respan_guard.middleware.faults import Faults
-from respan_guard.providers import Call, Reader, call_from_request, reader_for, usage_of_call
+from respan_guard.providers import Call, Reader, reader_for, usage_of_call
 from respan_guard.usage import Usage
 
-__all__ = ["Capture", "is_call_path"]
+__all__ = ["Capture"]
 
 
 _UNKNOWN = Call(provider="", operation="", model="", input_tokens_bound=0)
-_COUNTING = frozenset({"anthropic", "google"})
-"""Whose streams count usage from the first event on."""
 _IDS = {"chatcmpl-": "openai", "cmpl-": "openai", "resp_": "openai", "gen-": "openrouter", "msg_": "anthropic"}
 """How the ids of providers' replies begin."""
-
-
-def is_call_path(path: str) -> bool:
-    """Whether a path alone says that requests to it are LLM calls, whatever their body."""
-    return call_from_request(path, {"messages": []}) is not None
 
 
 class Capture:
@@ -83,7 +76,7 @@ class Capture:
             return None
         try:
             usage = usage_of_call(reader, self._call, self._started, self._ended or self._now())
-            if self._call is _UNKNOWN and usage is not None and usage.provider in _COUNTING and not reader.finished:
+            if self._call is _UNKNOWN and usage is not None and not reader.finished:
                 # Cut off: what went in is known, what came out was seen, and of the request there is nothing to go by.
                 usage.output_tokens = max(usage.output_tokens, -(-reader.output_bytes // 4))
                 usage.estimated = True

@@ -11,12 +11,12 @@ from typing import Any
 from respan_guard.errors import ConfigurationError, GuardError, StorageUnavailable, Unidentified
 from respan_guard.guard import Guard
 from respan_guard.middleware.body import RequestBody, single_names
-from respan_guard.middleware.capture import Capture, is_call_path
+from respan_guard.middleware.capture import Capture
 from respan_guard.middleware.faults import Faults
 from respan_guard.middleware.headers import sends_body
 from respan_guard.middleware.identity import Identified, Identify, sources
 from respan_guard.middleware.passage import Gone, Passage, RefusedHere
-from respan_guard.providers import Call, call_from_request
+from respan_guard.providers import Call, call_from_request, call_of_path
 
 __all__ = ["ANONYMOUS", "Gate"]
 
@@ -77,6 +77,10 @@ class Gate:
             call = None
             if _may_have_body(scope):
                 call = await self._call(passage, scope, receive)
+                if call is not None:
+                    call.request_ids += tuple(
+                        value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"
+                    )
             try:
                 await self._guard.admissions.request(passage.slot, found.customer, call, found.params)
             except GuardError:
@@ -102,7 +106,7 @@ class Gate:
         path = scope["path"]
         body = await self._read(passage, scope, receive)
         if body.json is None:
-            if is_call_path(path):
+            if call_of_path(path) is not None:
                 body.require()  # else a body that we can't read but the provider can would hold nothing
             body.check()
             return None

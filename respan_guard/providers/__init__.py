@@ -7,8 +7,10 @@ from typing import Any
 
 from respan_guard.errors import InvalidInput
 from respan_guard.providers import anthropic, gemini, openai
-from respan_guard.providers.base import Call, decode_json
+from respan_guard.providers.base import Call, decode_json, limit
 from respan_guard.providers.body import JSONReader, Reader, reader_for
+from respan_guard.providers.events import looks_like_events
+from respan_guard.providers.openai import deployment
 from respan_guard.providers.replies import read_reply
 from respan_guard.providers.stream import StreamReader
 from respan_guard.providers.urls import is_odd, plain_path
@@ -20,15 +22,19 @@ __all__ = [
     "Reader",
     "StreamReader",
     "call_from_request",
+    "call_of_path",
     "decode_json",
+    "deployment",
+    "limit",
+    "looks_like_events",
     "read_reply",
     "reader_for",
     "usage_from_reply",
     "usage_of_call",
 ]
 
-_RUNNING_COUNTS = frozenset({"anthropic", "google"})
-"""Whose streams report usage from the first event on: if one is cut off, the count so far is not the bill."""
+_CHEAPER = frozenset({"batch", "flex"})
+"""Service tiers that cost less: to be asked for one is not to grant it, so the reply must say so."""
 
 _GEMINI_VERBS = (":generateContent", ":streamGenerateContent", ":embedContent", ":batchEmbedContents")
 # Paths whose bodies look like a call but cost nothing, or name calls to be made later.
@@ -64,6 +70,11 @@ def call_from_request(path: str, body: Mapping[str, Any]) -> Call | None:
         if lower.endswith(suffix):
             return openai.call(path, body, operation)
     return _by_shape(path, body)
+
+
+def call_of_path(path: str) -> Call | None:
+    """What a path alone says of requests to it, whatever their body; None if that is nothing."""
+    return call_from_request(path, {"messages": []})
 
 
 def _by_shape(path: str, body: Mapping[str, Any]) -> Call | None:
@@ -128,9 +139,11 @@ def _as_json(reply: object) -> Mapping[str, Any] | None:
 def usage_of_call(reader: Reader, call: Call, started: float, ended: float) -> Usage | None:
     """What the body that a reader watched says a call used, under the model that was asked for; None if it is unknown.
 
+    Many streams count as they go, so what one that was cut off told last is not the bill.
+
     Args:
         reader: Has seen the body.
-        call: What was asked for.
+        call: What was asked for; without a provider if that is not known.
         started: When it was sent, in seconds of the clock that the reader was given.
         ended: When the body was complete.
 
@@ -138,13 +151,14 @@ def usage_of_call(reader: Reader, call: Call, started: float, ended: float) -> U
     """
     reader.close()
     usage = reader.usage()
-    if usage is None or (call.provider in _RUNNING_COUNTS and not reader.finished):
+    if usage is None or (call.provider and not reader.finished):
         return None
     usage.model = call.model or usage.model
     if call.provider == "azure":  # its replies are OpenAI's to the letter
         usage.provider = call.provider
     usage.provider = usage.provider or call.provider
-    usage.service_tier = usage.service_tier or call.service_tier
+    if call.service_tier not in _CHEAPER:
+        usage.service_tier = usage.service_tier or call.service_tier
     usage.latency_ms = round((ended - started) * 1000)
     if reader.first_token is not None:
         usage.ttft_ms = round((reader.first_token - started) * 1000)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from respan_guard.providers.base import Call, Layout, Media, count, limit, mapping, measure, shares, text
+from respan_guard.providers.base import Call, Layout, Media, count, fallbacks, limit, mapping, measure, shares, text
 from respan_guard.usage import Usage
 
 __all__ = ["call", "merge", "reply_usage"]
@@ -60,6 +60,7 @@ def call(path: str, body: Mapping[str, Any]) -> Call:
         tool_runs=_tool_runs(body),
         has_images=size.has_images,
         service_tier=speed if speed == "fast" else text(body.get("service_tier"), 32),
+        fallbacks=fallbacks(body),
     )
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "Media",
     "count",
     "decode_json",
+    "fallbacks",
     "limit",
     "mapping",
     "measure",
@@ -36,6 +37,7 @@ __all__ = [
 
 MAX_NODES = 1_000_000
 NODE_BYTES = 4
+_MOST_MODELS = 32  # to choose from; each is priced
 REQUEST_OVERHEAD = 64
 # Anthropic documents 313 to 735 tokens of system prompt for tools; twice that leaves room for newer models.
 TOOLS_OVERHEAD = 1_536
@@ -52,6 +54,8 @@ class Call:
         operation: "chat", "text_completion", "embeddings", "generate_content", "image_generation", ...
             as in OpenTelemetry's `gen_ai.operation.name`.
         model: The model asked for; "" where the request names none.
+        fallbacks: Models that may answer instead (OpenRouter's `models`).
+        request_ids: Ids that the request gives itself, which some servers make their reply's of.
         input_tokens_bound: What the request shows is charged for no more input tokens than this.
         max_output_tokens: The cap on output tokens for each choice; None where the request sets none.
         choices: How many answers are asked for (`n`, `best_of`, `candidateCount`), at least 1.
@@ -81,6 +85,8 @@ class Call:
     has_audio: bool = False
     has_images: bool = False
     service_tier: str | None = None
+    fallbacks: tuple[str, ...] = ()
+    request_ids: tuple[str, ...] = ()
 
     def output_tokens_bound(self, default: int) -> int:
         """The most output tokens of all choices together, with `default` for a request without a cap."""
@@ -156,6 +162,16 @@ def limit(value: object) -> int | None:
     elif isinstance(value, float):
         value = int(value) if value.is_integer() else None
     return count(value)
+
+
+def fallbacks(body: Mapping[str, Any]) -> tuple[str, ...]:
+    """The models that a request lets the server choose from; "", whose price is unknown, for what is no name."""
+    models = body.get("models")
+    if not isinstance(models, list):
+        return ()
+    return tuple(dict.fromkeys(text(model) or "" for model in models[:_MOST_MODELS])) + ("",) * (
+        len(models) > _MOST_MODELS
+    )
 
 
 def text(value: object, limit: int = 256) -> str | None:

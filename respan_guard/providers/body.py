@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from respan_guard.providers.base import decode_json, text
+from respan_guard.providers.events import looks_like_events
 from respan_guard.providers.replies import read_reply
 from respan_guard.providers.stream import StreamReader
 from respan_guard.providers.strings import without_media
@@ -19,7 +20,10 @@ __all__ = ["BODY_CAP", "Inflater", "JSONReader", "Reader", "reader_for"]
 BODY_CAP = 8 * 1024 * 1024
 """Bytes of a JSON body that are kept, after decompression and without images."""
 _BATCH = 1024 * 1024
-_FIELD = 6  # bytes that tell a stream's first field
+_MARK = 2  # bytes that begin gzip's data, or zlib's
+_DEFLATED = 8  # zlib's mark of the one way to compress that there is
+_CODINGS = ("gzip", "x-gzip", "deflate")
+_MOST_CODINGS = 3  # on top of each other
 _LARGE = 262_144
 _END = 4_096
 _STEP = 65_536
@@ -236,20 +240,33 @@ class _Behind:
 
 
 class Inflater(_Behind):
-    """Decompresses gzip or deflate in front of another reader.
+    """Decompresses gzip or deflate, raw too, in front of another reader.
+
+    Args:
+        reader: Reads what comes out.
+        encoding: What the header says.
 
     A body that unfolds to more than `BODY_CAP` and more than 200 times its size is a bomb: the rest of it is not read.
     """
 
-    __slots__ = ("_in", "_inflate", "_out")
+    __slots__ = ("_begin", "_in", "_inflate", "_may_be_raw", "_out")
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader, encoding: str) -> None:
         super().__init__(reader)
+        self._begin: bytes | None = b""
+        self._may_be_raw = encoding == "deflate"
         self._inflate = zlib.decompressobj(wbits=47)  # gzip or zlib, whatever the header says
         self._in = self._out = 0
 
     def feed(self, data: bytes) -> None:
         """Take the next compressed bytes, cut anywhere."""
+        if self._begin is not None:
+            data = self._begin = self._begin + data
+            if len(data) < _MARK:
+                return
+            self._begin = None
+            if self._may_be_raw and (data[0] & 15 != _DEFLATED or int.from_bytes(data[:_MARK], "big") % 31):
+                self._inflate = zlib.decompressobj(wbits=-zlib.MAX_WBITS)  # servers that leave zlib's header out
         try:
             for at in range(0, len(data), _PIECE):
                 self._inflate_piece(data[at : at + _PIECE])
@@ -267,39 +284,38 @@ class Inflater(_Behind):
             self._out += len(plain)
             data = rest
             self._reader.feed(plain)
-            bomb = self._out > BODY_CAP and self._out > _RATIO * self._in
-            # A stream reader skips what is too large and goes on; a JSON reader is done.
-            self.broken = bomb or (isinstance(self._reader, JSONReader) and self._reader.broken)
+            self.broken = self._out > BODY_CAP and self._out > _RATIO * self._in
 
 
 class Unlabelled(_Behind):
-    """Reads a body as what it begins like, as the SDKs do, since its content type says neither JSON nor events."""
+    """Reads a body as what it begins like, as the SDKs do, since its content type does not say events.
+
+    Args:
+        now: Seconds of a monotonic clock, to tell when a stream's first text came.
+        labelled: Whether the type says JSON, so that what is no stream is JSON, however it is encoded.
+    """
 
     __slots__ = ("_begin", "_now", "_passes")
 
-    def __init__(self, now: Callable[[], float] | None) -> None:
+    def __init__(self, now: Callable[[], float] | None, *, labelled: bool) -> None:
         super().__init__(JSONReader())
         self._now = now
         self._begin: bytes | None = b""  # None once it is known what this is
-        self._passes = False
+        self._passes = labelled
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes, cut anywhere."""
         if self._begin is not None:
             data = self._begin = (self._begin + data).lstrip()
-            if len(data) < _FIELD:
+            streams = looks_like_events(data)
+            if streams is None:
                 return
-            self._choose()
+            self._begin = None
+            if streams:
+                self._reader = StreamReader(self._now)
+            self._passes = self._passes or streams or data.startswith((b"{", b"["))
         if self._passes:
             self._reader.feed(data)
-
-    def _choose(self) -> None:
-        begin, self._begin = self._begin or b"", None
-        if begin.startswith((b"data:", b"event:", b"id:", b":")):
-            self._reader = StreamReader(self._now)
-        elif not begin.startswith((b"{", b"[")):
-            return
-        self._passes = True
 
 
 def reader_for(
@@ -319,13 +335,15 @@ def reader_for(
     reader: Reader
     if kind == "text/event-stream":
         reader = StreamReader(now)
-    elif kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
-        reader = JSONReader()
     elif kind.startswith(("audio/", "image/", "video/")):
         return None
     else:
-        reader = Unlabelled(now)
-    encoding = (content_encoding or "identity").strip().lower()
-    if encoding == "identity":
-        return reader
-    return Inflater(reader) if encoding in ("gzip", "x-gzip", "deflate") else None
+        labelled = kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+        reader = Unlabelled(now, labelled=labelled)
+    codings = [name for part in (content_encoding or "").lower().split(",") if (name := part.strip())]
+    codings = [name for name in codings if name != "identity"]
+    if len(codings) > _MOST_CODINGS or not set(codings).issubset(_CODINGS):
+        return None
+    for coding in codings:
+        reader = Inflater(reader, coding)
+    return reader

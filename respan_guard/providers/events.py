@@ -5,11 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-__all__ = ["BLANK", "events", "last_events"]
+__all__ = ["BLANK", "events", "last_events", "looks_like_events"]
 
 # A blank line: two line ends, of any of the three kinds. A CR before LF is no line end of its own.
 BLANK = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 _LF = 0x0A
+_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
+_FIELD = 6  # bytes that tell the first one
+
+
+def looks_like_events(data: bytes) -> bool | None:
+    """Whether a body that begins so is a stream of events, whatever its type says; None if more must be seen."""
+    begin = data.removeprefix(b"\xef\xbb\xbf").lstrip()
+    return None if len(begin) < _FIELD else begin.startswith(_FIELDS)
 
 
 def _blanks(data: bytes) -> Iterator[tuple[int, int]]:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
 from respan_guard.money import MAX_NANO, NANO
-from respan_guard.providers.base import Call, Layout, Media, limit, mapping, measure, text
+from respan_guard.providers.base import Call, Layout, Media, fallbacks, limit, mapping, measure, text
 from respan_guard.usage import MAX_TOKENS, Usage
 
-__all__ = ["call", "event_usage", "reply_usage", "untold"]
+__all__ = ["call", "deployment", "event_usage", "reply_usage", "untold"]
 
 OPERATIONS = {
     "/chat/completions": "chat",
@@ -32,11 +33,14 @@ _CONTENT = frozenset({"messages", "input"})
 _OPAQUE = frozenset({"tool_calls", "function_call", "arguments"})
 # Input that the provider keeps.
 _STORED = ("previous_response_id", "conversation")
+_REQUEST_IDS = ("request_id", "rid")  # vLLM's and SGLang's
 _ANSWERS = ("predicate", "choice", "score", "refusal")  # of decisions
 # Never part of the prompt.
 _SKIP = frozenset(
     {"metadata", "user", "safety_identifier", "prompt_cache_key", "store", "extra_body", "customer_params"}
 )
+
+_DEPLOYMENT = re.compile(r"/openai/deployments/([^/]+)/", re.IGNORECASE)
 
 # Tiles of gpt-4o and its kin: 85 + 8 * 170 = 1,445. Patches of the 4.1, 5 and o families: at most 1,536 * 2.46 or
 # 2,500 * 1.62, both below 4,096. gpt-4o-mini counts a tile as 5,667: 2,833 + 8 * 5,667 = 48,169. Models from 5.4 on may
@@ -103,23 +107,20 @@ def call(path: str, body: Mapping[str, Any], operation: str) -> Call:
     """Read a request.
 
     Args:
-        path: The URL's path; Azure names the model's deployment there.
+        path: The URL's path; Azure's names the model's deployment, which is then the model.
         body: The request's JSON.
         operation: What is asked for, see `OPERATIONS`.
     """
-    model = text(body.get("model")) or ""
-    provider = "openai"
-    _, found, after = path.partition("/openai/deployments/")
-    if found:
-        provider = "azure"
-        model = model or after.partition("/")[0]
+    named = deployment(path)  # Azure serves it, whatever the body says
+    others = fallbacks(body) if named is None else ()
+    model = named or text(body.get("model")) or (others[0] if others else "")
     responses = operation == "decision" or (
         operation == "chat" and (path.lower().endswith(("/responses", "/compact")) or "messages" not in body)
     )
     tools, given = body.get("tools"), body.get("input")
     size = measure(
         body,
-        _layout(_image_tokens(model)),
+        _layout(max(map(_image_tokens, (model, *others)))),
         has_tools=isinstance(tools, list) or isinstance(body.get("functions"), list),
     )
     if operation == "decision" and isinstance(body.get("questions"), list):
@@ -134,7 +135,7 @@ def call(path: str, body: Mapping[str, Any], operation: str) -> Call:
     modalities = body.get("modalities")
     stream = body.get("stream") is True
     return Call(
-        provider=provider,
+        provider="openai" if named is None else "azure",
         operation=operation,
         model=model,
         input_tokens_bound=size.tokens,
@@ -150,7 +151,15 @@ def call(path: str, body: Mapping[str, Any], operation: str) -> Call:
         or (isinstance(modalities, list) and "audio" in modalities),
         has_images=size.has_images,
         service_tier=text(body.get("service_tier"), 32),
+        fallbacks=others,
+        request_ids=tuple(own for field in _REQUEST_IDS if (own := text(body.get(field)))),
     )
+
+
+def deployment(path: str) -> str | None:
+    """The deployment that a path of Azure's names; it may be called like its model, or anything."""
+    found = _DEPLOYMENT.search(path)
+    return found[1][:256] if found else None
 
 
 def _tool_runs(body: Mapping[str, Any]) -> int | None:

@@ -31,8 +31,9 @@ _LINE = re.compile(rb"\r\n|\n|\r")
 # What an event that matters must contain. OpenAI sends `"usage":null` with each chunk, which isn't it.
 _MATTERS = re.compile(
     rb'"usage(?:Metadata)?"\s*:\s*\{|\[DONE\]|message_stop|message_start|response\.(?:completed|incomplete|failed)'
-    rb"|image_generation\.completed|transcript\.text\.done|finishReason"
+    rb'|image_generation\.completed|transcript\.text\.done|finishReason|"finish_reason"\s*:\s*"'
 )
+_SEVERAL = re.compile(rb'"index"\s*:\s*[1-9]')  # choices; also tool calls, which then wait for the end, too
 _ENDS = frozenset({
     "response.completed", "response.incomplete", "response.failed", "message_stop", "image_generation.completed",
     "transcript.text.done",
@@ -60,6 +61,7 @@ class _Findings:
     model: str | None = None
     response_id: str | None = None
     finished: bool = False
+    stopped: bool = False  # a choice is complete
     broken: bool = False
     start: Mapping[str, Any] | None = None
     delta: dict[str, Any] = field(default_factory=dict)
@@ -132,7 +134,7 @@ class StreamReader:
 
     @property
     def finished(self) -> bool:
-        """Whether the event that ends the stream was seen."""
+        """Whether the event that ends the stream was seen, or the end of its only choice."""
         return self._look().finished
 
     @property
@@ -241,6 +243,8 @@ class StreamReader:
         if found.usage is None or found.model is None or found.response_id is None:
             for event in self._first():
                 _read_first(found, event)
+        if found.stopped and not found.finished:
+            found.finished = not (_SEVERAL.search(self._head) or _SEVERAL.search(tail))
         if found.start is not None:
             found.usage = read_reply(anthropic.merge(found.start, found.delta))
         self._seen, self._findings = self._total, found
@@ -295,6 +299,11 @@ def _read_last(found: _Findings, event: bytes) -> None:
     else:
         found.usage = openai.event_usage(body) or read_reply(body)
         found.name(mapping(body.get("response")) if "response" in body else body)
+        choices = body.get("choices")
+        if isinstance(choices, list) and choices:
+            found.stopped |= any(mapping(choice).get("finish_reason") is not None for choice in choices)
+        elif found.usage is not None and kind is None and "choices" in body:
+            found.finished = True  # OpenAI's last chunk; others count in each chunk
         candidates = body.get("candidates")
         if isinstance(candidates, list) and any("finishReason" in mapping(c) for c in candidates):
             found.finished = True

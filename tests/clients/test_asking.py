@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import httpx2
@@ -15,6 +16,22 @@ import pytest
 from respan_guard import Guard
 
 from .support import ASK, CHAT, arecords, records
+
+
+def raw(data: bytes) -> bytes:
+    """Deflate without zlib's header."""
+    press = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return press.compress(data) + press.flush()
+
+
+ENCODERS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    "gzip": gzip.compress,
+    "GZip": gzip.compress,
+    "deflate": zlib.compress,
+    "Deflate": raw,
+    "gzip, deflate": lambda data: zlib.compress(gzip.compress(data)),
+}
 
 
 class Events(httpx2.SyncByteStream, httpx2.AsyncByteStream):
@@ -146,7 +163,7 @@ def test_nobody_need_be_asked(guard: Guard) -> None:
 
 
 @pytest.mark.parametrize("whole", [False, True])
-@pytest.mark.parametrize("encoding", ["", "gzip"])
+@pytest.mark.parametrize("encoding", sorted(ENCODERS))
 def test_a_stream_keeps_its_headers_and_hides_its_usage(guard: Guard, whole: bool, encoding: str) -> None:
     """From a transport that has the whole body already, and compressed although it was not asked to be."""
     server = Server(200, "")
@@ -154,7 +171,7 @@ def test_a_stream_keeps_its_headers_and_hides_its_usage(guard: Guard, whole: boo
     def answer(request: httpx2.Request) -> httpx2.Response:
         plain = server(request)
         body = plain.read()
-        data = gzip.compress(body) if encoding else body
+        data = ENCODERS[encoding](body)
         headers = {"content-type": "text/event-stream", "x-request-id": "req_1", "content-length": str(len(data))}
         if encoding:
             headers["content-encoding"] = encoding
@@ -197,3 +214,97 @@ def test_who_is_asked_gets_one_length_that_fits_and_all_other_headers(guard: Gua
             kept = [[(n, v) for n, v in r.headers.multi_items() if n not in own] for r in (asked, request)]
             assert kept[0] == kept[1]
             assert ("x-twice", "a") in kept[0]
+
+
+@pytest.mark.parametrize("kind", ["", "text/plain; charset=utf-8", "application/x-ndjson", "application/json"])
+def test_a_stream_of_any_type_hides_its_usage(guard: Guard, kind: str) -> None:
+    """The SDKs don't look at the type: a stream is what begins like one, byte by byte too, and is recorded."""
+    server = Server(200, "")
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        body = server(request).read()
+        headers = {"content-type": kind} if kind else {}
+        return httpx2.Response(200, headers=headers, stream=Events(*(body[i : i + 1] for i in range(len(body)))))
+
+    http = httpx2.Client(transport=httpx2.MockTransport(answer))
+    bare = openai.OpenAI(api_key="k", base_url="http://p/v1", http_client=http, max_retries=0)
+    assert ask(bare) == ask(guard.wrap(bare, customer="c1")) == 1
+    assert [record.kind for record in records(guard)] == ["usage"]
+
+
+@pytest.mark.parametrize("body", [b"{}", b"", b'{"choices": [], "usage": {"prompt_tokens": 1}}', b" " * 5_000 + b"x"])
+def test_what_is_no_stream_is_not_edited(guard: Guard, body: bytes) -> None:
+    """A server that does not stream although it was asked to: its body passes to the letter."""
+    server = httpx2.MockTransport(
+        lambda _: httpx2.Response(200, stream=Events(*(body[i : i + 3] for i in range(0, len(body), 3))))
+    )
+    asked = json.dumps({"model": CHAT, "messages": ASK, "stream": True})
+    with httpx2.Client(transport=guard.transport(server, customer="c1")) as http:
+        assert http.post("http://p/v1/chat/completions", content=asked).content == body
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_damaged_compression_is_the_librarys_own_error(guard: Guard, stream: bool) -> None:
+    """Who can't be read is told so as by a bare client, on a loop too."""
+    damaged = b"\x1f\x8b\x08\x00" + b"garbage" * 10
+
+    def answer(_: httpx2.Request) -> httpx2.Response:
+        headers = {"content-type": "text/event-stream", "content-encoding": "gzip"}
+        return httpx2.Response(200, headers=headers, stream=Events(damaged))
+
+    asked = json.dumps({"model": CHAT, "messages": ASK, "stream": stream})
+    blocking = guard.transport(httpx2.MockTransport(answer), customer="c1")
+    looping = guard.async_transport(httpx2.MockTransport(answer), customer="c1")
+    with httpx2.Client(transport=blocking) as http, pytest.raises(httpx2.DecodingError):
+        http.post("http://p/v1/chat/completions", content=asked)
+    async with httpx2.AsyncClient(transport=looping) as loop:
+        with pytest.raises(httpx2.DecodingError):
+            await loop.post("http://p/v1/chat/completions", content=asked)
+    assert [record.kind for record in await arecords(guard)] == ["presumed"] * 2
+
+
+def test_usage_that_comes_unasked_is_shown(guard: Guard) -> None:
+    """OpenRouter tells usage and cost in each stream, asked or not: the app goes on seeing it."""
+    usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5, "cost": 0.000002}
+    frame = {"id": "gen-1", "object": "chat.completion.chunk", "created": 1, "model": CHAT}
+    event = b"data: %s\n\n" % json.dumps({**frame, "choices": [], "usage": usage}).encode()
+    headers = {"content-type": "text/event-stream"}
+    http = httpx2.Client(
+        transport=httpx2.MockTransport(lambda _: httpx2.Response(200, headers=headers, stream=Events(event)))
+    )
+    bare = openai.OpenAI(api_key="k", base_url="http://p/v1", http_client=http, max_retries=0)
+    assert ask(bare) == ask(guard.wrap(bare, customer="c1")) == 1
+
+
+@pytest.mark.parametrize(
+    ("offered", "sent"),
+    [
+        ("gzip, deflate, br, zstd", "gzip, deflate"),
+        ("br;q=1.0, GZIP;q=0.5, *;q=0.1", "GZIP;q=0.5"),
+        ("br", "identity"),
+        ("gzip, deflate", "gzip, deflate"),
+        ("identity", "identity"),
+    ],
+)
+def test_a_call_asks_for_no_encoding_that_can_not_be_read(guard: Guard, offered: str, sent: str) -> None:
+    """HTTP clients offer br and zstd as soon as they can: a call's answer would not be read."""
+    seen: list[httpx2.Request] = []
+    usage = {"prompt_tokens": 3, "completion_tokens": 2}
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        seen.append(request)
+        body = json.dumps({"object": "chat.completion", "model": CHAT, "usage": usage}).encode()
+        if "br" in request.headers["accept-encoding"]:
+            return httpx2.Response(200, headers={"content-encoding": "br"}, stream=Events(b"?"))
+        return httpx2.Response(200, stream=Events(body))
+
+    with httpx2.Client(transport=guard.transport(httpx2.MockTransport(answer), customer="c1")) as http:
+        headers = [("Accept-Encoding", offered), ("X-Twice", "a"), ("X-Twice", "b")]
+        body = json.dumps({"model": CHAT, "messages": ASK}).encode()
+        response = http.post("http://p/v1/chat/completions", content=body, headers=headers)
+        assert response.request.headers["accept-encoding"] == offered  # the app's own is as it was
+    [request] = seen
+    assert request.headers.get_list("accept-encoding") == [sent]
+    assert request.headers.get_list("x-twice") == ["a", "b"]
+    assert (request.content, request.headers["content-length"]) == (body, str(len(body)))
+    assert [record.kind for record in records(guard)] == ["usage"]

@@ -101,6 +101,13 @@ def test_what_was_set_on_a_client_stays(guard: Guard, url: str) -> None:
     assert guard.wrap(first).label == "mine"  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("make", [open_ai, async_open_ai, claude, async_claude])
+def test_strict_validation_stays(guard: Guard, url: str, make: Any) -> None:
+    """Who has replies checked against the schema still has; the SDKs' own copies forget it."""
+    assert guard.wrap(make(url, _strict_response_validation=True))._strict_response_validation is True
+    assert guard.wrap(make(url))._strict_response_validation is False
+
+
 def test_a_custom_http_client_is_kept(guard: Guard, provider: StandInProvider, url: str) -> None:
     """Its hooks, headers and timeout go on working, and its connections are used."""
     seen: list[str] = []

@@ -269,14 +269,44 @@ async def test_a_large_reply_without_usage_is_not_decoded(monkeypatch: pytest.Mo
     assert decoded == []
 
 
-async def test_the_same_reply_twice_counts_once() -> None:
-    """A gateway that serves a cached reply, id and all, does not book it again."""
+async def test_each_response_is_a_call_whatever_its_id() -> None:
+    """Servers that make a reply's id of what the client sends give one for many calls: each is booked.
+
+    So is a reply that a gateway serves again from a cache of its own: nothing tells it from a call.
+    """
     guard, ledger = make_guard()
     app = gateway(answering([WHOLE]), guard)
     for _ in range(3):
         await call(app, customer="org_1")
     await ledger.settled(3)
-    assert (await guard.status("org_1")).total_spend == COST
+    assert len({entry.id for entry in ledger.entries}) == 3
+    assert (await guard.status("org_1")).total_spend == 3 * COST
+
+
+async def test_a_client_of_azure_chooses_no_price() -> None:
+    """Azure serves the deployment in the path: a cheap model in the body changes neither the hold nor the bill."""
+    guard, ledger = make_guard()
+    app = gateway(answering([json.dumps(reply() | {"model": "gpt-4-0613"}).encode()]), guard)
+    body = json.dumps(QUESTION | {"model": "gpt-4o-mini"}).encode()
+    for path in ("/v1/openai/deployments/gpt-4/chat/completions", "/v1/chat/completions"):
+        await call(app, path, customer="org_1", body=body)
+    await ledger.settled(2)
+    assert [entry.model for entry in ledger.entries] == ["gpt-4", "gpt-4o-mini"]
+    assert priced(ledger) == [Decimal("0.0006")] * 2  # 10 tokens in at 30, 5 out at 60 USD per million
+
+
+async def test_a_client_that_names_the_reply_is_booked_by_every_worker() -> None:
+    """A vLLM makes its reply's id of `X-Request-Id`: two workers that meet it first share no record."""
+    reply_id = json.loads(WHOLE)["id"]
+    ids = []
+    for _ in range(2):
+        guard, ledger = make_guard()
+        headers = [(b"x-request-id", reply_id.partition("-")[2].encode())]
+        await call(gateway(answering([WHOLE]), guard), customer="org_1", headers=headers)
+        await ledger.settled(1)
+        ids += [entry.id for entry in ledger.entries]
+    assert len(set(ids)) == 2
+    assert not any(reply_id in entry_id for entry_id in ids)
 
 
 @pytest.mark.parametrize(("policy", "cost"), [("hold", True), ("estimate", True), ("flag", False)])
