@@ -29,8 +29,11 @@ _GENAI_KEYS: Mapping[str, str] = {
     "input_audio": "input_audio_mtok",
     "cache_audio_read": "cache_audio_read_mtok",
     "input_image": "input_image_mtok",
+    "cache_image_read": "cache_image_read_mtok",
+    "input_video": "input_video_mtok",
     "output_audio": "output_audio_mtok",
     "output_image": "output_image_mtok",
+    "output_video": "output_video_mtok",
     "reasoning": "output_reasoning_mtok",
 }
 _CONTEXT = ("service_tier", "processing", "speed")
@@ -149,6 +152,12 @@ def compile_rates(prices: ModelPrice, model: str) -> Rates | None:
     request = getattr(prices, "requests_kcount", None)
     if not given and request is None and any(value is not None for value in vars(prices).values()):
         return None
+    # Tokens that `Usage` doesn't count cost what their whole does, but they may be the dearest, so bounds heed them.
+    given |= {
+        name.removesuffix("_mtok"): price
+        for name, price in vars(prices).items()
+        if price is not None and name.endswith("_mtok") and name not in _GENAI_KEYS.values()
+    }
     starts = {0} | {tier.start for price in given.values() for tier in getattr(price, "tiers", ())}
     segments = []
     for start in sorted(starts):

@@ -26,18 +26,29 @@ KINDS: Mapping[str, str] = {
     "input_audio": "input_audio_tokens",
     "cache_audio_read": "cache_audio_read_tokens",
     "input_image": "input_image_tokens",
+    "cache_image_read": "cache_image_read_tokens",
+    "input_video": "input_video_tokens",
     "output_audio": "output_audio_tokens",
     "output_image": "output_image_tokens",
+    "output_video": "output_video_tokens",
     "reasoning": "reasoning_tokens",
 }
 """Names of prices, and the count of `Usage` that each one prices."""
 
-_PARTS_OF_INPUT = ("cache_read", "cache_write", "input_audio", "input_image")
-_PARTS_OF_OUTPUT = ("output_audio", "output_image", "reasoning")
+_PARTS_OF_INPUT = ("cache_read", "cache_write", "input_audio", "input_image", "input_video")
+_PARTS_OF_OUTPUT = ("output_audio", "output_image", "output_video", "reasoning")
+_PARTS_OF_PARTS = {
+    "cache_write": ("cache_write_1h",),
+    "cache_read": ("cache_audio_read", "cache_image_read"),
+    "input_audio": ("cache_audio_read",),
+    "input_image": ("cache_image_read",),
+}
 _NANO_PER_TOKEN = 1_000  # a USD per million tokens is 1,000 nano-USD per token
 
 TokenPrices = Mapping[str, Fraction]
-"""USD per million tokens by name; "request" is USD per request. A kind without a price costs what its parent costs."""
+"""USD per million tokens by name; "request" is USD per request. A kind without a price costs what its parent costs.
+
+Names beyond `KINDS` are of tokens that are not counted apart: they play a part in bounds only."""
 
 _Part = tuple[Callable[[Usage], int], int, int, int]  # count, rate, its weight in input, its weight in output
 
@@ -87,11 +98,12 @@ class Rates:
         whole = [{name: int(price * scale) for name, price in prices.items()} for prices in nano]
         compiled = [_compile(s.start, prices) for s, prices in zip(segments, whole, strict=True)]
         self._segments = tuple(reversed(compiled))  # the longest input first
-        priced = whole[0]
-        subsets = [("cache_write_1h", "cache_write")] if "cache_write_1h" in priced else []
-        if "cache_audio_read" in priced:
-            subsets += [("cache_audio_read", "cache_read"), ("cache_audio_read", "input_audio")]
-        self._subsets = tuple((attrgetter(KINDS[part]), attrgetter(KINDS[of])) for part, of in subsets)
+        subsets = {of: [part for part in parts if part in whole[0]] for of, parts in _PARTS_OF_PARTS.items()}
+        self._subsets = tuple(
+            (attrgetter(KINDS[of]), [attrgetter(KINDS[part]) for part in parts])
+            for of, parts in subsets.items()
+            if parts
+        )
 
     def cost(self, usage: Usage) -> int:
         """The cost in nano-USD, rounded half to even.
@@ -113,8 +125,8 @@ class Rates:
                 rest_out -= tokens * weight_out
         if rest_in < 0 or rest_out < 0:
             return self._contradicting(usage)
-        for part, of in self._subsets:
-            if part(usage) > of(usage):
+        for of, counts in self._subsets:
+            if sum([count(usage) for count in counts]) > of(usage):
                 return self._contradicting(usage)
         whole, rest = divmod(total, self._scale)
         rest *= 2
@@ -152,7 +164,7 @@ class Rates:
 def _compile(start: int, prices: Mapping[str, int]) -> _Compiled:
     base_in, base_out = prices.get("input", 0), prices.get("output", 0)
     read = prices.get("cache_read", base_in)
-    audio = prices.get("input_audio", base_in)
+    audio, image = prices.get("input_audio", base_in), prices.get("input_image", base_in)
     parts: list[_Part] = []
 
     def part(name: str, rate: int, weight_in: int = 0, weight_out: int = 0) -> None:
@@ -163,23 +175,31 @@ def _compile(start: int, prices: Mapping[str, int]) -> _Compiled:
             part(name, prices[name] - base_in, 1)
     if "cache_write_1h" in prices:
         part("cache_write_1h", prices["cache_write_1h"] - prices.get("cache_write", base_in))
-    if "cache_audio_read" in prices:
-        # Counted in both parents, so it gives both back, and the overlap is taken out of the input once only.
-        part("cache_audio_read", prices["cache_audio_read"] - read - audio + base_in, -1)
+    for name, medium in (("cache_audio_read", audio), ("cache_image_read", image)):
+        if name in prices:
+            # Counted in both parents, so it gives both back, and the overlap is taken out of the input once only.
+            part(name, prices[name] - read - medium + base_in, -1)
     for name in _PARTS_OF_OUTPUT:
         if name in prices:
             part(name, prices[name] - base_out, 0, 1)
-    text = max(base_in, read, *(prices.get(name, 0) for name in ("cache_write", "cache_write_1h")))
-    sound = max(text, audio, prices.get("cache_audio_read", 0))
-    image = prices.get("input_image", 0)
-    spoken = prices.get("output_audio", 0)
-    written = max(base_out, *(prices.get(name, 0) for name in ("reasoning", "output_image")))
+    # Output of images and video is not asked for in a way that all requests share; what isn't counted can be anything.
+    uncounted = [name for name in prices if name not in KINDS and name != "request"]
+    others_out = [name for name in uncounted if name.startswith("output_")]
+    others_in = [name for name in uncounted if name not in others_out]
+
+    def dearest(least: int, *names: str) -> int:
+        return max(least, *(prices.get(name, 0) for name in names))
+
+    text = dearest(base_in, "cache_read", "cache_write", "cache_write_1h", *others_in)
+    sound = dearest(text, "input_audio", "cache_audio_read")
+    seen = dearest(text, "input_image", "cache_image_read", "input_video")
+    written = dearest(base_out, "reasoning", "output_image", "output_video", *others_out)
     return _Compiled(
         start,
         prices.get("request", 0),
         base_in,
         base_out,
         tuple(parts),
-        (text, sound, max(text, image), max(sound, image)),
-        (written, max(written, spoken)),
+        (text, sound, seen, max(sound, seen)),
+        (written, dearest(written, "output_audio")),
     )

@@ -64,9 +64,9 @@ def _own_rates(model: str, prices: object) -> Rates:
     if missing:
         raise ConfigurationError(f'the price of {model!r} lacks "{missing[0]}"; set it to 0 if that is free')
     found = {name: _own_price(model, name, price) for name, price in prices.items()}
-    read, audio = found.get("cache_read"), found.get("input_audio")
-    if read is not None and audio is not None and "cache_audio_read" not in found:
-        found["cache_audio_read"] = audio
+    for medium, cached in (("input_audio", "cache_audio_read"), ("input_image", "cache_image_read")):
+        if "cache_read" in found and medium in found:
+            found.setdefault(cached, found[medium])
     return Rates((Segment(0, found),))
 
 

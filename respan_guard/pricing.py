@@ -170,7 +170,7 @@ class PriceBook:
             output_tokens: At most so many, over all choices.
             service_tier: The tier asked for; None or "auto" leave it to the provider.
             has_audio: Whether audio may go in or come out.
-            has_images: Whether images may go in.
+            has_images: Whether images, video or files may go in.
             at: When; now when omitted.
 
         Returns:

@@ -33,7 +33,10 @@ TOKEN_KINDS = (
     "cache_audio_read_tokens",
     "output_audio_tokens",
     "input_image_tokens",
+    "cache_image_read_tokens",
     "output_image_tokens",
+    "input_video_tokens",
+    "output_video_tokens",
 )
 
 
@@ -43,8 +46,8 @@ class Usage:
 
     Args:
         model: The model as it was asked for; "" where a call has none.
-        input_tokens: All input tokens, cached, cache-write, audio and image ones included.
-        output_tokens: All output tokens, reasoning and audio ones included.
+        input_tokens: All input tokens, cached, cache-write, audio, image and video ones included.
+        output_tokens: All output tokens, reasoning, audio, image and video ones included.
         cache_read_tokens: Input tokens read from the provider's cache.
         cache_write_tokens: Input tokens written to the provider's cache, of any lifetime.
         reasoning_tokens: Output tokens spent on reasoning.
@@ -52,8 +55,11 @@ class Usage:
         input_audio_tokens: Input tokens of audio, cached ones included.
         cache_audio_read_tokens: Input tokens of audio read from the cache.
         output_audio_tokens: Output tokens of audio.
-        input_image_tokens: Input tokens of images.
+        input_image_tokens: Input tokens of images, cached ones included.
+        cache_image_read_tokens: Input tokens of images read from the cache.
         output_image_tokens: Output tokens of images.
+        input_video_tokens: Input tokens of video.
+        output_video_tokens: Output tokens of video.
         provider: "openai", "anthropic", "google", ... as in OpenTelemetry's `gen_ai.provider.name`.
         cost: USD; priced by the guard when omitted.
         response_id: The provider's id of the reply.
@@ -84,7 +90,10 @@ class Usage:
     cache_audio_read_tokens: int = 0
     output_audio_tokens: int = 0
     input_image_tokens: int = 0
+    cache_image_read_tokens: int = 0
     output_image_tokens: int = 0
+    input_video_tokens: int = 0
+    output_video_tokens: int = 0
     provider: str | None = None
     cost: Decimal | int | float | str | None = None
     response_id: str | None = None
@@ -114,7 +123,10 @@ class Usage:
                 | self.cache_audio_read_tokens
                 | self.output_audio_tokens
                 | self.input_image_tokens
+                | self.cache_image_read_tokens
                 | self.output_image_tokens
+                | self.input_video_tokens
+                | self.output_video_tokens
             )
         except TypeError:
             together = -1

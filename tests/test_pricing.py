@@ -14,7 +14,7 @@ from typing import Any
 import genai_prices
 import pytest
 from genai_prices.data_snapshot import DataSnapshot, get_snapshot, set_custom_snapshot
-from genai_prices.types import ModelInfo, Provider
+from genai_prices.types import ModelInfo, ModelPrice, Provider
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -51,10 +51,10 @@ class StillClock:
 
 
 def reported(usage: Usage) -> dict[str, int]:
-    """The usage in the words of genai-prices, with images taken as uncached, which `Usage` can't tell."""
+    """The usage in the words of genai-prices."""
     counts = {name: getattr(usage, name) for name in KINDS.values()}
     counts["output_reasoning_tokens"] = counts.pop("reasoning_tokens")
-    return {**counts, "cache_image_read_tokens": 0}
+    return counts
 
 
 def calculated(provider: Provider, info: ModelInfo, usage: Usage, at: datetime, tier: str | None) -> int | None:
@@ -70,9 +70,10 @@ def calculated(provider: Provider, info: ModelInfo, usage: Usage, at: datetime, 
 def consistent(rng: random.Random) -> Usage:
     """A usage whose parts fit into their wholes, around the thresholds of long input now and then."""
     size = rng.choice((0, 1, 7, 999, 32_000, 128_001, 200_000, 272_000, 272_001, rng.randrange(10**6), 10**12))
-    read, write, audio, image = (rng.randrange(size // 5 + 1) if rng.random() < 0.5 else 0 for _ in range(4))
+    read, write, audio, image, video = (rng.randrange(size // 5 + 1) if rng.random() < 0.5 else 0 for _ in range(5))
     made = rng.choice((0, 1, 3, rng.randrange(100_000)))
-    reasoning, spoken, drawn = (rng.randrange(made // 4 + 1) if rng.random() < 0.5 else 0 for _ in range(3))
+    reasoning, spoken, drawn, filmed = (rng.randrange(made // 4 + 1) if rng.random() < 0.5 else 0 for _ in range(4))
+    heard = rng.randrange(min(read, audio) + 1)
     return Usage(
         model="-",
         input_tokens=size,
@@ -81,11 +82,14 @@ def consistent(rng: random.Random) -> Usage:
         cache_write_tokens=write,
         cache_write_1h_tokens=rng.randrange(write + 1),
         input_audio_tokens=audio,
-        cache_audio_read_tokens=rng.randrange(min(read, audio) + 1),
+        cache_audio_read_tokens=heard,
         input_image_tokens=image,
+        cache_image_read_tokens=rng.randrange(min(read - heard, image) + 1),
+        input_video_tokens=video,
         reasoning_tokens=reasoning,
         output_audio_tokens=spoken,
         output_image_tokens=drawn,
+        output_video_tokens=filmed,
     )
 
 
@@ -171,7 +175,7 @@ def test_bound_holds_for_generated_calls() -> None:
             usage.output_tokens + more,
             service_tier=asked,
             has_audio=bool(usage.input_audio_tokens or usage.output_audio_tokens),
-            has_images=bool(usage.input_image_tokens),
+            has_images=bool(usage.input_image_tokens or usage.input_video_tokens),
         )
         assert bound is not None
         assert bound >= cost, (info.id, usage, asked)
@@ -212,6 +216,43 @@ def test_bound_leaves_out_what_the_request_excludes() -> None:
     fixed = PriceBook(clock=StillClock()).bound("gpt-4o", "openai", 1_000, 0, service_tier="default")
     assert left_open == 1_000 * 4_250
     assert fixed == 1_000 * 2_500
+
+
+def test_video_has_its_price_and_bounds_heed_it() -> None:
+    """Video tokens cost what genai-prices says, in and out; the bound of any call that may hold or make some does too.
+
+    Which requests make video none of them says, so all output of such a model is held at its price.
+    """
+    book = PriceBook(clock=StillClock())
+    made = Usage("gemini-omni-flash-preview", 1_000, 50_000, output_video_tokens=50_000, provider="google")
+    assert book.cost(made) == 876_500_000
+    assert book.bound("gemini-omni-flash-preview", "google", 1_000, 50_000, has_audio=False, has_images=False) == (
+        876_500_000
+    )
+    shown = Usage("gemini-embedding-2", 1_000_000, input_video_tokens=1_000_000, provider="google")
+    assert book.cost(shown) == 12_000_000_000
+    assert book.bound("gemini-embedding-2", "google", 1_000_000, 0, has_audio=False) == 12_000_000_000
+    text = book.bound("gemini-embedding-2", "google", 1_000_000, 0, has_audio=False, has_images=False)
+    assert text == 200_000_000
+
+
+def test_bounds_heed_prices_of_what_is_not_counted() -> None:
+    """A token that `Usage` has no count for may still be the dearest; no bound is below its price."""
+    prices = {"input_mtok": 1, "output_mtok": 2, "output_citation_mtok": 50, "input_tool_mtok": 7}
+    rates = compile_rates(ModelPrice(**{name: Decimal(usd) for name, usd in prices.items()}), "m")
+    assert rates is not None
+    assert rates.cost(Usage("m", 1_000, 100)) == 1_000 * 1_000 + 100 * 2_000
+    assert rates.bound(1_000, 100, has_audio=False, has_images=False) == 1_000 * 7_000 + 100 * 50_000
+
+
+def test_cached_images_have_their_price() -> None:
+    """Images read from the cache cost the cached image's price, not the dearest rate that any token can have."""
+    book = PriceBook(clock=StillClock())
+    usage = Usage("gpt-image-1.5", 2_000, cache_read_tokens=1_500, input_image_tokens=1_900, provider="openai")
+    usage.cache_image_read_tokens = 1_500
+    assert book.cost(usage) == 1_500 * 2_000 + 400 * 8_000 + 100 * 5_000
+    own = PriceBook({"m": {"input": 1, "output": 1, "cache_read": "0.1", "input_image": 4}})
+    assert own.cost(Usage("m", 10, cache_read_tokens=9, input_image_tokens=9, cache_image_read_tokens=9)) == 37_000
 
 
 def test_bound_sees_a_price_that_starts_within_the_hour() -> None:
@@ -276,8 +317,12 @@ def test_own_price_of_every_kind_counts() -> None:
     book = PriceBook({"m": {**prices, "request": "0.5"}})
     for name, count in KINDS.items():
         counts: dict[str, Any] = {"input_tokens": 0, "output_tokens": 0, count: 1}
-        parents = {"cache_write_1h": ["cache_write"], "cache_audio_read": ["cache_read", "input_audio"]}.get(name, [])
-        side = "output_tokens" if name in ("output_audio", "output_image", "reasoning", "output") else "input_tokens"
+        parents = {
+            "cache_write_1h": ["cache_write"],
+            "cache_audio_read": ["cache_read", "input_audio"],
+            "cache_image_read": ["cache_read", "input_image"],
+        }.get(name, [])
+        side = "output_tokens" if name.startswith("output") or name == "reasoning" else "input_tokens"
         counts.update({side: 1, **{KINDS[parent]: 1 for parent in parents}})
         assert book.cost(Usage("m", **counts)) == 500_000_000 + prices[name] * 1_000, name
 

@@ -102,7 +102,12 @@ IMAGES: dict[str, Any] = {
         "input_tokens": 50,
         "output_tokens": 4160,
         "total_tokens": 4210,
-        "input_tokens_details": {"text_tokens": 10, "image_tokens": 40},
+        "input_tokens_details": {
+            "text_tokens": 10,
+            "image_tokens": 40,
+            "cached_tokens": 35,
+            "cached_tokens_details": {"text_tokens": 5, "image_tokens": 30},
+        },
     },
 }
 TRANSCRIPTION: dict[str, Any] = {
@@ -142,12 +147,21 @@ GEMINI: dict[str, Any] = {
         "toolUsePromptTokenCount": 30,
         "totalTokenCount": 1150,
         "promptTokensDetails": [
-            {"modality": "TEXT", "tokenCount": 480},
+            {"modality": "TEXT", "tokenCount": 380},
+            {"modality": "VIDEO", "tokenCount": 100},
             {"modality": "AUDIO", "tokenCount": 320},
             {"modality": "IMAGE", "tokenCount": 200},
         ],
-        "cacheTokensDetails": [{"modality": "AUDIO", "tokenCount": 300}, {"modality": "TEXT", "tokenCount": 300}],
-        "candidatesTokensDetails": [{"modality": "TEXT", "tokenCount": 40}, {"modality": "AUDIO", "tokenCount": 10}],
+        "cacheTokensDetails": [
+            {"modality": "AUDIO", "tokenCount": 300},
+            {"modality": "TEXT", "tokenCount": 180},
+            {"modality": "IMAGE", "tokenCount": 120},
+        ],
+        "candidatesTokensDetails": [
+            {"modality": "TEXT", "tokenCount": 25},
+            {"modality": "AUDIO", "tokenCount": 10},
+            {"modality": "VIDEO", "tokenCount": 15},
+        ],
     },
     "modelVersion": "gemini-2.5-flash",
     "responseId": "mNcgabKXOYmz7dcP0ZTJ8Ac",
@@ -246,6 +260,8 @@ REPLIES: list[tuple[str, dict[str, Any], Any, dict[str, Any]]] = [
             "model": "",
             "input_tokens": 50,
             "input_image_tokens": 40,
+            "cache_read_tokens": 35,
+            "cache_image_read_tokens": 30,
             "output_tokens": 4160,
             "output_image_tokens": 4160,
             "provider": "openai",
@@ -295,7 +311,10 @@ REPLIES: list[tuple[str, dict[str, Any], Any, dict[str, Any]]] = [
             "input_audio_tokens": 320,
             "cache_audio_read_tokens": 300,
             "input_image_tokens": 200,
+            "cache_image_read_tokens": 120,
+            "input_video_tokens": 100,
             "output_audio_tokens": 10,
+            "output_video_tokens": 15,
             "provider": "google",
             "operation": "generate_content",
             "response_id": GEMINI["responseId"],
@@ -426,12 +445,12 @@ def test_other_json_is_not_believed(body: dict[str, Any]) -> None:
 def paths_of_counts(name: str, body: dict[str, Any]) -> list[tuple[str, tuple[str, ...]]]:
     """Where a reply keeps counts that matter to us."""
     found: list[tuple[str, ...]] = []
-    for part in ("usage", "usageMetadata"):
-        for key, value in body.get(part, {}).items():
-            if isinstance(value, dict):
-                found += [(part, key, inner) for inner in value]
-            elif isinstance(value, int):
-                found.append((part, key))
+    parts: list[tuple[tuple[str, ...], Any]] = [((part,), body.get(part)) for part in ("usage", "usageMetadata")]
+    for path, value in parts:  # which grows meanwhile
+        if isinstance(value, dict):
+            parts += [((*path, name), inner) for name, inner in value.items()]
+        elif isinstance(value, int):
+            found.append(path)
     idle = (
         "total_tokens",
         "totalTokenCount",

@@ -73,6 +73,9 @@ NAMES: dict[str, tuple[str, ...]] = {
     "cache_audio_read_tokens": ("gen_ai.usage.audio.cache_read.input_tokens",),
     "input_image_tokens": ("gen_ai.usage.image.input_tokens",),
     "output_image_tokens": ("gen_ai.usage.image.output_tokens",),
+    "cache_image_read_tokens": (),  # these are told only where a span has the provider's own usage whole
+    "input_video_tokens": (),
+    "output_video_tokens": (),
     "cost": (
         "operation.cost",
         "gen_ai.usage.cost.amount",

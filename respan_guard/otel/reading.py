@@ -28,7 +28,10 @@ _KINDS = (
     "output_audio_tokens",
     "cache_audio_read_tokens",
     "input_image_tokens",
+    "cache_image_read_tokens",
     "output_image_tokens",
+    "input_video_tokens",
+    "output_video_tokens",
 )
 
 
@@ -157,18 +160,20 @@ def _count(value: object) -> int | None:
 def _sound(counts: dict[str, int]) -> dict[str, int]:
     """Counts whose parts are no more than their whole: what can't be is the whole's fault, or is not believed."""
     given, made = counts.get("input_tokens", 0), counts.get("output_tokens", 0)
-    for kind in ("reasoning_tokens", "output_audio_tokens", "output_image_tokens"):
+    for kind in ("reasoning_tokens", "output_audio_tokens", "output_image_tokens", "output_video_tokens"):
         if counts.get(kind, 0) > made:
             counts.pop(kind)
-    for kind in ("input_audio_tokens", "input_image_tokens"):
+    for kind in ("input_audio_tokens", "input_image_tokens", "input_video_tokens"):
         if counts.get(kind, 0) > given:
             counts.pop(kind)
     if counts.get("cache_write_1h_tokens", 0) > counts.get("cache_write_tokens", 0):
         counts.pop("cache_write_1h_tokens")
-    if counts.get("cache_audio_read_tokens", 0) > min(
-        counts.get("cache_read_tokens", 0), counts.get("input_audio_tokens", 0)
+    for kind, whole in (
+        ("cache_audio_read_tokens", "input_audio_tokens"),
+        ("cache_image_read_tokens", "input_image_tokens"),
     ):
-        counts.pop("cache_audio_read_tokens")
+        if counts.get(kind, 0) > min(counts.get("cache_read_tokens", 0), counts.get(whole, 0)):
+            counts.pop(kind)
     return counts
 
 

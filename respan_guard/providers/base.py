@@ -67,7 +67,7 @@ class Call:
             context again after each. None if the request has such tools and sets no number.
         predicted_tokens: A guess at the answer that the request brings; where it is wrong it is charged as output.
         has_audio: Whether audio goes in or is asked for.
-        has_images: Whether images go in.
+        has_images: Whether images, video or files go in.
         service_tier: The tier asked for, where the request names one.
     """
 

@@ -96,6 +96,7 @@ _GIVEN = (
     ("input_audio_tokens", "audio_tokens"),
     ("input_image_tokens", "image_tokens"),
 )
+_CACHED = (("cache_audio_read_tokens", "audio_tokens"), ("cache_image_read_tokens", "image_tokens"))
 _MADE = (
     ("reasoning_tokens", "reasoning_tokens"),
     ("output_audio_tokens", "audio_tokens"),
@@ -252,8 +253,8 @@ def _completion(body: Mapping[str, Any], operation: str) -> Usage | None:
     usage = body.get("usage")
     if not isinstance(usage, Mapping) or "prompt_tokens" not in usage:
         return None
-    details = ((usage.get("prompt_tokens_details"), _GIVEN), (usage.get("completion_tokens_details"), _MADE))
-    return _usage(body, usage, operation, usage["prompt_tokens"], usage.get("completion_tokens"), details)
+    given, made = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
+    return _usage(body, usage, operation, usage["prompt_tokens"], usage.get("completion_tokens"), given, made)
 
 
 def _response(body: Mapping[str, Any], operation: str) -> Usage | None:
@@ -266,19 +267,23 @@ def _response(body: Mapping[str, Any], operation: str) -> Usage | None:
     output = usage.get("output_tokens")
     if operation == "image_generation" and made is None:
         made = {"image_tokens": output}
-    return _usage(body, usage, operation, usage["input_tokens"], output, ((given, _GIVEN), (made, _MADE)))
-
-
-_Details = tuple[tuple[object, tuple[tuple[str, str], ...]], ...]
+    return _usage(body, usage, operation, usage["input_tokens"], output, given, made)
 
 
 def _usage(
-    body: Mapping[str, Any], usage: Mapping[str, Any], operation: str, given: object, made: object, details: _Details
+    body: Mapping[str, Any],
+    usage: Mapping[str, Any],
+    operation: str,
+    input_tokens: object,
+    output_tokens: object,
+    given: object,
+    made: object,
 ) -> Usage | None:
-    counts: dict[str, Any] = {"input_tokens": given}
-    if made is not None:
-        counts["output_tokens"] = made
-    for parts, names in details:
+    counts: dict[str, Any] = {"input_tokens": input_tokens}
+    if output_tokens is not None:
+        counts["output_tokens"] = output_tokens
+    cached = given.get("cached_tokens_details") if isinstance(given, Mapping) else None
+    for parts, names in ((given, _GIVEN), (cached, _CACHED), (made, _MADE)):
         if parts is None:
             continue
         if not isinstance(parts, Mapping):
