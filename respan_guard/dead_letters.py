@@ -63,7 +63,8 @@ class DeadLetters:
 
     async def bury(self, backend: Backend, record: UsageRecord, reason: str, now_ms: int) -> None:
         """Keep a record as a dead letter; again changes nothing but the reason."""
-        if await self._first(backend) is None:
+        first = await self._first(backend)
+        if first is None or record.sequence < first.sequence:  # one that was put off may be older than others
             await backend.set_cursor(self._cursor, record.sequence - 1)
         text = json.dumps({"reason": redacted(reason, record)[:300], "at_ms": now_ms})
         await backend.set_fact(SPACE, self._key(record.sequence), text)
