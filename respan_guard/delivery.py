@@ -226,15 +226,17 @@ class Delivery:
         return result
 
     async def _bounded(self, work: Awaitable[T]) -> T:
+        limit = asyncio.timeout(EXPORT_TIMEOUT)
         try:
             with self._quiet():
-                async with asyncio.timeout(EXPORT_TIMEOUT):
+                async with limit:
                     return await work
         except (ExportFailed, BatchRefused):
             raise
-        except TimeoutError:
-            raise ExportFailed(f"it took longer than {EXPORT_TIMEOUT:g} s") from None
         except Exception as error:
+            if limit.expired():
+                self._size = max(1, self._size // 2)  # it may only be slow, and the same again would take as long
+                raise ExportFailed(f"it took longer than {EXPORT_TIMEOUT:g} s") from None
             logger.debug("exporter %s failed", self.name, exc_info=True)
             raise ExportFailed(f"{type(error).__name__}: {str(error)[:200]}") from error
 

@@ -13,7 +13,7 @@ import inspect
 import json
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from decimal import Decimal
@@ -27,7 +27,7 @@ from respan_guard.decision import as_datetime
 from respan_guard.errors import ConfigurationError
 from respan_guard.exporters.base import BatchRefused, ExportResult, check_name
 from respan_guard.exporters.webhook import SignedSender
-from respan_guard.money import from_nano, to_nano
+from respan_guard.money import EXACT, from_nano, to_nano
 from respan_guard.periods import start_of_day
 from respan_guard.tracing import untraced
 from respan_guard.usage import UsageRecord
@@ -129,6 +129,7 @@ class BudgetNotifier:
         self._target = target
         self._letters = DeadLetters(self.name)
         self._place = f"{self.name}/"  # what is owed is read in turn, a page at a time
+        self._looked: set[int] = set()  # records that need no second look if their batch, cut off, comes again
         if not callable(target):
             raise ConfigurationError(f"on_budget needs a function or a BudgetWebhook, got {target!r}")
         shares = sorted({_percent(share) for share in thresholds})
@@ -155,14 +156,16 @@ class BudgetNotifier:
 
     async def export(self, batch: Sequence[UsageRecord]) -> ExportResult | None:
         """Tell what became true with these records, in the order of the customers in them."""
-        days: dict[str, dict[int, UsageRecord]] = {}
+        calls: dict[str, list[UsageRecord]] = {}
         for record in batch:
-            if record.customer_identifier:
-                days.setdefault(record.customer_identifier, {})[date.fromisoformat(record.day).toordinal()] = record
+            if record.customer_identifier and record.sequence not in self._looked:
+                calls.setdefault(record.customer_identifier, []).append(record)
         until = self._guard.clock.monotonic() + _PASS
-        for customer, records in days.items():
+        for customer, records in calls.items():
             for found in await self._reached(customer, records):
                 await self._tell(found, until)
+            self._looked.update(record.sequence for record in records)
+        self._looked.difference_update(record.sequence for record in batch)
         return None
 
     async def catch_up(self) -> str:
@@ -173,22 +176,27 @@ class BudgetNotifier:
         self._place = ours[-1][0] if len(ours) == _PAGE else f"{self.name}/"
         for key, text in ours:
             owed = _owed(text)
-            if owed.due_ms <= self._guard.now_ms():
+            if owed.due_ms <= self._guard.now_ms() and self._guard.clock.monotonic() <= until:
                 letter = DeadLetter(self.name, owed.sequence, "", 0)
                 record = await lane.call(partial(self._letters.record, letter=letter))
-                day = {} if record is None else {date.fromisoformat(record.day).toordinal(): record}
-                reached = await self._reached(record.customer_identifier, day) if record is not None else []
+                reached = await self._reached(record.customer_identifier, [record]) if record is not None else []
                 found = [one for one in reached if one.key == key]
-                if not found:  # its budget was raised meanwhile, or its customer is gone
+                # Its budget was raised meanwhile, its customer is gone, or who told it was killed before it noted so.
+                if not found or await self._told(key):
                     await lane.call(_setting(OWED, key, None))
+                    continue
                 for one in found:
                     await self._tell(one, until)
             reason = reason or owed.reason
         return reason
 
-    async def _reached(self, customer: str, days: Mapping[int, UsageRecord]) -> list[_Reached]:
+    async def _told(self, key: str) -> bool:
+        return await self._guard.lane().call(lambda backend: backend.fact(SPACE, key)) is not None
+
+    async def _reached(self, customer: str, records: Sequence[UsageRecord]) -> list[_Reached]:
         """What the customer has reached of its budgets, those of the days on which something was booked."""
         guard, lane = self._guard, self._guard.lane()
+        days = {date.fromisoformat(record.day).toordinal(): record for record in records}
         row = await lane.call(lambda backend: backend.get(customer))
         if row is None:  # deleted meanwhile
             return []
@@ -210,10 +218,11 @@ class BudgetNotifier:
         for (limit, resets, period, record), used in zip(asked.values(), standing.used, strict=True):
             start, end = (day.isoformat() for day in period) if period else (None, None)
             for threshold in self._thresholds:
-                if used * 100 < limit.amount * threshold:
+                if used * 100 < EXACT.multiply(limit.amount, threshold):
                     continue
-                # A customer of the same name after a deletion is another, and so is a total budget that was changed.
-                new = (customer, row.first_seen_ms, limit.name, f"{threshold:f}", start or limit.amount)
+                # A customer of the same name after a deletion is another, and so is a total budget that was changed,
+                # and a period that begins as the one before a change of its length did.
+                new = (customer, row.first_seen_ms, limit.name, f"{threshold:f}", period or limit.amount)
                 digest = hashlib.sha256("\0".join(map(str, new)).encode()).hexdigest()[:40]
                 event = BudgetEvent(
                     id=f"budget_{digest}",
@@ -234,7 +243,7 @@ class BudgetNotifier:
     async def _tell(self, found: _Reached, until: float) -> None:
         """Tell one, unless that was done; if the target won't take it, it is owed, and others are told meanwhile."""
         lane, key = self._guard.lane(), found.key
-        if await lane.call(lambda backend: backend.fact(SPACE, key)) is not None:
+        if await self._told(key):
             return
         text = await lane.call(lambda backend: backend.fact(OWED, key))
         owed = None if text is None else _owed(text)

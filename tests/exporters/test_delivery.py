@@ -369,6 +369,49 @@ async def test_nothing_is_pruned_that_was_not_delivered(make_guard: MakeGuard, c
         assert keeper.ids == set(ids)
 
 
+async def test_an_older_dead_letter_is_kept_from_pruning_too(make_guard: MakeGuard, clock: FakeClock) -> None:
+    """A row that is put off until it is given up on, behind the back of a later one, can be replayed as well."""
+    keeper = Keeper(batch_size=100)
+
+    def fault(batch: Sequence[UsageRecord]) -> ExportResult:
+        place = {record.id: place for place, record in enumerate(batch)}
+        rejected = {place["own:r1"]: "never"} if "own:r1" in place else {}
+        return ExportResult(rejected, {place["own:r0"]: "later"} if "own:r0" in place else {})
+
+    keeper.fault = fault
+    async with make_guard() as guard:
+        await book(guard, 3)
+        way = delivery(guard, keeper)
+        for number in range(3, 20):
+            await way.step()
+            await book(guard, 1, start=number)  # others are taken meanwhile
+            clock.advance(400)
+        assert await dead(guard, "keeper") == {"own:r0": "later", "own:r1": "never"}
+        clock.advance(timedelta(days=50))
+        assert await guard.prune(clock.now.date() - timedelta(days=40)) == 0
+        assert set(await dead(guard, "keeper")) == {"own:r0", "own:r1"}  # their records are there
+
+
+async def test_a_slow_exporter_is_given_fewer(make_guard: MakeGuard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that takes too long comes again in halves, so that whoever takes one record in time takes all."""
+
+    class Slow(Keeper):
+        async def export(self, batch: Sequence[UsageRecord]) -> ExportResult | None:
+            if len(batch) > 3:
+                await asyncio.sleep(600)
+            return await super().export(batch)
+
+    slow = Slow()
+    monkeypatch.setattr("respan_guard.delivery.EXPORT_TIMEOUT", 0.1)
+    clock = FakeClock()
+    async with make_guard(clock=clock) as guard:
+        ids = await book(guard, 6)
+        way = delivery(guard, slow)
+        for _ in range(12):
+            clock.advance(await way.step() + 300)
+        assert [record.id for record in slow.kept] == ids
+
+
 async def test_a_forgotten_exporter_holds_nothing_back(make_guard: MakeGuard, clock: FakeClock) -> None:
     """What it has not read can be pruned once it was forgotten; an exporter of its name starts anew."""
     keeper = Keeper()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import decimal
 import json
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import pytest
 from standardwebhooks import Webhook
 
 from respan_guard import Customer, Guard, Usage, notifications
+from respan_guard.backends.base import CustomerRow
+from respan_guard.backends.memory import MemoryBackend
 from respan_guard.clock import SystemClock
 from respan_guard.errors import ConfigurationError
 from respan_guard.exporters import BatchRefused
@@ -294,6 +297,89 @@ async def test_a_total_budget_that_was_raised_is_a_new_one(make_guard: MakeGuard
             ("total_budget", 100),
         ]
         assert told[-1].budget == 2
+
+
+async def test_a_period_of_another_length_is_told_of(make_guard: MakeGuard) -> None:
+    """A budget that becomes a month's on the day it began as a day's is another: its thresholds are told."""
+    told: list[BudgetEvent] = []
+    async with make_guard() as guard:
+        await guard.put_customer(Customer(customer_identifier="c1", budget_duration="daily", period_budget=1))
+        way = delivery(guard, notifier(guard, told))
+        await way.step()
+        await spend(guard, "1")
+        await way.step()
+        assert [event.period_end for event in told] == ["2026-01-16"] * 2
+        await guard.update_customer("c1", budget_duration="monthly", period_budget=30)
+        await spend(guard, "29")
+        await way.step()
+        assert [(event.period_start, event.period_end) for event in told[2:]] == [("2026-01-15", "2026-02-15")] * 2
+        assert len({event.id for event in told}) == 4
+
+
+async def test_a_store_that_is_slow_is_gone_through(
+    clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a batch has more customers than can be looked at in time, each turn gets on: all are told, once."""
+    told: list[BudgetEvent] = []
+    real, left = MemoryBackend.get, 0
+
+    async def get(self: MemoryBackend, customer: str) -> CustomerRow | None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            await asyncio.sleep(600)
+        return await real(self, customer)
+
+    monkeypatch.setattr(MemoryBackend, "get", get)
+    monkeypatch.setattr("respan_guard.delivery.EXPORT_TIMEOUT", 0.3)
+    async with Guard("memory://", clock=clock, journal_dir=tmp_path, **LIMITS) as guard:
+        way = delivery(guard, notifier(guard, told))
+        await way.step()
+        for number in range(7):
+            await spend(guard, "9", f"c{number}")
+        for _ in range(6):
+            left = 2
+            clock.advance(await way.step() + 300)
+        assert [event.customer_identifier for event in told] == [f"c{number}" for number in range(7)]
+        assert way.error == ""
+
+
+async def test_what_was_told_is_not_owed_any_more(make_guard: MakeGuard, clock: FakeClock) -> None:
+    """A process that is killed after it noted that it told, and before it struck out what it owed, leaves nothing."""
+    told: list[BudgetEvent] = []
+
+    def down(event: BudgetEvent) -> None:
+        raise ConnectionError("it is down")
+
+    async with make_guard(**LIMITS) as guard:
+        way = delivery(guard, BudgetNotifier(guard, down, (80,), "budgets"))
+        await way.step()
+        await spend(guard, "9")
+        await way.step()
+        [(key, _)] = await guard.lane().call(lambda backend: backend.facts(OWED))
+        noted = json.dumps({"told_ms": guard.now_ms(), "until_ms": 0})
+        await guard.lane().call(lambda backend: backend.set_fact(SPACE, key, noted))
+        await way.close()
+        again = delivery(guard, notifier(guard, told), "two")
+        clock.advance(400)
+        for _ in range(2):
+            clock.advance(await again.step())
+        assert await guard.lane().call(lambda backend: backend.facts(OWED)) == []
+        assert (told, again.error) == ([], "")
+
+
+async def test_the_apps_own_decimal_context_plays_no_part(make_guard: MakeGuard) -> None:
+    """A context of six digits, or one that traps what is inexact, neither rounds a threshold nor stops anything."""
+    told: list[BudgetEvent] = []
+    budget = {"default_limits": {"budget_duration": "monthly", "period_budget": "1234.567895"}}
+    async with make_guard(**budget) as guard:
+        way = delivery(guard, notifier(guard, told))
+        await way.step()
+        await spend(guard, "1234.567895")
+        with decimal.localcontext() as context:
+            context.prec, context.traps[decimal.Inexact] = 6, True
+            await way.step()
+        assert (way.error, [int(event.threshold) for event in told]) == ("", [80, 100])
 
 
 async def test_what_was_used_before_is_no_news(make_guard: MakeGuard) -> None:
