@@ -252,16 +252,20 @@ class Admissions:
         day = guard.policies.get("").policy.day_of(guard.now_ms())
         return Admission(guard, guard.lane(), guard.ids(), Decision("", (), (), _NO_LIMITS), day=day, stored=False)
 
-    def presume(self, admission: Admission, call: Call, claimed: int | None = None) -> Entry:
+    def presume(
+        self, admission: Admission, call: Call, claimed: int | None = None, metadata: Mapping[str, Any] | None = None
+    ) -> Entry:
         """The entry of a call that was made under an admission and whose usage stayed unknown.
 
         Args:
             admission: Under which it was made.
             call: What was asked for.
             claimed: What it claimed of the admission's hold, nano-USD, where that is not the call's alone.
+            metadata: What else is known of it.
         """
         unspent = admission.unspent if claimed is None else claimed
         cost, usage = self._guard.estimator.presume(call, unspent)
+        usage.metadata = metadata
         return self._guard.recorder.presumed(
             admission.id if claimed is None else f"{admission.id}:{self._guard.ids()}",
             admission.id,

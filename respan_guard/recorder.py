@@ -203,7 +203,11 @@ class Recorder:
         """The entry of a call that was made and whose usage stayed unknown.
 
         Real usage that comes later under the same admission shrinks it in the store, if `of` is the admission's id.
+
+        Raises:
+            InvalidInput: The usage holds what no store can keep.
         """
+        _check_storable(usage)
         return Entry(
             id=f"presumed:{of}",
             customer=customer,

@@ -38,8 +38,7 @@ class Books:
         seen.recorded = True
         if seen.slot is not None:
             seen.slot.recorded = True
-        entry = self._guard.admissions.presume(admission, self._call(seen))
-        entry.usage.metadata = seen.usage.metadata
+        entry = self._guard.admissions.presume(admission, self._call(seen), metadata=seen.usage.metadata)
         seen.presumed = entry
         seen.let_go()
         return entry

@@ -150,6 +150,19 @@ async def test_what_can_be_read_in_one_way_only_is_recorded(make_guard: MakeGuar
         assert await guard.verify() == []
 
 
+async def test_what_is_presumed_is_mended_like_any_other(make_guard: MakeGuard) -> None:
+    """A call of unknown usage whose texts no store can keep is stored and readable, not a dead letter."""
+    async with make_guard() as guard:
+        usage = Usage(model="m\ud800", service_tier="\ud800", response_id="\0", metadata={"linked": "\ud800x"})
+        day = guard.policies.get("c1").policy.day_of(guard.now_ms())
+        await guard.lane().record(guard.recorder.presumed("a1", None, "c1", day, guard.now_ms(), 1, usage))
+        await guard.flush()
+        [record] = [record async for record in guard.records()]
+        assert (record.kind, record.model, record.usage.service_tier) == ("presumed", "m?", "?")
+        assert record.usage.metadata == {"linked": "?x"}
+        assert record.usage.response_id == "\N{REPLACEMENT CHARACTER}"
+
+
 async def test_inside_an_admission_a_record_is_charged_to_it(make_guard: MakeGuard) -> None:
     """guard.record without a customer takes the one in force and draws from its hold."""
     async with make_guard(default_limits={"total_budget": 1}) as guard, guard.admit("c1", estimate=Decimal("0.5")):
