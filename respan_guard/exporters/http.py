@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -93,12 +94,15 @@ class Sender:
 
     def _connect(self) -> Any:
         # The authorities that the environment names (SSL_CERT_FILE, SSL_CERT_DIR): who runs this may have one of their
-        # own. But no proxy of it, which would resolve the name on its own. No cookies, no redirects.
+        # own. But no proxy of it, which would resolve the name on its own. No redirects, and the jar takes no cookies.
         try:
             trusted = self._http.create_ssl_context(trust_env=True)
         except OSError as error:
             raise ExportFailed(f"what SSL_CERT_FILE or SSL_CERT_DIR names can't be used: {error}") from error
-        return self._http.AsyncClient(timeout=_TIMEOUT, trust_env=False, follow_redirects=False, verify=trusted)
+        jar = CookieJar(DefaultCookiePolicy(allowed_domains=()))
+        return self._http.AsyncClient(
+            timeout=_TIMEOUT, trust_env=False, follow_redirects=False, verify=trusted, cookies=jar
+        )
 
     async def close(self) -> None:
         """Let go of connections."""
@@ -107,17 +111,20 @@ class Sender:
             await client.aclose()
 
     async def _send_checked(self, body: bytes, headers: Mapping[str, str]) -> Answer:
-        addresses = await self._resolve()
+        found = await self._resolve()
+        addresses = [*found[:2], *found[2:][-1:]]  # the last is of the other family, where the host has both
+        # One that swallows packets must leave time for the others.
+        patience = self._http.Timeout(_TIMEOUT, connect=_TIMEOUT / (len(addresses) + 1))
         failure: Exception | None = None
-        for address in addresses[:3]:
-            request = self._client.build_request("POST", self.url)
+        for address in addresses:
+            request = self._client.build_request("POST", self.url, timeout=patience)
             named = request.headers["host"]
             request.url = request.url.copy_with(host=address)
             if self._secure:  # the certificate is held to the name, not to the address
                 request.extensions["sni_hostname"] = self._host
             try:
                 return await self._send(request, body, {**headers, "host": named})
-            except self._http.ConnectError as error:
+            except (self._http.ConnectError, self._http.ConnectTimeout) as error:
                 failure = error
         raise failure or ExportFailed(f"{self._host} has no address")
 

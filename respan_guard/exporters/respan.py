@@ -152,7 +152,7 @@ def _log(record: UsageRecord) -> str:
         "status_code": 200 if usage.status == "ok" else 500,
         "trace_unique_id": usage.trace_id,
         "metadata": {
-            **{name: value for name, value in (usage.metadata or {}).items() if not name.startswith("_")},
+            **{name: value for name, value in (usage.metadata or {}).items() if not str(name).startswith("_")},
             "respan_guard_record_id": record.id,
         },
     }

@@ -84,6 +84,19 @@ async def test_an_unknown_cost_is_left_out(make_guard: MakeGuard, sink: Sink) ->
     assert ["cost" in log for log in sink.posted[0].json["logs"]] == [False, True]
 
 
+async def test_metadata_may_have_names_that_are_no_text(make_guard: MakeGuard, sink: Sink) -> None:
+    """A number as a name is sent as JSON spells it, from the store in memory as from any other."""
+    exporter = respan(sink)
+    async with make_guard() as guard:
+        names: Any = {1: "x", "_hidden": "y"}
+        await guard.record(Usage(model="m", cost=1, metadata=names), "c1")
+        way = delivery(guard, exporter)
+        await way.step()
+        assert way.error == ""
+    metadata = sink.posted[0].json["logs"][0]["metadata"]
+    assert metadata.keys() == {"1", "respan_guard_record_id"}
+
+
 async def test_what_must_not_be_there_twice_is_not_sent(make_guard: MakeGuard, sink: Sink) -> None:
     """Calls that Respan's gateway logged, corrections and presumed usage are left out; the cursor passes them."""
     exporter = respan(sink)

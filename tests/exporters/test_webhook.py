@@ -13,6 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import jsonschema_rs
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
@@ -22,7 +23,7 @@ from respan_guard import Customer, Usage, UsageRecord
 from respan_guard.clock import SystemClock
 from respan_guard.errors import ConfigurationError
 from respan_guard.exporters import BatchRefused, ExportFailed, WebhookExporter
-from respan_guard.exporters.http import is_public
+from respan_guard.exporters.http import Answer, Sender, is_public
 from respan_guard.testing import FakeClock
 
 from .conftest import MakeGuard
@@ -246,6 +247,44 @@ async def test_the_connection_goes_to_the_address_that_was_looked_at(
     with pytest.raises(ExportFailed, match=r"10\.255\.255\.1, which is not a public address"):
         await exporter.export(await one_record())
     await exporter.close()
+
+
+async def test_an_address_that_swallows_packets_leaves_time_for_the_next(
+    sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a host with several addresses of the one family that leads nowhere, one of the other is reached in time."""
+    found = ["::1", "::2", "::3", "::4", "127.0.0.1"]
+    tried: list[tuple[str, float]] = []
+    send = Sender._send
+
+    async def addresses(self: Sender) -> list[str]:
+        return found
+
+    async def sent(self: Sender, request: Any, *rest: Any) -> Answer:
+        tried.append((request.url.host, request.extensions["timeout"]["connect"]))
+        if request.url.host != "127.0.0.1":
+            raise httpx2.ConnectTimeout("no answer")
+        return await send(self, request, *rest)
+
+    monkeypatch.setattr(Sender, "_resolve", addresses)
+    monkeypatch.setattr(Sender, "_send", sent)
+    exporter = WebhookExporter(f"http://two-families.example:{sink.port}/hook", SECRET)
+    await exporter.export(await one_record())
+    assert [host for host, _ in tried] == ["::1", "::2", "127.0.0.1"]
+    assert sum(seconds for _, seconds in tried) < 15
+    assert len(sink.posted) == 1
+    del found[2:]
+    with pytest.raises(ExportFailed, match="ConnectTimeout"):
+        await exporter.export(await one_record())
+
+
+async def test_cookies_are_not_kept(sink: Sink) -> None:
+    """What a server sets never comes back: no request can be told to be of the one before."""
+    sink.answer = lambda posted: (200, {"set-cookie": "sid=abc; Path=/"}, b"")
+    exporter = hook(sink)
+    for _ in range(2):
+        await exporter.export(await one_record())
+    assert ["cookie" in posted.headers for posted in sink.posted] == [False, False]
 
 
 async def test_no_proxy_of_the_environment_is_used(sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
