@@ -54,6 +54,10 @@ def cursor_name(exporter: str) -> str:
     return f"exporter:{exporter}"
 
 
+class _TookTooLong(ExportFailed):
+    """An exporter did not come back."""
+
+
 class Delivery:
     """Takes records to one exporter. Runs on one event loop, one `step` at a time.
 
@@ -79,7 +83,7 @@ class Delivery:
         self._interval = float(getattr(exporter, "interval", 0.0))
         self._quiet = contextlib.nullcontext if getattr(exporter, "traced", False) else untraced
         self._size = self._most
-        self._suspect = 0  # up to where lies what was refused in a batch of several
+        self._suspect = 0  # up to where lies what was refused, or took too long, in a batch of several
         self._failures = 0
         self._not_before = 0.0
         self._opened = False
@@ -219,7 +223,12 @@ class Delivery:
 
     async def _export(self, records: Sequence[UsageRecord]) -> ExportResult:
         self._not_before = self._guard.clock.monotonic() + self._interval
-        result = await self._bounded(self._exporter.export(records)) or ExportResult()
+        try:
+            result = await self._bounded(self._exporter.export(records)) or ExportResult()
+        except _TookTooLong:  # it may only be slow, and the same again would take as long
+            self._suspect = max(self._suspect, records[-1].sequence)
+            self._size = max(1, len(records) // 2)
+            raise
         named = sorted((*result.rejected, *result.again))
         if not all(0 <= place < len(records) for place in named):
             raise ExportFailed(f"it rejected rows that were not in the batch of {len(records)}: {named[:3]}")
@@ -235,8 +244,7 @@ class Delivery:
             raise
         except Exception as error:
             if limit.expired():
-                self._size = max(1, self._size // 2)  # it may only be slow, and the same again would take as long
-                raise ExportFailed(f"it took longer than {EXPORT_TIMEOUT:g} s") from None
+                raise _TookTooLong(f"it took longer than {EXPORT_TIMEOUT:g} s") from None
             logger.debug("exporter %s failed", self.name, exc_info=True)
             raise ExportFailed(f"{type(error).__name__}: {str(error)[:200]}") from error
 

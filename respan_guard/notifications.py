@@ -129,7 +129,6 @@ class BudgetNotifier:
         self._target = target
         self._letters = DeadLetters(self.name)
         self._place = f"{self.name}/"  # what is owed is read in turn, a page at a time
-        self._looked: set[int] = set()  # records that need no second look if their batch, cut off, comes again
         if not callable(target):
             raise ConfigurationError(f"on_budget needs a function or a BudgetWebhook, got {target!r}")
         shares = sorted({_percent(share) for share in thresholds})
@@ -158,14 +157,12 @@ class BudgetNotifier:
         """Tell what became true with these records, in the order of the customers in them."""
         calls: dict[str, list[UsageRecord]] = {}
         for record in batch:
-            if record.customer_identifier and record.sequence not in self._looked:
+            if record.customer_identifier:
                 calls.setdefault(record.customer_identifier, []).append(record)
         until = self._guard.clock.monotonic() + _PASS
         for customer, records in calls.items():
             for found in await self._reached(customer, records):
                 await self._tell(found, until)
-            self._looked.update(record.sequence for record in records)
-        self._looked.difference_update(record.sequence for record in batch)
         return None
 
     async def catch_up(self) -> str:
