@@ -320,6 +320,23 @@ def test_usage_that_comes_late_shrinks_what_was_presumed(
     assert {record.customer_identifier for record in records.values()} == {"org_1"}
 
 
+@pytest.mark.parametrize("held", [True, False])
+def test_texts_that_have_no_encoding_are_presumed_too(held: bool, make_metered: MakeMetered, tmp_path: Any) -> None:
+    """Half a surrogate pair in any text of a span: what is presumed of its call is stored, not a dead letter."""
+    missing = "hold" if held else "estimate"
+    metered = make_metered(f"sqlite:///{tmp_path / 'guard.db'}", missing_usage=missing)
+    odd = {"openai.response.service_tier": "\ud800", "respan.gateway.log_id": "\ud800x"}
+    asked = BARE | odd | {"gen_ai.request.max_tokens": 1000, "user.id": "org_1"}
+    if held:
+        with metered.guard.sync.admit("org_1", estimate=Decimal("0.05")):
+            metered.see(asked)
+    else:
+        metered.see(asked)
+    (record,) = metered.records()
+    assert (record.kind, record.customer_identifier) == ("presumed", "org_1")
+    assert (record.usage.metadata or {})["respan_log_id"] == "?x"
+
+
 # -- spans and the other doors -------------------------------------------------------------------------
 
 
