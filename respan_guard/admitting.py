@@ -228,7 +228,7 @@ class Admissions:
                 if admission is charged and not slot.recorded:
                     if usage is not None:
                         last.append(admission.entry(usage, "response"))
-                    elif sent and call is not None and not self._switch.off:
+                    elif sent and call is not None and not self._switch.off and not admission.claimed:
                         last.append(self.presume(admission, call))
                         if witness is not None:
                             witness.saw(last[-1])
@@ -238,8 +238,6 @@ class Admissions:
                 admission.end(*last)
             elif last:
                 admission.book(*last)
-            if slot.costs is not None:
-                slot.costs.extend(entry.cost for entry in last if entry.kind == "presumed" and entry.cost)
         if slot.span is not None or slot.undo:
             ended(slot)
 
@@ -257,11 +255,11 @@ class Admissions:
             call: What was asked for.
             claimed: What it claimed of the admission's hold, nano-USD, where that is not the call's alone.
         """
-        unspent = admission.unspent if claimed is None else claimed
-        cost, usage = self._guard.estimator.presume(call, unspent)
+        cost, usage = self._guard.estimator.presume(call, admission.free if claimed is None else claimed)
+        admission.spend(cost or 0)
         return self._guard.recorder.presumed(
             admission.id if claimed is None else f"{admission.id}:{self._guard.ids()}",
-            admission.id,
+            admission.hold_id,
             admission.customer_identifier,
             admission.day,
             self._guard.now_ms(),

@@ -10,7 +10,7 @@ from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
-from respan_guard.admission import Admission, Refusal, Renewer
+from respan_guard.admission import Admission, Refusal
 from respan_guard.admitting import Admissions
 from respan_guard.backends.base import Entry, Record
 from respan_guard.bookings import Bookings
@@ -28,6 +28,7 @@ from respan_guard.observing import Gauges
 from respan_guard.policies import Policies
 from respan_guard.pricing import PriceBook
 from respan_guard.recorder import Ids, Recorder
+from respan_guard.renewal import Renewer
 from respan_guard.reports import CustomerReport, RefusalLog, Reports, UsageReport
 from respan_guard.settings import GuardOptions, Settings, mask_url
 from respan_guard.switch import Switch
@@ -61,8 +62,7 @@ class Guard(Exporting):
         self.settings = settings = Settings.load(storage=storage, **options)
         self.clock = settings.clock
         self.prices = PriceBook(settings.prices, clock=settings.clock)
-        self.ids = Ids()
-        self.renewer = Renewer(self.clock, int(settings.hold_ttl * 1000))
+        self.ids, self.renewer = Ids(), Renewer(self.clock, int(settings.hold_ttl * 1000))
         self.policies = Policies(settings)
         self.estimator, self.recorder = Estimator(settings, self.prices), Recorder(self.prices, self.ids)
         self._off, self._offset = settings.mode == "off", 0

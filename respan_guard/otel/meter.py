@@ -267,7 +267,7 @@ class Meter:
         self._owed.pop(admission.id)
         if seen.recorded or seen.estimate is not None or self._guard.settings.missing_usage != "hold":
             return []
-        if not admission.unspent:
+        if not admission.free:
             return []
         self._forget(seen)
         return [self._books.owe(admission, seen)]
