@@ -28,7 +28,7 @@ from respan_guard.estimates import Ask
 from respan_guard.observing import observed
 from respan_guard.rated import RatedAsk
 from respan_guard.telemetry import telemetry
-from respan_guard.tracing import ended, name_customer
+from respan_guard.tracing import ended, name_customer, unname
 from respan_guard.usage import Usage
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ __all__ = ["Admissions"]
 logger = logging.getLogger("respan_guard")
 _ERRORS = {"blocked": CustomerBlocked, "rate": RateLimitExceeded}
 _TRIES = 4
-_MANY = 64
 _NO_LIMITS = Allowed(now=0)
 
 
@@ -270,7 +269,8 @@ class Admissions:
     def bind(self, slot: Slot, admission: Admission) -> None:
         """Make the admission the request's: it ends with it."""
         admission.slot = slot
-        slot.admissions.append(admission)
+        admission.scope = "request"
+        slot.keep(admission)
         slot.bound = admission
         if slot.span is not None or "respan_tracing" in sys.modules:
             name_customer(slot, admission.decision)
@@ -278,6 +278,14 @@ class Admissions:
             admission.end()
         elif admission.id:
             self._guard.renewer.watch(admission)
+
+    def unbind(self, slot: Slot, admission: Admission) -> None:
+        """The admission is a block's after all, entered in a thread: the request is whose it was before."""
+        admission.scope = "thread"
+        if slot.bound is admission:
+            slot.bound = next((one for one in reversed(slot.admissions) if one.scope == "request"), None)
+            if slot.span is not None or slot.undo:
+                unname(slot, None if slot.bound is None else slot.bound.decision)
 
 
 def _unknown(customer: str) -> CustomerUnknown:

@@ -161,8 +161,8 @@ class Guard(Exporting):
     def on_behalf_of(self, customer_identifier: str | int) -> Generator[None]:
         """Name the customer for the code inside: what it records is charged to it, or to its admission around.
 
-        Do not yield inside: while a generator waits others run in its context, and an endpoint never sees the one of a
-        dependency that is no coroutine.
+        Tasks and threads started inside keep the name for good: start workers that serve others outside. Do not yield
+        inside: others run in the context of a generator that waits, and endpoints never see that of a sync dependency.
 
         Raises:
             InvalidIdentifier: It is no usable identifier.
