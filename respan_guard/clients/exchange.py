@@ -100,7 +100,8 @@ class Exchange:
         self._started = guard.clock.monotonic()
         if own is not None:
             own.slot = request
-            guard.renewer.watch(own)  # from here on `__del__` sees to its end
+            if own.customer_identifier:  # what is nobody's holds nothing
+                guard.renewer.watch(own)  # from here on `__del__` sees to its end
         if guard.recorder.witness is not None:
             guard.recorder.witness.called(call.model)
 

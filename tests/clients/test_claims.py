@@ -284,7 +284,9 @@ def test_a_presumed_call_of_nobodys_is_not_late(make_guard: MakeGuard) -> None:
     """What has no hold in storage names none: nothing is late about a call for nobody, or in shadow mode."""
     guard = make_guard(prices=PRICES, default_limits={"total_budget": 1})
     door = Door(guard, None, include_usage=True)
-    answer(guard.sync.run(door.open(call_of(5))), None)
+    exchange = guard.sync.run(door.open(call_of(5)))
+    assert guard.renewer.live == []  # there is no hold to keep alive
+    answer(exchange, None)
     guard.sync.switch("shadow")
     with guard.on_behalf_of("c1"):
         answer(guard.sync.run(door.open(call_of(5))), None)
