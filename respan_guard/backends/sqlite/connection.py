@@ -97,7 +97,12 @@ class Link:
         thread = getattr(connection, "_thread", None)
         if isinstance(thread, threading.Thread):
             thread.daemon = True
-        link = cls(await connection)
+        link = cls(connection)
+        try:
+            await _to_its_end(connection)
+        except BaseException:
+            link.abandon()
+            raise
         try:
             await link.run(lambda db: patiently(lambda: setup(db), patience))
         except BaseException:
@@ -151,6 +156,21 @@ class Link:
             threading.Thread(target=self._connection.stop, daemon=True).start()
         except RuntimeError:  # no new threads while the interpreter exits; the connection's own goes with the process
             logger.debug("a connection is left to the end of the process")
+
+
+async def _to_its_end(connection: aiosqlite.Connection) -> None:
+    """Connect. Cancelled, it is waited for first: the loop may be about to close, see `Link._answered`."""
+    task = asyncio.ensure_future(connection)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        task.exception()
+        raise cancelled
+    task.result()
 
 
 _connections: weakref.WeakSet[_CallableConnection] = weakref.WeakSet()
