@@ -10,6 +10,7 @@ file; a child forked within a transaction would find the file locked by itself, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -97,11 +98,10 @@ class Link:
         thread = getattr(connection, "_thread", None)
         if isinstance(thread, threading.Thread):
             thread.daemon = True
-        link = cls(connection)
         try:
-            await _to_its_end(connection)
-        except BaseException:
-            link.abandon()
+            link = cls(await connection)
+        except BaseException:  # then aiosqlite has told its thread to stop
+            await _ended(thread)
             raise
         try:
             await link.run(lambda db: patiently(lambda: setup(db), patience))
@@ -158,19 +158,11 @@ class Link:
             logger.debug("a connection is left to the end of the process")
 
 
-async def _to_its_end(connection: aiosqlite.Connection) -> None:
-    """Connect. Cancelled, it is waited for first: the loop may be about to close, see `Link._answered`."""
-    task = asyncio.ensure_future(connection)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        task.exception()
-        raise cancelled
-    task.result()
+async def _ended(thread: object) -> None:
+    """Wait until a thread that was told to stop has, however often that is cancelled; see `Link._answered`."""
+    while isinstance(thread, threading.Thread) and thread.is_alive():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.002)
 
 
 _connections: weakref.WeakSet[_CallableConnection] = weakref.WeakSet()
