@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import os
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from respan_guard.backends.base import Record, Release, Renew
-from respan_guard.clock import Clock
 
 if TYPE_CHECKING:
     from respan_guard.backends.base import Entry, Op
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
     from respan_guard.providers import Call
     from respan_guard.usage import Usage
 
-__all__ = ["Admission", "Refusal", "Renewer"]
+__all__ = ["Admission", "Claim", "Refusal"]
 
 _claiming = threading.RLock()  # a finalizer may settle a call while its own thread claims for another
 _forks = 0  # between this process and the first one
@@ -37,6 +35,15 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
+class Claim:
+    """What one call took of a hold for itself, nano-USD, until it is settled."""
+
+    __slots__ = ("amount",)
+
+    def __init__(self, amount: int) -> None:
+        self.amount = amount
+
+
 class Admission:
     """A customer was let in. Ends with its `async with` block, its request, or `release`.
 
@@ -50,11 +57,12 @@ class Admission:
         held: What it holds, nano-USD.
         model: The model it holds it for; "" if that was not said.
         ended: Whether it is over; it is nobody's then.
+        scope: Where it is in force: the "request" that it is bound to, or the code in its "block". A "thread" that is
+            in its block need not stay there, as a dependency that yields doesn't: the request's code may be meant, too.
     """
 
     __slots__ = (
         "_born",
-        "_claimed",
         "_claims",
         "_counted",
         "_guard",
@@ -70,6 +78,7 @@ class Admission:
         "held",
         "id",
         "model",
+        "scope",
         "slot",
     )
 
@@ -93,6 +102,7 @@ class Admission:
         self.held = held
         self.model = model
         self.ended = False
+        self.scope: Literal["request", "block", "thread"] = "block"
         self.slot: Slot | None = None
         self._guard = guard
         self._lane = lane  # None: nothing is stored (mode "off")
@@ -102,8 +112,7 @@ class Admission:
         self._numbers = itertools.count()  # threads may record at the same time
         self._counted: set[str] | None = None  # ids that may come again
         self._spent = 0
-        self._claims = 0
-        self._claimed = 0
+        self._claims: set[Claim] | None = None
 
     async def record(self, usage: Usage) -> None:
         """Charge a call to this admission. It is safe once this returns, and stays so if the process dies.
@@ -141,31 +150,46 @@ class Admission:
         self.ended = True
         self._post(last)
 
-    def claim(self, cost: int) -> int:
-        """Take up to `cost` (nano-USD) of what the hold still has, for one call made under it; see `settle`."""
-        with _claiming:
-            free = 0 if self.ended or self._inherited else self.unspent - self._claimed
-            amount = max(0, min(cost, free))
-            if amount:
-                self._claims += 1
-                self._claimed += amount
-            return amount
+    def claim(self, cost: int) -> Claim | None:
+        """Take `cost` (nano-USD) of what the hold still has, for one call made under it; see `settle`.
 
-    def settle(self, amount: int, *last: Entry, beside: Admission | None = None) -> None:
-        """Book what a call cost that claimed `amount`, and end the admission that held the rest. As `end` does."""
-        with _claiming:
-            self._claims -= 1
-            self._claimed -= amount
-        self._post(last, beside)
+        A call that costs more takes the whole of a hold that is untouched, and has to hold the rest itself: whatever it
+        costs is drawn from here first, so that nothing of what another call counts on may be here.
 
-    def _post(self, last: tuple[Entry, ...], beside: Admission | None = None) -> None:
+        Returns:
+            The claim, maybe for less; None if there is nothing to take.
+        """
+        with _claiming:
+            free = self.free
+            if self.ended or self._inherited or not free or (cost > free and free < self.held):
+                return None
+            claim = Claim(min(cost, free))
+            if self._claims is None:
+                self._claims = set()
+            self._claims.add(claim)
+            return claim
+
+    def settle(self, claim: Claim | None, *last: Entry, ending: Admission | None = None) -> None:
+        """Book what a call cost and give back what it claimed; as `end`, but that it may be done twice.
+
+        Args:
+            claim: What the call claimed here.
+            last: Its entries.
+            ending: The call's own admission, this one or what held the rest, which ends with it.
+        """
+        with _claiming:
+            if claim is not None and self._claims is not None:
+                self._claims.discard(claim)
+        if ending is not None:
+            ending.ended = True
+        self._post(last, ending)
+
+    def _post(self, last: tuple[Entry, ...], ending: Admission | None = None) -> None:
         if self._lane is None or self._inherited:
             return
         ops: list[Op] = [Record(entry) for entry in last]
-        if beside is not None:
-            beside.ended = True
-        for admission in (beside, self):
-            if admission is not None and admission.ended and not admission._claims:
+        for admission in (self,) if ending is None or ending is self else (ending, self):
+            if admission.ended and not admission._claims:
                 self._guard.renewer.unwatch(admission)
                 ops.append(Release(self.customer_identifier, admission.id))
         if ops:
@@ -182,8 +206,8 @@ class Admission:
             lane.post(*[Record(entry) for entry in entries])
 
     def renew(self, ttl_ms: int) -> None:
-        """Let the hold live for `ttl_ms` more."""
-        if self._lane is not None and not self.ended and not self._inherited:
+        """Let the hold live for `ttl_ms` more, also of one that ended while calls that claimed of it go on."""
+        if self._lane is not None and (not self.ended or self._claims) and not self._inherited:
             self._lane.post(Renew(self.customer_identifier, self.id, ttl_ms))
 
     def entry(self, usage: Usage, source: str, *, entry_id: str | None = None, call: Call | None = None) -> Entry:
@@ -197,19 +221,22 @@ class Admission:
             guard.policies.get(customer).policy,
             guard.now_ms(),
             source=source,
-            admission=self.id if self._stored and not self._inherited else None,
+            admission=self.hold_id,
             number=f"{guard.fork_mark}{next(self._numbers)}",
             entry_id=entry_id,
             held_day=self.day if self.held else None,
         )
-        cost = entry.cost or 0 if self._is_new(entry.id) else 0  # of what comes again the store keeps the first
-        self._spent += cost
-        if self.slot is not None:
-            if source != "manual" or usage.total_tokens:
-                self.slot.recorded = True
-            if self.slot.costs is not None:
-                self.slot.costs.append(cost)
+        if self.slot is not None and (source != "manual" or usage.total_tokens):
+            self.slot.recorded = True
+        self.spend(entry.cost or 0 if self._is_new(entry.id) else 0)  # of what comes again the store keeps the first
         return entry
+
+    def spend(self, cost: int) -> None:
+        """Count what a call cost, nano-USD: storage will draw it from the hold, nothing else may be paid with it."""
+        with _claiming:
+            self._spent += cost
+        if self.slot is not None and self.slot.costs is not None:
+            self.slot.costs.append(cost)
 
     def _is_new(self, entry_id: str) -> bool:
         if entry_id.startswith(self.id):  # numbered: most are
@@ -231,6 +258,22 @@ class Admission:
     def stored(self) -> bool:
         """Whether storage let it in; else it has no hold there."""
         return self._stored
+
+    @property
+    def hold_id(self) -> str | None:
+        """Its id, where storage knows its hold and this process may draw from that."""
+        return self.id if self._stored and not self._inherited else None
+
+    @property
+    def claimed(self) -> bool:
+        """Whether calls are on their way that claimed of it: each of them books itself."""
+        return bool(self._claims)
+
+    @property
+    def free(self) -> int:
+        """What of the hold is neither spent nor claimed, nano-USD, as far as this process knows."""
+        with _claiming:
+            return max(0, self.held - self._spent - sum(claim.amount for claim in self._claims or ()))
 
     @property
     def unspent(self) -> int:
@@ -263,61 +306,3 @@ class Refusal:
 
     def __repr__(self) -> str:
         return f"<Refusal of {self.decision.customer_identifier!r}: {self.decision.reason}>"
-
-
-class Renewer:
-    """Keeps the holds of long work alive: admissions that end with a block or a request, and no others.
-
-    One timer per loop for all of them; without a loop, later admissions do its work.
-    """
-
-    def __init__(self, clock: Clock, ttl_ms: int) -> None:
-        self._clock = clock
-        self._ttl_ms = ttl_ms
-        self._every = ttl_ms / 3000
-        self._live: dict[str, Admission] = {}
-        self._due = 0.0
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    def watch(self, admission: Admission) -> None:
-        """Renew the admission's hold until it ends."""
-        self._live[admission.id] = admission
-        if admission.ended:  # by another thread, just now
-            self._live.pop(admission.id, None)
-            return
-        loop = self._loop
-        if loop is not None and loop.is_running():
-            return
-        self._loop = loop = asyncio._get_running_loop()  # None if there is none; an error each time would take longer
-        if loop is not None:
-            loop.call_later(self._every, self._tick, loop)
-        elif self._clock.monotonic() >= self._due:
-            self._renew()
-
-    def unwatch(self, admission: Admission) -> None:
-        """Forget an admission that ended."""
-        self._live.pop(admission.id, None)
-
-    @property
-    def live(self) -> list[Admission]:
-        """Those in force."""
-        return list(self._live.values())
-
-    def forget(self) -> None:
-        """Forget all, after a fork: they are the parent's."""
-        self._live = {}
-        self._loop = None
-
-    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._loop is not loop:  # it had stopped, and another one took over
-            return
-        self._loop = None
-        if self._live:
-            self._loop = loop
-            loop.call_later(self._every, self._tick, loop)
-            self._renew()  # of those that just came too: it is one op each, and rare
-
-    def _renew(self) -> None:
-        self._due = self._clock.monotonic() + self._every
-        for admission in list(self._live.values()):
-            admission.renew(self._ttl_ms)

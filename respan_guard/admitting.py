@@ -28,7 +28,7 @@ from respan_guard.estimates import Ask
 from respan_guard.observing import observed
 from respan_guard.rated import RatedAsk
 from respan_guard.telemetry import telemetry
-from respan_guard.tracing import ended, name_customer
+from respan_guard.tracing import ended, name_customer, unname
 from respan_guard.usage import Usage
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ __all__ = ["Admissions"]
 logger = logging.getLogger("respan_guard")
 _ERRORS = {"blocked": CustomerBlocked, "rate": RateLimitExceeded}
 _TRIES = 4
-_MANY = 64
 _NO_LIMITS = Allowed(now=0)
 
 
@@ -231,7 +230,7 @@ class Admissions:
                 if admission is charged and not slot.recorded:
                     if usage is not None:
                         last.append(admission.entry(usage, "response", call=call))
-                    elif sent and call is not None and not self._switch.off:
+                    elif sent and call is not None and not self._switch.off and not admission.claimed:
                         last.append(self.presume(admission, call))
                         if witness is not None:
                             witness.saw(last[-1])
@@ -241,8 +240,6 @@ class Admissions:
                 admission.end(*last)
             elif last:
                 admission.book(*last)
-            if slot.costs is not None:
-                slot.costs.extend(entry.cost for entry in last if entry.kind == "presumed" and entry.cost)
         if slot.span is not None or slot.undo:
             ended(slot)
 
@@ -263,12 +260,12 @@ class Admissions:
             claimed: What it claimed of the admission's hold, nano-USD, where that is not the call's alone.
             metadata: What else is known of it.
         """
-        unspent = admission.unspent if claimed is None else claimed
-        cost, usage = self._guard.estimator.presume(call, unspent)
+        cost, usage = self._guard.estimator.presume(call, admission.free if claimed is None else claimed)
+        admission.spend(cost or 0)
         usage.metadata = metadata
         return self._guard.recorder.presumed(
             admission.id if claimed is None else f"{admission.id}:{self._guard.ids()}",
-            admission.id,
+            admission.hold_id,
             admission.customer_identifier,
             admission.day,
             self._guard.now_ms(),
@@ -279,7 +276,8 @@ class Admissions:
     def bind(self, slot: Slot, admission: Admission) -> None:
         """Make the admission the request's: it ends with it."""
         admission.slot = slot
-        slot.admissions.append(admission)
+        admission.scope = "request"
+        slot.keep(admission)
         slot.bound = admission
         if slot.span is not None or "respan_tracing" in sys.modules:
             name_customer(slot, admission.decision)
@@ -287,6 +285,14 @@ class Admissions:
             admission.end()
         elif admission.id:
             self._guard.renewer.watch(admission)
+
+    def unbind(self, slot: Slot, admission: Admission) -> None:
+        """The admission is a block's after all, entered in a thread: the request is whose it was before."""
+        admission.scope = "thread"
+        if slot.bound is admission:
+            slot.bound = next((one for one in reversed(slot.admissions) if one.scope == "request"), None)
+            if slot.span is not None or slot.undo:
+                unname(slot, None if slot.bound is None else slot.bound.decision)
 
 
 def _unknown(customer: str) -> CustomerUnknown:

@@ -66,7 +66,9 @@ class BlockingAdmission:
 
     def __enter__(self) -> Self:
         slot = Slot(self._guard)
-        slot.admissions.append(self.admission)
+        slot.bound = self.admission
+        if self.admission.scope == "request" and slot.request is not None:
+            self._guard.admissions.unbind(slot.request, self.admission)
         if self.admission.id:
             # Only now: what nobody ends must expire. On the guard's loop, since there may be none here.
             self._homes.call_soon(self.admission.watch)
@@ -111,8 +113,9 @@ class BlockingGuard:
     def admit(self, customer_identifier: str | int, *, estimate: Decimal | Usage | None = None) -> BlockingAdmission:
         """Let a customer in, or raise; see `Guard.admit` for the errors.
 
-        Admits at once. `with guard.sync.admit(id) as admission:` ends with the block; a bare `guard.sync.admit(id)`
-        inside a request ends with the request, elsewhere with `release`.
+        Admits at once. `with guard.sync.admit(id) as admission:` ends with the block, and a request around stays with
+        its own customer; a bare `guard.sync.admit(id)` inside a request makes it that customer's and ends with it,
+        elsewhere with `release`.
         """
         admission = self._homes.run(self._guard.admit(customer_identifier, estimate=estimate).scoped())
         outer = slot_of(self._guard)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Slot", "Witness", "current_slot", "slot_of"]
 
+_MANY = 64
+
 
 class Slot:
     """What code inside it works for, as far as one guard is asked.
@@ -34,7 +36,7 @@ class Slot:
         outer: The slot around it, of whichever guard.
         request: The slot of the request around it (itself, if it is one), or None.
         customer: Named by `on_behalf_of`, without an admission.
-        bound: The admission that `await guard.admit(...)` bound to the request; the latest wins.
+        bound: The admission that `await guard.admit(...)` bound to the request, the latest wins; or the block's.
         admissions: Every admission that belongs to a request, in order; all end with it.
         recorded: Whether a door that sees single calls (client, span, by hand) recorded one.
         span: The request's own span, if it is recorded.
@@ -77,17 +79,17 @@ class Slot:
     def admission(self) -> Admission | None:
         """The admission in force, or None. An ended admission is nobody's.
 
-        In a request, without one bound to it, the scoped ones count only if they agree on the customer:
-        right or absent, never somebody else's.
+        In a request, without one bound to it, those of threads' blocks count, but only if all that are in force agree
+        on the customer: right or absent, never somebody else's. A block on an event loop is for its own code.
         """
         if self.bound is not None and not self.bound.ended:
             return self.bound
         if not self.admissions:
             return None
         live = [admission for admission in self.admissions if not admission.ended]
-        if not live or any(other.customer_identifier != live[0].customer_identifier for other in live):
+        if any(other.customer_identifier != live[0].customer_identifier for other in live):
             return None
-        return live[-1]
+        return next((admission for admission in reversed(live) if admission.scope != "block"), None)
 
     @property
     def in_force(self) -> Admission | None:
@@ -101,15 +103,23 @@ class Slot:
         if own is not None or self.request is None or self.request is self:
             return own
         outer = self.request.admission
-        if outer is None or not self.admissions:
+        if outer is None or self.bound is None:
             return outer
-        return outer if outer.customer_identifier == self.admissions[-1].customer_identifier else None
+        return outer if outer.customer_identifier == self.bound.customer_identifier else None
 
     @property
     def customer_identifier(self) -> str | None:
         """For whom code inside works, or None."""
-        admission = self.admission
-        return self.customer if admission is None else admission.customer_identifier
+        if self.customer is not None:
+            return self.customer
+        admission = self.in_force
+        return None if admission is None else admission.customer_identifier
+
+    def keep(self, admission: Admission) -> None:
+        """Have an admission end with the request, at the latest."""
+        if len(self.admissions) >= _MANY:  # a WebSocket that admits each of its messages
+            self.admissions[:] = [one for one in self.admissions if not one.ended or one is self.bound]
+        self.admissions.append(admission)
 
     @property
     def over(self) -> bool:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["Admitting", "entered", "leave"]
 
 logger = logging.getLogger("respan_guard")
-_MANY = 64
 
 
 @contextmanager
@@ -82,12 +81,10 @@ class Admitting:
         """Make the admission the one in force for the code that follows."""
         slot = Slot(self._guard)
         request = slot.request
-        slot.admissions.append(admission)
+        slot.bound = admission
         admission.slot = request
         if request is not None:
-            if len(request.admissions) >= _MANY:  # a WebSocket that admits each of its messages
-                request.admissions[:] = [one for one in request.admissions if not one.ended or one is request.bound]
-            request.admissions.append(admission)  # seen by code in other copies of the context, ends with the request
+            request.keep(admission)
         if admission.id:
             self._guard.renewer.watch(admission)
         self._admission = admission

@@ -9,7 +9,7 @@ from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
-from respan_guard.admission import Admission, Refusal, Renewer
+from respan_guard.admission import Admission, Refusal
 from respan_guard.admitting import Admissions
 from respan_guard.backends.base import Entry, Record
 from respan_guard.bookings import Bookings
@@ -28,6 +28,7 @@ from respan_guard.opening import Opening
 from respan_guard.policies import Policies
 from respan_guard.pricing import PriceBook
 from respan_guard.recorder import Ids, Recorder
+from respan_guard.renewal import Renewer
 from respan_guard.reports import CustomerReport, RefusalLog, Reports, UsageReport
 from respan_guard.settings import GuardOptions, Settings, mask_url
 from respan_guard.switch import Switch
@@ -61,8 +62,7 @@ class Guard(Opening, Exporting):
         self.settings = settings = Settings.load(storage=storage, **options)
         self.clock = settings.clock
         self.prices = PriceBook(settings.prices, clock=settings.clock)
-        self.ids = Ids()
-        self.renewer = Renewer(self.clock, int(settings.hold_ttl * 1000))
+        self.ids, self.renewer = Ids(), Renewer(self.clock, int(settings.hold_ttl * 1000))
         self.policies = Policies(settings)
         self.estimator, self.recorder = Estimator(settings, self.prices), Recorder(self.prices, self.ids)
         self._off, self._offset = settings.mode == "off", 0
@@ -134,8 +134,8 @@ class Guard(Opening, Exporting):
     def on_behalf_of(self, customer_identifier: str | int) -> Generator[None]:
         """Name the customer for the code inside: what it records is charged to it, or to its admission around.
 
-        Do not yield inside: while a generator waits others run in its context, and an endpoint never sees the one of a
-        dependency that is no coroutine.
+        Tasks and threads started inside keep the name for good: start workers that serve others outside. Do not yield
+        inside: others run in the context of a generator that waits, and endpoints never see that of a sync dependency.
 
         Raises:
             InvalidIdentifier: It is no usable identifier.

@@ -239,6 +239,7 @@ class GuardThread:
             raise StorageUnavailable("the guard was closed meanwhile") from None
         except BaseException:
             future.cancel()  # out of time, or the caller was interrupted; if it is done this does nothing
+            del future  # what came of it is nobody's, also while somebody looks at the traceback
             raise
 
     def stop(self, timeout: float = 10.0) -> None:

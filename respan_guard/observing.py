@@ -10,11 +10,12 @@ from respan_guard.errors import BackendError, CustomerUnknown, LimitExceeded, Un
 from respan_guard.telemetry import telemetry
 
 if TYPE_CHECKING:
-    from respan_guard.admission import Admission, Renewer
+    from respan_guard.admission import Admission
     from respan_guard.backends.base import Entry, Outcome
     from respan_guard.clock import Clock
     from respan_guard.home import Home
     from respan_guard.homes import Homes
+    from respan_guard.renewal import Renewer
     from respan_guard.telemetry import Reading
 
 __all__ = ["Gauges", "observe_entry", "observed"]

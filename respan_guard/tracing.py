@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from respan_guard.context import Slot
     from respan_guard.decision import Decision
 
-__all__ = ["CUSTOMER", "ended", "name_customer", "recording_span", "refused", "untraced"]
+__all__ = ["CUSTOMER", "ended", "name_customer", "recording_span", "refused", "unname", "untraced"]
 
 logger = logging.getLogger("respan_guard")
 
@@ -48,6 +48,18 @@ def name_customer(slot: Slot, decision: Decision) -> None:
         undo = _propagate(decision.customer_identifier)
         if undo is not None:
             slot.undo = [*slot.undo, undo]
+
+
+def unname(slot: Slot, before: Decision | None) -> None:
+    """Who was named last is not the request's customer."""
+    if slot.undo:
+        *slot.undo, undo = slot.undo
+        with suppress(Exception):  # as in `ended`
+            undo()
+    if slot.span is not None:
+        slot.span.set_attribute(CUSTOMER, "" if before is None else before.customer_identifier)  # can't be taken back
+        if before is not None:
+            _decided(slot.span, before)
 
 
 def refused(span: Span | None, decision: Decision) -> None:

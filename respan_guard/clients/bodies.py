@@ -17,9 +17,9 @@ logger = logging.getLogger("respan_guard")
 class Body:
     """A request's body that tells whether it was asked for."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, *, taken: bool) -> None:
         self.stream = stream
-        self.taken = False
+        self.taken = taken
 
     def __iter__(self) -> Iterator[bytes]:
         self.taken = True
@@ -89,9 +89,6 @@ class Watched:
     def rest(self) -> bytes:
         """What is left at the end."""
         return b"" if self.hide is None else self.hide.rest()
-
-    def __del__(self) -> None:
-        self.exchange.abandoned()
 
 
 class WatchedStream(Watched):

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from respan_guard.clients.asking import Asking
 from respan_guard.clients.exchange import Exchange
-from respan_guard.context import Slot, slot_of
+from respan_guard.context import slot_of
 from respan_guard.errors import ConfigurationError, GuardError, LimitExceeded, StorageUnavailable
 from respan_guard.refusal import RefusalAnswer, is_refusal, render
 from respan_guard.tracing import recording_span, refused
 
 if TYPE_CHECKING:
     from respan_guard.admission import Admission
+    from respan_guard.context import Slot
     from respan_guard.guard import Guard
     from respan_guard.providers import Call
 
@@ -62,10 +63,12 @@ class Door:
         guard = self.guard
         slot = slot_of(guard)
         request = slot.request if slot is not None else None
-        customer = self.customer if self.customer is not None else _in_force(slot)
+        customer = self.customer
+        if customer is None and slot is not None:
+            customer = slot.customer_identifier
         if not customer:
             self._warn(call)
-            return self._exchange(call, request, guard.admissions.unattributed())
+            return Exchange(guard, call, request, guard.admissions.unattributed())
         try:
             return await self._admitted(call, request, customer, None if slot is None else slot.around(customer))
         except ConfigurationError:
@@ -83,29 +86,22 @@ class Door:
     async def _admitted(self, call: Call, request: Slot | None, customer: str, around: Admission | None) -> Exchange:
         guard = self.guard
         ask = guard.estimator.of_call(call)
-        claimed = 0
+        claim = None
         # A hold for another model, or for none, is not in the budget of this one.
         serves = around is not None and (around.model == ask.model or not guard.policies.per_model)
         if around is not None and serves and ask.cost and ask.unpriced is None:
             # The admission around it holds money already, maybe for this very call: only what is missing is asked for.
-            claimed = around.claim(ask.cost)
-            if claimed == ask.cost:
-                return Exchange(guard, call, around, request, claimed)
+            claim = around.claim(ask.cost)
+            if claim is not None and claim.amount == ask.cost:
+                return Exchange(guard, call, request, around=around, claim=claim)
         try:
-            rest = replace(ask, cost=ask.cost - claimed) if claimed else ask
-            admission = await guard.admissions.ask(customer, rest, requests=0 if around is not None else 1)
+            rest = ask if claim is None else replace(ask, cost=ask.cost - claim.amount)
+            own = await guard.admissions.ask(customer, rest, requests=0 if around is not None else 1)
         except BaseException:
-            if around is not None and claimed:
-                around.settle(claimed)
+            if around is not None and claim is not None:
+                around.settle(claim)
             raise
-        guard.renewer.watch(admission)
-        if around is not None and claimed:
-            return Exchange(guard, call, around, request, claimed, admission)
-        return self._exchange(call, request, admission)
-
-    def _exchange(self, call: Call, request: Slot | None, admission: Admission) -> Exchange:
-        admission.slot = request
-        return Exchange(self.guard, call, admission, request)
+        return Exchange(guard, call, request, own, around=around, claim=claim)
 
     def _refused(self, error: GuardError) -> RefusedCall:
         settings = self.guard.settings
@@ -124,11 +120,3 @@ class Door:
                 "admit a customer, use guard.on_behalf_of(id), or guard.wrap(client, customer=id)",
                 call.model[:100],
             )
-
-
-def _in_force(slot: Slot | None) -> str | None:
-    """The customer for whom the code here works, if it is known."""
-    if slot is None:
-        return None
-    found = slot.customer_identifier
-    return found if found is not None or slot.request is None else slot.request.customer_identifier

@@ -13,13 +13,13 @@ from __future__ import annotations
 import _thread
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from respan_guard.providers import Call, Reader, reader_for, usage_of_call
 from respan_guard.usage import Usage
 
 if TYPE_CHECKING:
-    from respan_guard.admission import Admission
+    from respan_guard.admission import Admission, Claim
     from respan_guard.backends.base import Entry
     from respan_guard.context import Slot
     from respan_guard.guard import Guard
@@ -34,50 +34,74 @@ _NEVER_SENT = frozenset(
 )
 
 
+class Sent(Protocol):
+    """The body of a request on its way.
+
+    Attributes:
+        taken: Whether it was asked for, or may have been.
+    """
+
+    taken: bool
+
+
 class Exchange:
     """One call on its way.
 
     Args:
         guard: Whose call it is.
         call: What is asked for.
-        admission: Under which it is recorded: its own, which ends with it, or one around it that it claimed from.
         request: The slot of the request that it is made in, if any.
-        claimed: What it claimed of the admission around it, nano-USD; 0 if the admission is its own.
-        beside: Its own admission, if what it claimed was not enough.
+        own: Its own admission, which ends with it; None if what it claimed is enough.
+        around: The admission around it.
+        claim: What it claimed of that one, which it is then recorded under.
+
+    Attributes:
+        body: What is sent. Once that was taken the call is presumed to have been made, unless an answer says better.
     """
 
     __slots__ = (
         "_admission",
-        "_beside",
         "_call",
-        "_claimed",
+        "_claim",
         "_done",
         "_guard",
+        "_last",
+        "_own",
         "_reader",
         "_request",
         "_started",
         "_status",
+        "body",
     )
 
     def __init__(
         self,
         guard: Guard,
         call: Call,
-        admission: Admission,
         request: Slot | None,
-        claimed: int = 0,
-        beside: Admission | None = None,
+        own: Admission | None = None,
+        *,
+        around: Admission | None = None,
+        claim: Claim | None = None,
     ) -> None:
-        self._claimed = claimed
-        self._beside = beside
+        self._done = False
         self._guard = guard
         self._call = call
+        self._claim = claim
+        self._own = own
+        admission = own if claim is None else around
+        assert admission is not None
         self._admission = admission
         self._request = request
         self._reader: Reader | None = None
         self._status = 0
-        self._done = False
+        self._last: list[Entry] | None = None
+        self.body: Sent | None = None
         self._started = guard.clock.monotonic()
+        if own is not None:
+            own.slot = request
+            if own.customer_identifier:  # what is nobody's holds nothing
+                guard.renewer.watch(own)  # from here on `__del__` sees to its end
         if guard.recorder.witness is not None:
             guard.recorder.witness.called(call.model)
 
@@ -97,15 +121,10 @@ class Exchange:
             self._reader = reader_for(content_type, encoding, self._guard.clock.monotonic)
         return None if self._reader is None else self._reader.feed
 
-    def failed(self, error: BaseException, *, sent: bool) -> None:
-        """There was no answer.
-
-        Args:
-            error: Why.
-            sent: Whether the request may have left.
-        """
-        if sent and not any(kind.__name__ in _NEVER_SENT for kind in type(error).__mro__):
-            self._status = 200
+    def failed(self, error: BaseException) -> None:
+        """There was no answer, because of `error`."""
+        if self.body is not None and any(kind.__name__ in _NEVER_SENT for kind in type(error).__mro__):
+            self.body.taken = False
         self.finish()
 
     def finish(self) -> None:
@@ -113,33 +132,43 @@ class Exchange:
         if self._done:
             return
         self._done = True
-        last: list[Entry] = []
+        try:
+            self._end()
+        except BaseException:  # a signal's (a time limit, ^C), from in between
+            self._end()
+            raise
+
+    def _end(self) -> None:
+        """Book the call and give back what it held. Each step may be done twice: storage takes an entry once."""
+        if self._last is None:
+            self._last = self._entries()
+        self._admission.settle(self._claim, *self._last, ending=self._own)
+
+    def _entries(self) -> list[Entry]:
         try:
             usage = self._usage()
             if usage is not None:
-                last.append(self._admission.entry(usage, "client", call=self._call))
-            elif 200 <= self._status < 300:
-                last.append(self._presumed())
+                return [self._admission.entry(usage, "client", call=self._call)]
+            sent = self.body is not None and self.body.taken
+            if 200 <= self._status < 300 or (sent and not self._status):
+                return [self._presumed()]
         except Exception:  # a fault of ours must neither reach the app nor leak the hold
             logger.exception("the usage of a call could not be recorded")
-        if self._claimed:
-            self._admission.settle(self._claimed, *last, beside=self._beside)
-        else:
-            self._admission.end(*last)
+        return []
 
     def _presumed(self) -> Entry:
         if self._request is not None:
             self._request.recorded = True
         held = None
-        if self._claimed:
-            held = self._claimed + (self._beside.held if self._beside is not None else 0)
+        if self._claim is not None:
+            held = self._claim.amount + (self._own.held if self._own is not None else 0)
         entry = self._guard.admissions.presume(self._admission, self._call, held)
         if self._guard.recorder.witness is not None:
             self._guard.recorder.witness.saw(entry)
         return entry
 
-    def abandoned(self) -> None:
-        """Nobody will read the rest: the response is being collected as garbage.
+    def __del__(self) -> None:
+        """Nobody will end the call: its response is dropped, or whoever asked for it was interrupted before.
 
         That happens anywhere, within a storage backend's lock too, so it is another thread that ends the call.
         """

@@ -129,10 +129,6 @@ class Passage:
         kept = [(name, value) for name, value in headers.raw if name.lower() not in _OF_THE_BODY]
         return type(headers)(kept)
 
-    def failed(self, exchange: Exchange, error: BaseException, body: Body) -> None:
-        """There was no response."""
-        exchange.failed(error, sent=body.taken or not self._takes_body)
-
 
 class Transport(Passage):
     """Guards the calls that go through another transport."""
@@ -155,7 +151,7 @@ class Transport(Passage):
         while True:
             sent = self.changed(request, outgoing)
             stream = sent.stream
-            body = sent.stream = self.kinds.body(stream)
+            body = sent.stream = exchange.body = self.kinds.body(stream, taken=not self._takes_body)
             try:
                 response = self.inner.handle_request(sent)
                 if outgoing.content is not None and response.status_code in REFUSALS:
@@ -170,7 +166,7 @@ class Transport(Passage):
                     door.asking.refused(request.url, outgoing.call)
                 return self.watched(response, exchange, outgoing, self.kinds.stream)
             except BaseException as error:
-                self.failed(exchange, error, body)
+                exchange.failed(error)
                 raise
             finally:
                 sent.stream = stream
@@ -213,7 +209,7 @@ class AsyncTransport(Passage):
         while True:
             sent = self.changed(request, outgoing)
             stream = sent.stream
-            body = sent.stream = self.kinds.body(stream)
+            body = sent.stream = exchange.body = self.kinds.body(stream, taken=not self._takes_body)
             try:
                 response = await self.inner.handle_async_request(sent)
                 if outgoing.content is not None and response.status_code in REFUSALS:
@@ -228,7 +224,7 @@ class AsyncTransport(Passage):
                     door.asking.refused(request.url, outgoing.call)
                 return self.watched(response, exchange, outgoing, self.kinds.async_stream)
             except BaseException as error:
-                self.failed(exchange, error, body)
+                exchange.failed(error)
                 raise
             finally:
                 sent.stream = stream

@@ -81,7 +81,7 @@ class Books:
             day = admission.day
         entry = guard.recorder.presumed(
             f"{usage.trace_id}:{usage.span_id}",
-            admission.id if admission is not None else None,
+            admission.hold_id if admission is not None else None,
             customer,
             day,
             seen.at_ms,

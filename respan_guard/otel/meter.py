@@ -102,7 +102,7 @@ class Meter:
         named = running.customer if running is not None else None
         if running is None and family.injects and slot is not None:
             admission = slot.in_force
-            named = slot.customer if admission is None else admission.customer_identifier
+            named = slot.customer_identifier
         customer = self._attribution.find(running, attributes, named)
         if admission is not None and admission.customer_identifier != customer:
             admission = None  # the order of sources was changed, and another one's word counts
@@ -267,7 +267,7 @@ class Meter:
         self._owed.pop(admission.id)
         if seen.recorded or seen.estimate is not None or self._guard.settings.missing_usage != "hold":
             return []
-        if not admission.unspent:
+        if not admission.free:
             return []
         self._forget(seen)
         return [self._books.owe(admission, seen)]

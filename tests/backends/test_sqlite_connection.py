@@ -8,6 +8,7 @@ import sqlite3
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,6 +67,30 @@ def test_the_loop_ends_behind_a_caller_cancelled_several_times(path: Path, died:
     link.abandon()
     assert mine
     assert _gone(mine)
+    assert died == []
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_the_loop_ends_while_a_connection_is_made(
+    path: Path, died: list[str], times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An opening that is cancelled is waited for, and its connection is closed: the thread ends in peace."""
+    before, made = _threads(), connection._CallableConnection
+
+    def slowly(*args: Any, **options: Any) -> sqlite3.Connection:
+        time.sleep(0.3)
+        return made(*args, **options)
+
+    monkeypatch.setattr(connection, "_CallableConnection", slowly)
+
+    async def main() -> None:
+        opening = asyncio.create_task(Link.open(path, lambda _: None, 1))
+        for _ in range(times):
+            await asyncio.sleep(0.02)
+            opening.cancel()
+
+    asyncio.run(main())
+    assert _gone(_threads() - before)
     assert died == []
 
 

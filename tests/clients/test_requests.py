@@ -303,7 +303,7 @@ async def test_a_budget_for_one_call_lets_one_through_two_doors(
 
 
 async def test_calls_claim_from_what_is_held_around_them(guard: Guard, provider: StandInProvider, url: str) -> None:
-    """Two calls at once within an admission that holds enough for one: the other asks for what is missing."""
+    """Two calls at once within an admission that holds enough for one: the other asks for a hold of its own."""
     from respan_guard.providers import call_from_request
 
     body = {"model": CHAT, "messages": ASK, "max_tokens": 50}

@@ -59,3 +59,19 @@ async def test_a_requests_admission_is_renewed_until_the_request_ends(make_guard
         await guard.flush()
         assert await live(guard) == 0
         assert guard.renewer._live == {}
+
+
+async def test_what_a_call_claimed_is_renewed_beyond_the_admission(make_guard: MakeGuard, clock: FakeClock) -> None:
+    """The block is over and a call that claimed of its hold goes on: the money stays held until the call ends."""
+    async with make_guard(default_limits={"total_budget": 1}, hold_ttl=600) as guard:
+        async with guard.admit("c1", estimate=HALF) as admission:
+            claim = admission.claim(1)
+        for _ in range(5):
+            clock.advance(400)
+            guard.renewer._renew()
+            await guard.flush()
+        assert await live(guard) == 1
+        admission.settle(claim)
+        await guard.flush()
+        assert await live(guard) == 0
+        assert guard.renewer._live == {}

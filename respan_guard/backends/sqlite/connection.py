@@ -10,6 +10,7 @@ file; a child forked within a transaction would find the file locked by itself, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -97,7 +98,11 @@ class Link:
         thread = getattr(connection, "_thread", None)
         if isinstance(thread, threading.Thread):
             thread.daemon = True
-        link = cls(await connection)
+        try:
+            link = cls(await connection)
+        except BaseException:  # then aiosqlite has told its thread to stop
+            await _ended(thread)
+            raise
         try:
             await link.run(lambda db: patiently(lambda: setup(db), patience))
         except BaseException:
@@ -151,6 +156,13 @@ class Link:
             threading.Thread(target=self._connection.stop, daemon=True).start()
         except RuntimeError:  # no new threads while the interpreter exits; the connection's own goes with the process
             logger.debug("a connection is left to the end of the process")
+
+
+async def _ended(thread: object) -> None:
+    """Wait until a thread that was told to stop has, however often that is cancelled; see `Link._answered`."""
+    while isinstance(thread, threading.Thread) and thread.is_alive():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.002)
 
 
 _connections: weakref.WeakSet[_CallableConnection] = weakref.WeakSet()
