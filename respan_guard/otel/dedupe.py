@@ -110,7 +110,7 @@ class Seen:
         self.admission = self.slot = None
         running = self.running
         if running is not None:
-            running.admission = running.slot = running.context = running.noted = running.given = None
+            running.admission = running.slot = running.context = running.noted = running.given = running.around = None
 
 
 class Dedupe:

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ from respan_guard.otel.enforcement import Standing
 from respan_guard.otel.inbox import Inbox
 from respan_guard.otel.meter import Meter
 from respan_guard.otel.reading import model_key
-from respan_guard.otel.running import Running
+from respan_guard.otel.running import Running, attributes_of
 from respan_guard.otel.sampler import warn_of_sampling
 
 if TYPE_CHECKING:
@@ -155,6 +155,8 @@ class GuardSpanProcessor(SpanProcessor):
         if may_be_call:
             self._inbox.make_way()
             self._start_call(running, span, known, parent_context)
+        elif parent is not None:  # it may yet say that it is a call: its parent's word is noted, at little cost
+            self._attribution.note_around(running, 1)
         self._running[ids[1]] = running  # type: ignore[index]
 
     def on_end(self, span: ReadableSpan) -> None:
@@ -164,7 +166,7 @@ class GuardSpanProcessor(SpanProcessor):
             running = self._running.pop(span_id, None)
             if running is not None:
                 running.ended = True
-            if MARKERS.isdisjoint(_attributes(span)) or self._switch.off:
+            if MARKERS.isdisjoint(attributes_of(span)) or self._switch.off:
                 return
             if self._parents and span_id in self._parents:
                 return  # it began before a fork: a call that the parent began is the parent's to book
@@ -284,7 +286,7 @@ class GuardSpanProcessor(SpanProcessor):
     def _start_call(self, running: Running, span: Span, scope: str | None, parent_context: Context | None) -> None:
         """Note what a call may need to be known by; all reading is left to the thread that drains."""
         try:
-            attributes = _attributes(span)
+            attributes = attributes_of(span)
             running.context = parent_context if parent_context is not None else get_current()
             noted = self._attribution.noted
             if not noted.isdisjoint(attributes):
@@ -292,8 +294,7 @@ class GuardSpanProcessor(SpanProcessor):
             if "respan_tracing.utils.span_factory" in sys.modules and (said := propagated_by_respan()):
                 kept = {name: value for name, value in said.items() if name in noted}
                 running.noted = kept | (running.noted or {})
-            if running.parent is not None:
-                running.roof = next((above for above in running.above() if above.ended), None)
+            self._attribution.note_around(running)
             if scope is not None:
                 running.begun = (scope, attributes, span.context, span.start_time)
         except Exception:
@@ -303,18 +304,6 @@ class GuardSpanProcessor(SpanProcessor):
             customer = self._attribution.find(running, attributes, running.customer)
             if customer is not None:
                 self._standing.check(customer)
-
-
-def _attributes(span: ReadableSpan) -> Mapping[str, Any]:
-    """A span's attributes: the SDK's own dict, if it is there.
-
-    To look through the public mapping takes as long as all else that is done here, and of a span that runs it takes a
-    lock.
-    """
-    try:
-        return span._attributes._dict  # type: ignore[union-attr, no-any-return]
-    except AttributeError:
-        return span.attributes or {}
 
 
 _all: weakref.WeakSet[GuardSpanProcessor] = weakref.WeakSet()
