@@ -145,12 +145,12 @@ def slot_of(guard: Guard) -> Slot | None:
 class Witness(Protocol):
     """A door that sees calls from aside, after they were made: spans. The others tell it what they record."""
 
-    def called(self, model: str) -> None:
-        """The client door sends a call from here, and will record it."""
+    def called(self, model: str) -> object:
+        """The client door sends a call from here, and will record it. Returns what the call is within."""
         ...
 
-    def saw(self, entry: Entry) -> None:
-        """Another door made an entry."""
+    def saw(self, entry: Entry, within: object = None) -> None:
+        """Another door made an entry, of a call within what `called` returned."""
         ...
 
     def hand_on(self) -> None:

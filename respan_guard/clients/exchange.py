@@ -57,6 +57,7 @@ class Exchange:
         "_request",
         "_started",
         "_status",
+        "_within",
     )
 
     def __init__(
@@ -78,8 +79,8 @@ class Exchange:
         self._status = 0
         self._done = False
         self._started = guard.clock.monotonic()
-        if guard.recorder.witness is not None:
-            guard.recorder.witness.called(call.model)
+        witness = guard.recorder.witness
+        self._within = None if witness is None else witness.called(call.model)
 
     def answered(self, status: int, content_type: str, encoding: str) -> Callable[[bytes], None] | None:
         """The provider answers.
@@ -120,6 +121,8 @@ class Exchange:
                 last.append(self._admission.entry(usage, "client"))
             elif 200 <= self._status < 300:
                 last.append(self._presumed())
+            if last and (witness := self._guard.recorder.witness) is not None:
+                witness.saw(last[0], self._within)
         except Exception:  # a fault of ours must neither reach the app nor leak the hold
             logger.exception("the usage of a call could not be recorded")
         if self._claimed:
@@ -133,10 +136,7 @@ class Exchange:
         held = None
         if self._claimed:
             held = self._claimed + (self._beside.held if self._beside is not None else 0)
-        entry = self._guard.admissions.presume(self._admission, self._call, held)
-        if self._guard.recorder.witness is not None:
-            self._guard.recorder.witness.saw(entry)
-        return entry
+        return self._guard.admissions.presume(self._admission, self._call, held)
 
     def abandoned(self) -> None:
         """Nobody will read the rest: the response is being collected as garbage.

@@ -156,14 +156,19 @@ class Dedupe:
         recent.append(seen)
         while recent and recent[0].end < seen.end - _REMEMBERED_NS and recent[0].due is None:
             recent.popleft()
-        running = seen.running
-        if running is not None:
+        self.place(seen, seen.running)
+
+    def place(self, seen: Seen, running: Running | None) -> None:
+        """Remember what the span of a sighting, and those around that, are known to be of: each sees the call anew."""
+        if running is None:
+            return
+        if running.call is None:
             running.call = seen
-            for above in running.above():
-                if above.inner is None:
-                    above.inner = []
-                if len(above.inner) < _MOST_INNER:
-                    above.inner.append(seen)
+        for above in running.above():
+            if above.inner is None:
+                above.inner = []
+            if len(above.inner) < _MOST_INNER and seen not in above.inner:
+                above.inner.append(seen)
 
     def know(self, seen: Seen, usage: Usage | None = None) -> None:
         """Remember a response id, of the sighting's own or of another of the same call."""
@@ -235,6 +240,8 @@ def _apart(one: Seen, other: Seen) -> bool:
     """
     if _strangers(one, other):
         return True
+    if one.door or other.door:
+        return _apart_from(*((one, other) if one.door else (other, one)))
     ids = _unique_id(one.usage), _unique_id(other.usage)
     other_ids, other_model = None not in ids and ids[0] != ids[1], one.key != other.key and bool(one.key and other.key)
     if one.scope == other.scope:  # one instrumentation sees a call once: here each sign is enough
@@ -243,6 +250,14 @@ def _apart(one: Seen, other: Seen) -> bool:
     if not one.complete or not other.complete:
         return False
     return (other_ids or other_model) and not _near(_tokens(one), _tokens(other), 1)
+
+
+def _apart_from(door: Seen, span: Seen) -> bool:
+    """Whether a span is of another call than what a door recorded within it, as it was sent and answered."""
+    if span.complete:
+        return not door.complete or not _near(_tokens(door), _tokens(span), 1)
+    names = [{model_key(name) for name in (s.usage.model, s.usage.response_model) if name} for s in (door, span)]
+    return all(names) and names[0].isdisjoint(names[1])
 
 
 def _same_reply(one: Seen, other: Seen) -> bool:

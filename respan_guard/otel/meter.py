@@ -158,8 +158,13 @@ class Meter:
         seen.recorded = running.metered == seen.key and bool(seen.key)
         self._take(seen)
 
-    def door(self, entry: Entry) -> None:
-        """Take what another door recorded: spans of the same call are none of their own."""
+    def door(self, entry: Entry, running: Running | None) -> None:
+        """Take what another door recorded: spans of the same call are none of their own.
+
+        Args:
+            entry: What it recorded.
+            running: Stands for the call among spans, if it is known within which it was made.
+        """
         usage = entry.usage
         end = entry.at_ms * 1_000_000
         seen = Seen(
@@ -170,6 +175,7 @@ class Meter:
             end - (usage.latency_ms or 0) * 1_000_000,
             end,
             entry.customer or None,
+            running=running,
             recorded=True,
             door=entry.source,
         )
@@ -181,6 +187,7 @@ class Meter:
         found.recorded = True
         found.merged.add(DOOR)
         self._dedupe.know(found, usage)
+        self._dedupe.place(found, running)
 
     # -- what becomes of it ------------------------------------------------------------------------
 
@@ -214,8 +221,7 @@ class Meter:
         if seen.recorded and not found.recorded:  # by the client door
             found.recorded = True
             self._forget(found)
-        if seen.running is not None and seen.running.call is None:
-            seen.running.call = found
+        self._dedupe.place(found, seen.running)
         if found.recorded:
             if found.presumed is not None and seen.complete:
                 self._books.revise(found, seen)

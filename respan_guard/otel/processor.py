@@ -211,19 +211,27 @@ class GuardSpanProcessor(SpanProcessor):
 
     # -- what the guard and its other doors call ---------------------------------------------------
 
-    def called(self, model: str) -> None:
-        """The client door sends a call, within the current span: that one is not to be recorded again."""
-        span = get_current_span().get_span_context()
-        if span.is_valid and (running := self._find(span)) is not None:
-            running.metered = model_key(model)
+    def called(self, model: str) -> Running | None:
+        """The client door sends a call, within the current span: that one is not to be recorded again.
 
-    def saw(self, entry: Entry) -> None:
-        """Another door made an entry."""
+        Returns:
+            What stands for the call among spans, as if it were one within the current span.
+        """
+        span = get_current_span().get_span_context()
+        if not span.is_valid or (around := self._find(span)) is None:
+            return None
+        around.metered = model_key(model)
+        running = Running(self)
+        running.parent = around
+        return running
+
+    def saw(self, entry: Entry, within: object = None) -> None:
+        """Another door made an entry, of a call that `called` was told of if that door is a client."""
         if not self._looked and not self._met:  # where all spans are dropped none is ever met
             self._looked = True
             warn_of_sampling()
         if entry.source not in ("span", "api") and entry.kind != "adjustment":
-            self._inbox.put((self._meter.door, entry))
+            self._inbox.put((self._meter.door, entry, within if isinstance(within, Running) else None))
 
     def hand_on(self) -> None:
         """Book what has ended; calls that lack usage or customer still wait for a sighting that has them."""

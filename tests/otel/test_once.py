@@ -419,6 +419,76 @@ def test_a_tool_with_a_wrapped_client_within_another_models_span(metered: Metere
     first.close()
 
 
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("sdk", [True, False])
+@pytest.mark.parametrize("model", ["gpt-4o", None])
+def test_a_framework_without_usage_around_a_wrapped_client(
+    held: bool, sdk: bool, model: str | None, make_metered: MakeMetered, url: str, provider: StandInProvider
+) -> None:
+    """It knows neither usage nor, maybe, the model: one record, whether or not an SDK's span stands between."""
+    metered = make_metered(default_limits={"period_budget": 10})
+    client = metered.guard.wrap(first := open_ai(url))
+    outer_says = {"gen_ai.operation.name": "chat"} | ({"gen_ai.request.model": model} if model else {})
+    guard = metered.guard
+
+    def make() -> Any:
+        return client.chat.completions.create(model="gpt-4o", messages=ASK)
+
+    with guard.sync.admit("org_1", estimate=Decimal(1)) if held else guard.on_behalf_of("org_1"):
+        outer = metered.start(outer_says, "opentelemetry.instrumentation.openai_agents")
+        step = metered.start({}, "my.app", context=set_span_in_context(outer))
+        with use_span(step, end_on_exit=True):
+            if sdk:
+                as_instrumented(metered, make, current=True, response_id=True)
+            else:
+                make()
+        outer.end()
+    (record,) = metered.records()
+    assert (record.source, record.cost) == ("client", provider.meter.total_cost)
+    client.close()
+    first.close()
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+@pytest.mark.parametrize("between", [True, False])
+def test_spans_of_the_app_between_a_call_and_the_wrapped_client(
+    calls: int, between: bool, metered: Metered, url: str, provider: StandInProvider
+) -> None:
+    """An app's own span of a call, or of the sum of its attempts, has no id and other spans in it: it adds nothing."""
+    client = metered.guard.wrap(first := open_ai(url))
+    given, made = 0, 0
+    with metered.guard.on_behalf_of("org_1"):
+        outer = metered.start({"gen_ai.operation.name": "chat", "gen_ai.request.model": "gpt-4o"}, "my.app")
+        for _ in range(calls):
+            inner = metered.start({}, "my.app", context=set_span_in_context(outer)) if between else outer
+            with use_span(inner, end_on_exit=between):
+                usage: Any = client.chat.completions.create(model="gpt-4o", messages=ASK).usage
+            given, made = given + usage.prompt_tokens, made + usage.completion_tokens
+        outer.set_attributes({"gen_ai.usage.input_tokens": given, "gen_ai.usage.output_tokens": made})
+        outer.end()
+    records = metered.records()
+    assert [record.source for record in records] == ["client"] * calls
+    assert sum(record.cost or 0 for record in records) == provider.meter.total_cost
+    client.close()
+    first.close()
+
+
+@pytest.mark.parametrize("usage", [True, False])
+def test_a_tool_with_a_wrapped_client_within_a_call(usage: bool, metered: Metered, url: str) -> None:
+    """With tokens of its own the span around is another call, also of the same model; without, if the model differs."""
+    client = metered.guard.wrap(first := open_ai(url))
+    outer_says = call(gen_ai__response__id=None) if usage else BARE | CLAUDE | NO_ID
+    with metered.guard.on_behalf_of("org_1"):
+        outer = metered.start(outer_says, "pydantic-ai")
+        tool = metered.start({"gen_ai.operation.name": "execute_tool"}, context=set_span_in_context(outer))
+        with use_span(tool, end_on_exit=True):
+            client.chat.completions.create(model="gpt-4o", messages=ASK)
+        outer.end()
+    assert sorted(record.source for record in metered.records()) == ["client", "span" if usage else "presumed"]
+    client.close()
+    first.close()
+
+
 @pytest.mark.parametrize("first", ["by hand", "span"])
 def test_recorded_by_hand_and_seen(first: str, metered: Metered) -> None:
     """An app that records replies itself and traces them too has one record of each."""
