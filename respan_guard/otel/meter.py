@@ -29,6 +29,7 @@ logger = logging.getLogger("respan_guard")
 _PATIENCE = 2.0  # seconds that a sighting without usage or customer waits for one that has them
 _STREAM_PATIENCE = 600.0  # and one whose stream goes on after its span, or within a call's that still runs
 _MOST_WAITING = 10_000
+_LONGEST = 86_400.0  # seconds that a span's word on how long its call took is believed; NaN never is
 
 
 class Meter:
@@ -82,7 +83,7 @@ class Meter:
         is_log = family.ends_in_log and attributes.get("logfire.span_type") == "log"
         usage = reading.usage
         start, end = span.start_time or 0, span.end_time or 0
-        if is_log and isinstance(took := attributes.get("duration"), (int, float)):
+        if is_log and isinstance(took := attributes.get("duration"), (int, float)) and 0 <= took <= _LONGEST:
             start = end - int(took * 1e9)
         usage.trace_id, usage.span_id = f"{context.trace_id:032x}", f"{context.span_id:016x}"
         usage.latency_ms = max(0, (end - start) // 1_000_000)
