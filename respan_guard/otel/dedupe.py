@@ -138,10 +138,14 @@ class Dedupe:
 
     def find(self, seen: Seen) -> Seen | None:
         """The sighting, of those before, that is of the same call."""
+        return self.same_reply(seen) or self._around(seen) or self._beside(seen)
+
+    def same_reply(self, seen: Seen) -> Seen | None:
+        """The sighting that has the same response id. This may be asked from any thread."""
         for other in reversed(self._ids.get(_unique_id(seen.usage) or "", ())):
             if other is not seen and _same_reply(other, seen):
                 return other
-        return self._around(seen) or self._beside(seen)
+        return None
 
     def add(self, seen: Seen) -> None:
         """Remember a sighting of a call that no other was of."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from respan_guard.guard import Guard
     from respan_guard.otel.enforcement import Standing
     from respan_guard.otel.running import Running
+    from respan_guard.usage import Usage
 
 __all__ = ["Meter"]
 
@@ -189,6 +190,21 @@ class Meter:
         found.merged.add(DOOR)
         self._dedupe.know(found, usage)
         self._dedupe.place(found, running)
+
+    def presumed(self, usage: Usage, customer: str, at_ms: int) -> Entry | None:
+        """The entry that was presumed of a call whose usage another door brings, by its response id. From any thread.
+
+        Args:
+            usage: What that door was told.
+            customer: Whose the call is.
+            at_ms: When it ended.
+        """
+        at = at_ms * 1_000_000
+        found = self._dedupe.same_reply(Seen(usage, True, DOOR, UNKNOWN, at, at, customer or None))
+        if found is None or (entry := found.presumed) is None or entry.customer != customer:
+            return None
+        found.presumed = None
+        return entry
 
     # -- what becomes of it ------------------------------------------------------------------------
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from respan_guard.admission import Admission
     from respan_guard.backends.base import Entry
+    from respan_guard.usage import Usage
 
 __all__ = ["GuardSpanProcessor"]
 
@@ -232,6 +233,10 @@ class GuardSpanProcessor(SpanProcessor):
             warn_of_sampling()
         if entry.source not in ("span", "api") and entry.kind != "adjustment":
             self._inbox.put((self._meter.door, entry, within if isinstance(within, Running) else None))
+
+    def presumed(self, usage: Usage, customer: str, at_ms: int) -> Entry | None:
+        """The entry that was made of a span for want of the usage that another door now brings; taken once."""
+        return self._meter.presumed(usage, customer, at_ms)
 
     def hand_on(self) -> None:
         """Book what has ended; calls that lack usage or customer still wait for a sighting that has them."""

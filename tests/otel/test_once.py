@@ -31,6 +31,7 @@ CLAUDE = {
     "gen_ai.request.model": "claude-sonnet-4-6",
     "gen_ai.response.model": "claude-sonnet-4-6",
 }
+ID = {"gen_ai.response.id": RESPONSE_ID}
 NO_ID = {"gen_ai.response.id": ""}
 OTHER_ID = {"gen_ai.response.id": "chatcmpl-another-0123456789abcdef"}
 ASK: Any = [{"role": "user", "content": "How far is the moon?"}]
@@ -318,6 +319,36 @@ def test_usage_that_comes_late_shrinks_what_was_presumed(
     assert records["usage"].cost == Decimal("0.004")
     assert records["presumed"].cost == presumed.cost - Decimal("0.004")
     assert {record.customer_identifier for record in records.values()} == {"org_1"}
+
+
+@pytest.mark.parametrize("storage", ["memory://", "sqlite"])
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("name", ["openai", "azure"])
+def test_usage_that_another_door_brings_late_shrinks_what_was_presumed(
+    held: bool, name: str, storage: str, make_metered: MakeMetered, tmp_path: Any
+) -> None:
+    """An app that records a reply by hand, after its span was presumed for want of usage, is not charged twice."""
+    storage = f"sqlite:///{tmp_path / 'guard.db'}" if storage == "sqlite" else storage
+    metered = make_metered(storage, missing_usage="hold" if held else "estimate", default_limits={"period_budget": 10})
+    guard = metered.guard
+    with guard.sync.admit("org_1", estimate=Decimal("0.05")) if held else guard.on_behalf_of("org_1"):
+        metered.see(BARE | {"gen_ai.request.max_tokens": 1000, "gen_ai.provider.name": name, **ID})
+    (presumed,) = metered.records()
+    assert presumed.cost is not None
+    assert presumed.cost > Decimal("0.004")
+    usage = Usage(model="gpt-4o", input_tokens=1000, output_tokens=200, cache_read_tokens=400, provider="openai")
+    usage.response_id = RESPONSE_ID
+    for customer in ("org_2", "org_1", "org_1"):  # of another's it is another call; said twice it is one
+        with guard.on_behalf_of(customer):
+            guard.record_soon(usage)
+        metered.records()
+    records = {(record.kind, record.customer_identifier): record for record in metered.records()}
+    assert {about: record.cost for about, record in records.items()} == {
+        ("presumed", "org_1"): presumed.cost - Decimal("0.004"),
+        ("usage", "org_1"): Decimal("0.004"),
+        ("usage", "org_2"): Decimal("0.004"),
+    }
+    assert guard.sync.status("org_1").limits[0].used == presumed.cost
 
 
 # -- spans and the other doors -------------------------------------------------------------------------
