@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from respan_guard.admission import Admission
     from respan_guard.backends.base import Entry
     from respan_guard.guard import Guard
+    from respan_guard.usage import Usage
 
 __all__ = ["Slot", "Witness", "current_slot", "slot_of"]
 
@@ -155,12 +156,16 @@ def slot_of(guard: Guard) -> Slot | None:
 class Witness(Protocol):
     """A door that sees calls from aside, after they were made: spans. The others tell it what they record."""
 
-    def called(self, model: str) -> None:
-        """The client door sends a call from here, and will record it."""
+    def called(self, model: str) -> object:
+        """The client door sends a call from here, and will record it. Returns what the call is within."""
         ...
 
-    def saw(self, entry: Entry) -> None:
-        """Another door made an entry."""
+    def saw(self, entry: Entry, within: object = None) -> None:
+        """Another door made an entry, of a call within what `called` returned."""
+        ...
+
+    def presumed(self, usage: Usage, customer: str, at_ms: int) -> Entry | None:
+        """The entry that was made of a call for want of the usage that another door now brings; taken once."""
         ...
 
     def hand_on(self) -> None:

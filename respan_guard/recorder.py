@@ -167,6 +167,12 @@ class Recorder:
             cost = self._prices.accept_cost(usage, then)  # None: now, by the guard's clock
             if cost is None:
                 self._warn(usage)
+        if (
+            self.witness is not None
+            and source not in ("span", "api")
+            and (presumed := self.witness.presumed(usage, customer, at_ms)) is not None
+        ):  # storage shrinks by this entry what was presumed under the name that it now has, on that one's day
+            admission, held_day = presumed.id.removeprefix("presumed:"), presumed.day
         traced = usage.trace_id is not None and usage.span_id is not None
         if usage.trace_id is None and (span := get_current_span()) is not INVALID_SPAN:
             context = span.get_span_context()  # of the work around the call; its span may hold several calls
@@ -188,7 +194,7 @@ class Recorder:
             source=source,
             usage=usage,
         )
-        if self.witness is not None:
+        if self.witness is not None and source != "client":  # that door says so itself, and within what it was made
             self.witness.saw(entry)
         return entry
 

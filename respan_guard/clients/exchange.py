@@ -71,6 +71,7 @@ class Exchange:
         "_request",
         "_started",
         "_status",
+        "_within",
         "body",
     )
 
@@ -102,8 +103,8 @@ class Exchange:
             own.slot = request
             if own.customer_identifier:  # what is nobody's holds nothing
                 guard.renewer.watch(own)  # from here on `__del__` sees to its end
-        if guard.recorder.witness is not None:
-            guard.recorder.witness.called(call.model)
+        witness = guard.recorder.witness
+        self._within = None if witness is None else witness.called(call.model)
 
     def answered(self, status: int, content_type: str, encoding: str) -> Callable[[bytes], None] | None:
         """The provider answers.
@@ -146,15 +147,22 @@ class Exchange:
 
     def _entries(self) -> list[Entry]:
         try:
-            usage = self._usage()
-            if usage is not None:
-                return [self._admission.entry(usage, "client", call=self._call)]
-            sent = self.body is not None and self.body.taken
-            if 200 <= self._status < 300 or (sent and not self._status):
-                return [self._presumed()]
+            entry = self._entry()
+            if entry is None:
+                return []
+            if (witness := self._guard.recorder.witness) is not None:
+                witness.saw(entry, self._within)
+            return [entry]
         except Exception:  # a fault of ours must neither reach the app nor leak the hold
             logger.exception("the usage of a call could not be recorded")
-        return []
+            return []
+
+    def _entry(self) -> Entry | None:
+        usage = self._usage()
+        if usage is not None:
+            return self._admission.entry(usage, "client", call=self._call)
+        sent = self.body is not None and self.body.taken
+        return self._presumed() if 200 <= self._status < 300 or (sent and not self._status) else None
 
     def _presumed(self) -> Entry:
         if self._request is not None:
@@ -162,10 +170,7 @@ class Exchange:
         held = None
         if self._claim is not None:
             held = self._claim.amount + (self._own.held if self._own is not None else 0)
-        entry = self._guard.admissions.presume(self._admission, self._call, held)
-        if self._guard.recorder.witness is not None:
-            self._guard.recorder.witness.saw(entry)
-        return entry
+        return self._guard.admissions.presume(self._admission, self._call, held)
 
     def __del__(self) -> None:
         """Nobody will end the call: its response is dropped, or whoever asked for it was interrupted before.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import baggage
@@ -12,6 +13,7 @@ from opentelemetry import baggage
 from respan_guard.customer import normalise_identifier
 from respan_guard.errors import ConfigurationError, InvalidIdentifier
 from respan_guard.otel.names import as_json
+from respan_guard.otel.running import attributes_of
 
 if TYPE_CHECKING:
     from respan_guard.otel.running import Running
@@ -51,7 +53,8 @@ CUSTOMER_SOURCES = (
 """Where the customer is looked for, first match wins.
 
 "context" is the guard's own word: the admission in force, or `guard.on_behalf_of`. "parent" is what the spans around
-say that were still open when the call began. All others are span attributes; "name#key.key" looks into the JSON of one.
+that were still open said when the call began. All others are span attributes; "name#key.key" looks into the JSON of
+one.
 """
 _PROFILE = {
     "name": ("respan.customer_params.name", "keywordsai.customer_params.name"),
@@ -79,6 +82,8 @@ class Attribution:
         self.sources = tuple(sources)
         self.trust_baggage = trust_baggage
         self._attributes = tuple(source for source in sources if source not in ("context", "parent"))
+        behind = self.sources[self.sources.index("parent") :] if "parent" in self.sources else ()
+        self._asks_parents, self._context_first = bool(behind), "context" not in behind
         self.keys = frozenset(source.partition("#")[0] for source in self._attributes)
         self.noted = self.keys | {name for names in _PROFILE.values() for name in names}
         """Attributes that are noted when a span starts: they may be pushed out later, or be overwritten."""
@@ -108,6 +113,31 @@ class Attribution:
                     return found
         return None
 
+    def note_around(self, running: Running, most: int | None = None) -> None:
+        """Note what the open spans around a span that starts say of the customer.
+
+        When the call is read they may say another, who is somebody else, or be gone.
+        A worker that is started lazily goes on within a request's span that has long ended: that customer is not its.
+
+        Args:
+            running: Of the span that starts.
+            most: How far up to look; to the first span that is over if left out.
+        """
+        if not self._asks_parents or (running.customer is not None and self._context_first):
+            return
+        noted, found = self.noted, None
+        for above in islice(running.above(), most):
+            if above.ended:
+                break
+            span = above()
+            attributes = {} if span is None else attributes_of(span)
+            first = above.noted
+            if first is None and noted.isdisjoint(attributes):
+                continue
+            now = {name: attributes[name] for name in list(attributes) if name in noted}
+            found = [*(found or ()), (now, first, above.given)]
+        running.around = found
+
     def profile(self, running: Running | None, attributes: Mapping[str, Any]) -> dict[str, str] | None:
         """Name and email that stand on the span."""
         own = self._layers(running, attributes)
@@ -124,11 +154,8 @@ class Attribution:
         return _Layers(running.noted, attributes, None if self.trust_baggage else running.given)
 
     def _of_parents(self, running: Running | None) -> str | None:
-        if running is None:
-            return None
-        for above in running.open_above():
-            span = above()
-            own = self._layers(above, span.attributes or {} if span is not None else {})
+        for now, first, given in (running.around if running is not None else None) or ():
+            own = _Layers(now, first or {}, None if self.trust_baggage else given)
             for source in self._attributes:
                 if (found := _identifier(own.get(source))) is not None:
                     return found
@@ -136,15 +163,15 @@ class Attribution:
 
 
 class _Layers:
-    """Attributes as they were at the start, over those at the end, without what was copied there from baggage."""
+    """Attributes as they were at one time, over those of another, without what was copied there from baggage."""
 
     __slots__ = ("_copied", "_first", "_then")
 
     def __init__(
-        self, at_start: Mapping[str, Any] | None, at_end: Mapping[str, Any], copied: Mapping[str, object] | None
+        self, first: Mapping[str, Any] | None, then: Mapping[str, Any], copied: Mapping[str, object] | None
     ) -> None:
-        self._first: Mapping[str, Any] = at_start or {}
-        self._then = at_end
+        self._first: Mapping[str, Any] = first or {}
+        self._then = then
         self._copied = copied
 
     def get(self, source: str) -> Any:

@@ -110,7 +110,7 @@ class Seen:
         self.admission = self.slot = None
         running = self.running
         if running is not None:
-            running.admission = running.slot = running.context = running.noted = running.given = None
+            running.admission = running.slot = running.context = running.noted = running.given = running.around = None
 
 
 class Dedupe:
@@ -138,10 +138,14 @@ class Dedupe:
 
     def find(self, seen: Seen) -> Seen | None:
         """The sighting, of those before, that is of the same call."""
+        return self.same_reply(seen) or self._around(seen) or self._beside(seen)
+
+    def same_reply(self, seen: Seen) -> Seen | None:
+        """The sighting that has the same response id. This may be asked from any thread."""
         for other in reversed(self._ids.get(_unique_id(seen.usage) or "", ())):
             if other is not seen and _same_reply(other, seen):
                 return other
-        return self._around(seen) or self._beside(seen)
+        return None
 
     def add(self, seen: Seen) -> None:
         """Remember a sighting of a call that no other was of."""
@@ -156,14 +160,19 @@ class Dedupe:
         recent.append(seen)
         while recent and recent[0].end < seen.end - _REMEMBERED_NS and recent[0].due is None:
             recent.popleft()
-        running = seen.running
-        if running is not None:
+        self.place(seen, seen.running)
+
+    def place(self, seen: Seen, running: Running | None) -> None:
+        """Remember what the span of a sighting, and those around that, are known to be of: each sees the call anew."""
+        if running is None:
+            return
+        if running.call is None:
             running.call = seen
-            for above in running.above():
-                if above.inner is None:
-                    above.inner = []
-                if len(above.inner) < _MOST_INNER:
-                    above.inner.append(seen)
+        for above in running.above():
+            if above.inner is None:
+                above.inner = []
+            if len(above.inner) < _MOST_INNER and seen not in above.inner:
+                above.inner.append(seen)
 
     def know(self, seen: Seen, usage: Usage | None = None) -> None:
         """Remember a response id, of the sighting's own or of another of the same call."""
@@ -235,6 +244,8 @@ def _apart(one: Seen, other: Seen) -> bool:
     """
     if _strangers(one, other):
         return True
+    if one.door or other.door:
+        return _apart_from(*((one, other) if one.door else (other, one)))
     ids = _unique_id(one.usage), _unique_id(other.usage)
     other_ids, other_model = None not in ids and ids[0] != ids[1], one.key != other.key and bool(one.key and other.key)
     if one.scope == other.scope:  # one instrumentation sees a call once: here each sign is enough
@@ -243,6 +254,14 @@ def _apart(one: Seen, other: Seen) -> bool:
     if not one.complete or not other.complete:
         return False
     return (other_ids or other_model) and not _near(_tokens(one), _tokens(other), 1)
+
+
+def _apart_from(door: Seen, span: Seen) -> bool:
+    """Whether a span is of another call than what a door recorded within it, as it was sent and answered."""
+    if span.complete:
+        return not door.complete or not _near(_tokens(door), _tokens(span), 1)
+    names = [{model_key(name) for name in (s.usage.model, s.usage.response_model) if name} for s in (door, span)]
+    return all(names) and names[0].isdisjoint(names[1])
 
 
 def _same_reply(one: Seen, other: Seen) -> bool:

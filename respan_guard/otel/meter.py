@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from respan_guard.guard import Guard
     from respan_guard.otel.enforcement import Standing
     from respan_guard.otel.running import Running
+    from respan_guard.usage import Usage
 
 __all__ = ["Meter"]
 
@@ -29,6 +30,7 @@ logger = logging.getLogger("respan_guard")
 _PATIENCE = 2.0  # seconds that a sighting without usage or customer waits for one that has them
 _STREAM_PATIENCE = 600.0  # and one whose stream goes on after its span, or within a call's that still runs
 _MOST_WAITING = 10_000
+_LONGEST = 86_400.0  # seconds that a span's word on how long its call took is believed; NaN never is
 
 
 class Meter:
@@ -82,7 +84,7 @@ class Meter:
         is_log = family.ends_in_log and attributes.get("logfire.span_type") == "log"
         usage = reading.usage
         start, end = span.start_time or 0, span.end_time or 0
-        if is_log and isinstance(took := attributes.get("duration"), (int, float)):
+        if is_log and isinstance(took := attributes.get("duration"), (int, float)) and 0 <= took <= _LONGEST:
             start = end - int(took * 1e9)
         usage.trace_id, usage.span_id = f"{context.trace_id:032x}", f"{context.span_id:016x}"
         usage.latency_ms = max(0, (end - start) // 1_000_000)
@@ -158,8 +160,13 @@ class Meter:
         seen.recorded = running.metered == seen.key and bool(seen.key)
         self._take(seen)
 
-    def door(self, entry: Entry) -> None:
-        """Take what another door recorded: spans of the same call are none of their own."""
+    def door(self, entry: Entry, running: Running | None) -> None:
+        """Take what another door recorded: spans of the same call are none of their own.
+
+        Args:
+            entry: What it recorded.
+            running: Stands for the call among spans, if it is known within which it was made.
+        """
         usage = entry.usage
         end = entry.at_ms * 1_000_000
         seen = Seen(
@@ -170,6 +177,7 @@ class Meter:
             end - (usage.latency_ms or 0) * 1_000_000,
             end,
             entry.customer or None,
+            running=running,
             recorded=True,
             door=entry.source,
         )
@@ -181,6 +189,22 @@ class Meter:
         found.recorded = True
         found.merged.add(DOOR)
         self._dedupe.know(found, usage)
+        self._dedupe.place(found, running)
+
+    def presumed(self, usage: Usage, customer: str, at_ms: int) -> Entry | None:
+        """The entry that was presumed of a call whose usage another door brings, by its response id. From any thread.
+
+        Args:
+            usage: What that door was told.
+            customer: Whose the call is.
+            at_ms: When it ended.
+        """
+        at = at_ms * 1_000_000
+        found = self._dedupe.same_reply(Seen(usage, True, DOOR, UNKNOWN, at, at, customer or None))
+        if found is None or (entry := found.presumed) is None or entry.customer != customer:
+            return None
+        found.presumed = None
+        return entry
 
     # -- what becomes of it ------------------------------------------------------------------------
 
@@ -214,8 +238,7 @@ class Meter:
         if seen.recorded and not found.recorded:  # by the client door
             found.recorded = True
             self._forget(found)
-        if seen.running is not None and seen.running.call is None:
-            seen.running.call = found
+        self._dedupe.place(found, seen.running)
         if found.recorded:
             if found.presumed is not None and seen.complete:
                 self._books.revise(found, seen)

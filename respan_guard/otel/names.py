@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
-__all__ = ["NAMES", "NOTHING", "NO_PROVIDERS", "PROVIDERS", "as_json", "first"]
+__all__ = ["NAMES", "NOTHING", "NO_PROVIDERS", "PROVIDERS", "as_json", "first", "first_read"]
 
+T = TypeVar("T")
 _MOST_JSON = 2_000_000
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -150,6 +151,14 @@ def first(attributes: Mapping[str, Any], fact: str) -> Any:
         value = attributes.get(name)
         if value is not None and not (isinstance(value, str) and value in NOTHING):
             return value
+    return None
+
+
+def first_read(attributes: Mapping[str, Any], fact: str, read: Callable[[Any], T | None]) -> T | None:
+    """What the first of the attributes holds that may hold a fact and can be read: nonsense hides no other."""
+    for name in NAMES[fact]:
+        if (value := attributes.get(name)) is not None and (found := read(value)) is not None:
+            return found
     return None
 
 

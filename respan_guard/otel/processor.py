@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ from respan_guard.otel.enforcement import Standing
 from respan_guard.otel.inbox import Inbox
 from respan_guard.otel.meter import Meter
 from respan_guard.otel.reading import model_key
-from respan_guard.otel.running import Running
+from respan_guard.otel.running import Running, attributes_of
 from respan_guard.otel.sampler import warn_of_sampling
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from respan_guard.admission import Admission
     from respan_guard.backends.base import Entry
+    from respan_guard.usage import Usage
 
 __all__ = ["GuardSpanProcessor"]
 
@@ -155,6 +156,8 @@ class GuardSpanProcessor(SpanProcessor):
         if may_be_call:
             self._inbox.make_way()
             self._start_call(running, span, known, parent_context)
+        elif parent is not None:  # it may yet say that it is a call: its parent's word is noted, at little cost
+            self._attribution.note_around(running, 1)
         self._running[ids[1]] = running  # type: ignore[index]
 
     def on_end(self, span: ReadableSpan) -> None:
@@ -164,7 +167,7 @@ class GuardSpanProcessor(SpanProcessor):
             running = self._running.pop(span_id, None)
             if running is not None:
                 running.ended = True
-            if MARKERS.isdisjoint(_attributes(span)) or self._switch.off:
+            if MARKERS.isdisjoint(attributes_of(span)) or self._switch.off:
                 return
             if self._parents and span_id in self._parents:
                 return  # it began before a fork: a call that the parent began is the parent's to book
@@ -209,19 +212,31 @@ class GuardSpanProcessor(SpanProcessor):
 
     # -- what the guard and its other doors call ---------------------------------------------------
 
-    def called(self, model: str) -> None:
-        """The client door sends a call, within the current span: that one is not to be recorded again."""
-        span = get_current_span().get_span_context()
-        if span.is_valid and (running := self._find(span)) is not None:
-            running.metered = model_key(model)
+    def called(self, model: str) -> Running | None:
+        """The client door sends a call, within the current span: that one is not to be recorded again.
 
-    def saw(self, entry: Entry) -> None:
-        """Another door made an entry."""
+        Returns:
+            What stands for the call among spans, as if it were one within the current span.
+        """
+        span = get_current_span().get_span_context()
+        if not span.is_valid or (around := self._find(span)) is None:
+            return None
+        around.metered = model_key(model)
+        running = Running(self)
+        running.parent = around
+        return running
+
+    def saw(self, entry: Entry, within: object = None) -> None:
+        """Another door made an entry, of a call that `called` was told of if that door is a client."""
         if not self._looked and not self._met:  # where all spans are dropped none is ever met
             self._looked = True
             warn_of_sampling()
         if entry.source not in ("span", "api") and entry.kind != "adjustment":
-            self._inbox.put((self._meter.door, entry))
+            self._inbox.put((self._meter.door, entry, within if isinstance(within, Running) else None))
+
+    def presumed(self, usage: Usage, customer: str, at_ms: int) -> Entry | None:
+        """The entry that was made of a span for want of the usage that another door now brings; taken once."""
+        return self._meter.presumed(usage, customer, at_ms)
 
     def hand_on(self) -> None:
         """Book what has ended; calls that lack usage or customer still wait for a sighting that has them."""
@@ -284,7 +299,7 @@ class GuardSpanProcessor(SpanProcessor):
     def _start_call(self, running: Running, span: Span, scope: str | None, parent_context: Context | None) -> None:
         """Note what a call may need to be known by; all reading is left to the thread that drains."""
         try:
-            attributes = _attributes(span)
+            attributes = attributes_of(span)
             running.context = parent_context if parent_context is not None else get_current()
             noted = self._attribution.noted
             if not noted.isdisjoint(attributes):
@@ -292,8 +307,7 @@ class GuardSpanProcessor(SpanProcessor):
             if "respan_tracing.utils.span_factory" in sys.modules and (said := propagated_by_respan()):
                 kept = {name: value for name, value in said.items() if name in noted}
                 running.noted = kept | (running.noted or {})
-            if running.parent is not None:
-                running.roof = next((above for above in running.above() if above.ended), None)
+            self._attribution.note_around(running)
             if scope is not None:
                 running.begun = (scope, attributes, span.context, span.start_time)
         except Exception:
@@ -303,18 +317,6 @@ class GuardSpanProcessor(SpanProcessor):
             customer = self._attribution.find(running, attributes, running.customer)
             if customer is not None:
                 self._standing.check(customer)
-
-
-def _attributes(span: ReadableSpan) -> Mapping[str, Any]:
-    """A span's attributes: the SDK's own dict, if it is there.
-
-    To look through the public mapping takes as long as all else that is done here, and of a span that runs it takes a
-    lock.
-    """
-    try:
-        return span._attributes._dict  # type: ignore[union-attr, no-any-return]
-    except AttributeError:
-        return span.attributes or {}
 
 
 _all: weakref.WeakSet[GuardSpanProcessor] = weakref.WeakSet()

@@ -10,7 +10,7 @@ from typing import Any
 
 from respan_guard.errors import InvalidInput
 from respan_guard.otel.conventions import LITELLM, Family
-from respan_guard.otel.names import NAMES, NO_PROVIDERS, NOTHING, PROVIDERS, as_json, first
+from respan_guard.otel.names import NAMES, NO_PROVIDERS, NOTHING, PROVIDERS, as_json, first, first_read
 from respan_guard.otel.texts import estimate_from_texts, was_made
 from respan_guard.providers import read_reply
 from respan_guard.usage import MAX_TOKENS, Usage
@@ -79,7 +79,7 @@ def read(
     """
     failed = status == "ERROR"
     counts = _counts(attributes)
-    total, has_output = _count(first(attributes, "total_tokens")), "output_tokens" in counts
+    total, has_output = first_read(attributes, "total_tokens", _count), "output_tokens" in counts
     raw = _raw(attributes)
     provider = _provider(attributes, raw)
     model, response_model = _models(attributes)
@@ -115,7 +115,7 @@ def read(
         response_id=_response_id(attributes, family),
         operation=operation,
         service_tier=_text(first(attributes, "service_tier"), 32),
-        cost=_cost(first(attributes, "cost")) if complete else None,
+        cost=first_read(attributes, "cost", _cost) if complete else None,
         status="error" if failed else "ok",
     )
     for kind, value in _sound(counts).items():
@@ -127,7 +127,7 @@ def read(
         or told
         or was_made(attributes, usage, description, [*kinds, str(attributes.get("error.type") or "")]),
         None if complete else estimate_from_texts(attributes, usage, cut_off=cut_off),
-        _count(first(attributes, "max_tokens")),
+        first_read(attributes, "max_tokens", _count),
         raw is not None,
     )
 
@@ -135,7 +135,7 @@ def read(
 def _counts(attributes: Mapping[str, Any]) -> dict[str, int]:
     found: dict[str, int] = {}
     for kind in ("input_tokens", "output_tokens", *_KINDS):
-        value = _count(first(attributes, kind))
+        value = first_read(attributes, kind, _count)
         if value is not None:
             found[kind] = value
     return found
@@ -322,7 +322,7 @@ def _cost(value: object) -> Decimal | None:
         return None
     try:
         cost = Decimal(str(value))
-    except InvalidOperation:
+    except (InvalidOperation, ValueError):  # an int may have too many digits to be written
         return None
     return cost if cost.is_finite() and 0 <= cost <= 9_000_000 else None
 

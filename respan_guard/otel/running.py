@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import ref
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.trace import SpanContext
 
     from respan_guard.admission import Admission
     from respan_guard.context import Slot
     from respan_guard.otel.dedupe import Seen
 
-__all__ = ["Running"]
+__all__ = ["Around", "Running", "attributes_of"]
 
 _MOST_ABOVE = 100  # how far up a call looks for what it is part of
+Around: TypeAlias = tuple[Mapping[str, Any], Mapping[str, Any] | None, Mapping[str, object] | None]
+"""What a span around says about the customer, what it said when it started, and the baggage then."""
 
 
 _UNSET: dict[str, object] = dict.fromkeys(
     (
         "admission",
+        "around",
         "begun",
         "call",
         "context",
@@ -31,7 +35,6 @@ _UNSET: dict[str, object] = dict.fromkeys(
         "metered",
         "noted",
         "parent",
-        "roof",
         "slot",
     )
 ) | {"ended": False}
@@ -53,9 +56,9 @@ class Running(ref):  # type: ignore[type-arg]
         context: OpenTelemetry's, where it started; of calls only.
         given: The baggage where it started, if a processor may have copied it on the span.
         noted: What its attributes said about the customer then.
+        around: What the spans around it that were open said about the customer then, the nearest first.
         begun: Scope, attributes, ids and start (ns) of a span that may be a call, while it runs.
         ended: Whether it is over.
-        roof: The first span around it that was over when it started; of calls only.
         metered: The model (`model_key`) of a call that the client door saw leave within this span; it records that.
         call: What this span said about a call, once it ended.
         inner: What spans within it said about calls.
@@ -65,7 +68,6 @@ class Running(ref):  # type: ignore[type-arg]
 
     ids: SpanContext
     ended: bool
-    roof: Running | None
     metered: str | None
     parent: Running | None
     admission: Admission | None
@@ -74,6 +76,7 @@ class Running(ref):  # type: ignore[type-arg]
     context: Context | None
     given: Mapping[str, object] | None
     noted: dict[str, Any] | None
+    around: Sequence[Around] | None
     begun: tuple[str, Mapping[str, Any], SpanContext, int | None] | None
     call: Seen | None
     inner: list[Seen] | None
@@ -94,14 +97,14 @@ class Running(ref):  # type: ignore[type-arg]
             found = found.parent
             left -= 1
 
-    def open_above(self) -> Iterator[Running]:
-        """Those of them that were still open when the one within them began, up to the first that wasn't.
 
-        A worker that is started lazily goes on within a request's span that has long ended: that customer is not its.
-        """
-        for found in self.above():
-            if found is self.roof:
-                return
-            yield found
-            if self.context is None:  # it was not known for a call then: the nearest was open, of the others who knows
-                return
+def attributes_of(span: ReadableSpan) -> Mapping[str, Any]:
+    """A span's attributes: the SDK's own dict, if it is there.
+
+    To look through the public mapping takes as long as all else that is done at a start, and of a span that runs it
+    takes a lock.
+    """
+    try:
+        return span._attributes._dict  # type: ignore[union-attr, no-any-return]
+    except AttributeError:
+        return span.attributes or {}

@@ -22,7 +22,7 @@ logger = logging.getLogger("respan_guard")
 _OTHER_WORK = frozenset(
     {"http.request.method", "http.method", "db.system", "db.system.name", "rpc.system", "messaging.system"}
 )
-_KINDS = (SpanKind.INTERNAL, SpanKind.CLIENT)
+_REQUESTS = (SpanKind.SERVER, SpanKind.CONSUMER)
 _PROBES = 64
 _CALL: Attributes = {
     "gen_ai.operation.name": "chat",
@@ -36,7 +36,8 @@ class GuardSampler(Sampler):
 
     `TracerProvider(sampler=GuardSampler(TraceIdRatioBased(0.1)))`. What the inner sampler keeps is kept. What it drops
     is recorded but not sampled, so that processors see it and exporters don't, unless its kind or its attributes say
-    that it is no LLM call: many instrumentations tell only at the end that a span was one.
+    that it is no LLM call: many instrumentations tell only at the end that a span was one. Spans of requests and of
+    messages that are consumed are recorded, too: what the app says there of the customer is the calls' within them.
 
     Args:
         inner: Decides what is exported.
@@ -55,11 +56,16 @@ class GuardSampler(Sampler):
         links: Sequence[Link] | None = None,
         trace_state: TraceState | None = None,
     ) -> SamplingResult:
-        """The inner sampler's decision, but for dropped spans that may be LLM calls."""
+        """The inner sampler's decision, but for dropped spans that may be LLM calls, or tell whose they are."""
         result = self._inner.should_sample(parent_context, trace_id, name, kind, attributes, links)
-        if result.decision is not Decision.DROP or (kind is not None and kind not in _KINDS):
+        if result.decision is not Decision.DROP or kind is SpanKind.PRODUCER:
             return result
-        if attributes and not _OTHER_WORK.isdisjoint(attributes) and "gen_ai.operation.name" not in attributes:
+        if (
+            kind not in _REQUESTS
+            and attributes
+            and not _OTHER_WORK.isdisjoint(attributes)
+            and "gen_ai.operation.name" not in attributes
+        ):
             return result
         return SamplingResult(Decision.RECORD_ONLY, attributes, result.trace_state)
 

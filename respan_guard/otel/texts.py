@@ -26,10 +26,13 @@ def was_made(attributes: Mapping[str, Any], usage: Usage, description: str | Non
     """Whether a call that ended with an error was answered, hence paid for: a reply that can't be parsed was."""
     if usage.response_id:
         return True
-    if any(_NOT_MADE.search(kind) for kind in kinds):
-        return False
     status = attributes.get("http.response.status_code", attributes.get("status_code"))
     if isinstance(status, int) and status >= 400:
+        return False
+    answer = first(attributes, "content_out")
+    if usage.output_tokens or (isinstance(answer, (str, list, tuple)) and _text_size(answer)):
+        return True  # a stream that an error event broke off: OpenAI's SDK raises there what it raises for a refusal
+    if any(_NOT_MADE.search(kind) for kind in kinds):
         return False
     text = f"{description or ''} {attributes.get('error.message') or ''}".strip()
     if _STATUS.search(text[:300]) or text.startswith(_NOT_SENT):

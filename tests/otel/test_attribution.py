@@ -188,7 +188,7 @@ def test_an_app_that_names_its_user_is_heard_in_spite_of_baggage(metered: Metere
     assert sorted(whose(metered)) == ["org_1", "org_2"]
 
 
-@pytest.mark.parametrize("where", ["the call's own span", "its parent's, late"])
+@pytest.mark.parametrize("where", ["the call's own span", "its parent's"])
 @pytest.mark.parametrize(("copied", "sent"), [(False, "ann"), (False, "eve"), (True, "eve")])
 def test_a_header_takes_nobodys_name_away(where: str, copied: bool, sent: str, metered: Metered) -> None:
     """A client that sends `baggage: user.id=...` stays the user that the app says, and so is charged and refused."""
@@ -196,8 +196,11 @@ def test_a_header_takes_nobodys_name_away(where: str, copied: bool, sent: str, m
         copy_baggage(metered, BaggageOnSpans())
     context = baggage.set_baggage("user.id", sent)
     parent = metered.start({}, "asgi", kind=SpanKind.SERVER, context=context)
+    if where == "its parent's":
+        parent.set_attribute("user.id", "ann")
     span = metered.start(call(), context=set_span_in_context(parent, context))
-    (span if where == "the call's own span" else parent).set_attribute("user.id", "ann")
+    if where == "the call's own span":
+        span.set_attribute("user.id", "ann")
     span.end()
     parent.end()
     assert whose(metered) == ["ann"]
@@ -239,15 +242,56 @@ def test_the_baggage_of_a_span_around_is_its_own(how: str, metered: Metered) -> 
 
 
 def test_the_span_around_names_the_customer(metered: Metered) -> None:
-    """An attribute of the request's span is not copied to its children: it is looked up there, even if set late."""
+    """An attribute of the request's span is not copied to its children: it is read there as the call begins."""
     server = metered.start({}, "asgi", kind=SpanKind.SERVER)
     agent = metered.start({}, "agents", kind=SpanKind.INTERNAL, context=set_span_in_context(server))
-    span = metered.start(call(), context=set_span_in_context(agent))
+    early = metered.start(numbered(1), context=set_span_in_context(agent))
     server.set_attribute("enduser.id", "org_1")
+    span = metered.start(numbered(2), context=set_span_in_context(agent))
+    early.end()
     span.end()
-    assert whose(metered) == ["org_1"]
+    assert sorted(whose(metered)) == ["", "org_1"]
     agent.end()
     server.end()
+
+
+@pytest.mark.parametrize("scope", [OFFICIAL, "my.app"])
+def test_a_span_around_that_names_one_after_another(scope: str, metered: Metered) -> None:
+    """A worker's span says for each job whose it is: each call is of whom it began for, whenever it ends or is read."""
+    batch = metered.start({}, "worker", kind=SpanKind.INTERNAL)
+    spans = []
+    for number in range(4):
+        batch.set_attribute("user.id", f"org_{number}")
+        # It says that it is a call at its end only.
+        spans.append(metered.start({}, scope, context=set_span_in_context(batch)))
+    for number, span in enumerate(spans):
+        span.set_attributes(numbered(number))
+        span.end()
+    batch.end()
+    assert whose(metered) == ["org_0", "org_1", "org_2", "org_3"]
+
+
+def test_spans_around_that_are_gone_when_the_call_is_read(metered: Metered) -> None:
+    """A request that ends right behind its call takes its span's memory with it: the call stays its customer's."""
+    for number in range(20):
+        server = metered.start({"user.id": "org_1"}, "asgi", kind=SpanKind.SERVER)
+        agent = metered.start({}, "my.app", kind=SpanKind.INTERNAL, context=set_span_in_context(server))
+        metered.see(numbered(number), context=set_span_in_context(agent))
+        agent.end()
+        server.end()
+        del agent, server
+    assert whose(metered) == ["org_1"] * 20
+
+
+def test_parents_can_come_before_the_guards_own_word(make_metered: MakeMetered) -> None:
+    """In the order of `customer_sources`; left out, no parent is asked."""
+    for sources, found in ((["parent", "context", "user.id"], "above"), (["context", "user.id"], "own")):
+        metered = make_metered(otel_customer_sources=sources)
+        server = metered.start({"user.id": "above"}, "asgi", kind=SpanKind.SERVER)
+        with metered.guard.on_behalf_of("own"):
+            metered.see(call(), context=set_span_in_context(server))
+        server.end()
+        assert whose(metered) == [found]
 
 
 def test_a_parent_that_was_over_names_nobody(metered: Metered) -> None:

@@ -211,12 +211,16 @@ def test_ids_in_replies() -> None:
         ({"error.type": "APITimeoutError"}, None, [], True),
         ({}, None, [], True),
         ({"error.type": "openai.RateLimitError", "gen_ai.response.id": "chatcmpl-0123456789abcdef"}, None, [], True),
+        ({"output.value": "some words of an ans"}, "APIError: The server had an error", ["openai.APIError"], True),
+        ({"gen_ai.usage.output_tokens": 50}, None, ["openai.APIError"], True),
+        ({"output.value": '{"choices": []}'}, None, ["openai.APIError"], False),
+        ({"output.value": "overloaded", "http.response.status_code": 529}, None, ["openai.APIError"], False),
     ],
 )
 def test_an_error_may_have_been_paid_for(
     more: dict[str, Any], description: str | None, kinds: list[str], made: bool
 ) -> None:
-    """What the provider refused, or never got, was not made; a reply that could not be parsed, or came late, was."""
+    """What the provider refused, or never got, was not made; a reply that began, came late or was no JSON was."""
     attributes = {"gen_ai.operation.name": "chat", "gen_ai.request.model": "gpt-4o"} | more
     found = reading(attributes, OFFICIAL, "ERROR", description, kinds)
     assert (found.made, found.complete) == (made, False)
@@ -225,8 +229,15 @@ def test_an_error_may_have_been_paid_for(
 def test_costs_of_spans() -> None:
     """Floats mean what they show; what is no cost is none."""
     assert usage(call(operation__cost=0.1)).cost == Decimal("0.1")
-    for value in (-1.0, float("nan"), "free", True, 1e300):
+    for value in (-1.0, float("nan"), "free", True, 1e300, 10**5000):
         assert usage(call(operation__cost=value)).cost is None
+        assert usage(call(operation__cost=value, llm__cost__total=0.1)).cost == Decimal("0.1")
+
+
+def test_nonsense_hides_no_other_name() -> None:
+    """A count that is none is passed over for the next name that has one."""
+    found = reading(call(gen_ai__usage__input_tokens="n/a", llm__token_count__prompt=1000))
+    assert (found.complete, found.usage.input_tokens) == (True, 1000)
 
 
 def test_anthropics_own_names(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ CLAUDE = {
     "gen_ai.request.model": "claude-sonnet-4-6",
     "gen_ai.response.model": "claude-sonnet-4-6",
 }
+ID = {"gen_ai.response.id": RESPONSE_ID}
 NO_ID = {"gen_ai.response.id": ""}
 OTHER_ID = {"gen_ai.response.id": "chatcmpl-another-0123456789abcdef"}
 ASK: Any = [{"role": "user", "content": "How far is the moon?"}]
@@ -337,6 +338,36 @@ def test_texts_that_have_no_encoding_are_presumed_too(held: bool, make_metered: 
     assert (record.usage.metadata or {})["respan_log_id"] == "?x"
 
 
+@pytest.mark.parametrize("storage", ["memory://", "sqlite"])
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("name", ["openai", "azure"])
+def test_usage_that_another_door_brings_late_shrinks_what_was_presumed(
+    held: bool, name: str, storage: str, make_metered: MakeMetered, tmp_path: Any
+) -> None:
+    """An app that records a reply by hand, after its span was presumed for want of usage, is not charged twice."""
+    storage = f"sqlite:///{tmp_path / 'guard.db'}" if storage == "sqlite" else storage
+    metered = make_metered(storage, missing_usage="hold" if held else "estimate", default_limits={"period_budget": 10})
+    guard = metered.guard
+    with guard.sync.admit("org_1", estimate=Decimal("0.05")) if held else guard.on_behalf_of("org_1"):
+        metered.see(BARE | {"gen_ai.request.max_tokens": 1000, "gen_ai.provider.name": name, **ID})
+    (presumed,) = metered.records()
+    assert presumed.cost is not None
+    assert presumed.cost > Decimal("0.004")
+    usage = Usage(model="gpt-4o", input_tokens=1000, output_tokens=200, cache_read_tokens=400, provider="openai")
+    usage.response_id = RESPONSE_ID
+    for customer in ("org_2", "org_1", "org_1"):  # of another's it is another call; said twice it is one
+        with guard.on_behalf_of(customer):
+            guard.record_soon(usage)
+        metered.records()
+    records = {(record.kind, record.customer_identifier): record for record in metered.records()}
+    assert {about: record.cost for about, record in records.items()} == {
+        ("presumed", "org_1"): presumed.cost - Decimal("0.004"),
+        ("usage", "org_1"): Decimal("0.004"),
+        ("usage", "org_2"): Decimal("0.004"),
+    }
+    assert guard.sync.status("org_1").limits[0].used == presumed.cost
+
+
 # -- spans and the other doors -------------------------------------------------------------------------
 
 
@@ -432,6 +463,76 @@ def test_a_tool_with_a_wrapped_client_within_another_models_span(metered: Metere
         with use_span(span, end_on_exit=True):
             client.chat.completions.create(model="gpt-4o", messages=ASK)
     assert sorted(record.source for record in metered.records()) == ["client", "span"]
+    client.close()
+    first.close()
+
+
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("sdk", [True, False])
+@pytest.mark.parametrize("model", ["gpt-4o", None])
+def test_a_framework_without_usage_around_a_wrapped_client(
+    held: bool, sdk: bool, model: str | None, make_metered: MakeMetered, url: str, provider: StandInProvider
+) -> None:
+    """It knows neither usage nor, maybe, the model: one record, whether or not an SDK's span stands between."""
+    metered = make_metered(default_limits={"period_budget": 10})
+    client = metered.guard.wrap(first := open_ai(url))
+    outer_says = {"gen_ai.operation.name": "chat"} | ({"gen_ai.request.model": model} if model else {})
+    guard = metered.guard
+
+    def make() -> Any:
+        return client.chat.completions.create(model="gpt-4o", messages=ASK)
+
+    with guard.sync.admit("org_1", estimate=Decimal(1)) if held else guard.on_behalf_of("org_1"):
+        outer = metered.start(outer_says, "opentelemetry.instrumentation.openai_agents")
+        step = metered.start({}, "my.app", context=set_span_in_context(outer))
+        with use_span(step, end_on_exit=True):
+            if sdk:
+                as_instrumented(metered, make, current=True, response_id=True)
+            else:
+                make()
+        outer.end()
+    (record,) = metered.records()
+    assert (record.source, record.cost) == ("client", provider.meter.total_cost)
+    client.close()
+    first.close()
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+@pytest.mark.parametrize("between", [True, False])
+def test_spans_of_the_app_between_a_call_and_the_wrapped_client(
+    calls: int, between: bool, metered: Metered, url: str, provider: StandInProvider
+) -> None:
+    """An app's own span of a call, or of the sum of its attempts, has no id and other spans in it: it adds nothing."""
+    client = metered.guard.wrap(first := open_ai(url))
+    given, made = 0, 0
+    with metered.guard.on_behalf_of("org_1"):
+        outer = metered.start({"gen_ai.operation.name": "chat", "gen_ai.request.model": "gpt-4o"}, "my.app")
+        for _ in range(calls):
+            inner = metered.start({}, "my.app", context=set_span_in_context(outer)) if between else outer
+            with use_span(inner, end_on_exit=between):
+                usage: Any = client.chat.completions.create(model="gpt-4o", messages=ASK).usage
+            given, made = given + usage.prompt_tokens, made + usage.completion_tokens
+        outer.set_attributes({"gen_ai.usage.input_tokens": given, "gen_ai.usage.output_tokens": made})
+        outer.end()
+    records = metered.records()
+    assert [record.source for record in records] == ["client"] * calls
+    assert sum(record.cost or 0 for record in records) == provider.meter.total_cost
+    client.close()
+    first.close()
+
+
+@pytest.mark.parametrize("usage", [True, False])
+def test_a_tool_with_a_wrapped_client_within_a_call(usage: bool, metered: Metered, url: str) -> None:
+    """With tokens of its own the span around is another call, also of the same model; without, if the model differs."""
+    client = metered.guard.wrap(first := open_ai(url))
+    outer_says = call(gen_ai__response__id=None) if usage else BARE | CLAUDE | NO_ID
+    with metered.guard.on_behalf_of("org_1"):
+        outer = metered.start(outer_says, "pydantic-ai")
+        tool = metered.start({"gen_ai.operation.name": "execute_tool"}, context=set_span_in_context(outer))
+        with use_span(tool, end_on_exit=True):
+            client.chat.completions.create(model="gpt-4o", messages=ASK)
+        outer.end()
+    assert sorted(record.source for record in metered.records()) == ["client", "span" if usage else "presumed"]
     client.close()
     first.close()
 

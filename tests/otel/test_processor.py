@@ -128,6 +128,19 @@ def test_nothing_that_a_span_holds_raises(metered: Metered, caplog: pytest.LogCa
     assert not [line for line in caplog.records if line.levelname == "ERROR"]
 
 
+@pytest.mark.parametrize(
+    "took",
+    [float("nan"), float("inf"), 1e300, -1.0, 10**5000, "long"],
+    ids=["no number", "infinite", "too long", "negative", "too many digits", "text"],
+)
+def test_a_duration_that_can_be_none(took: Any, metered: Metered) -> None:
+    """Logfire's log says how long its call took; where it can't have, the call is recorded all the same."""
+    metered.see(call(logfire__span_type="log", duration=took), "logfire.openai")
+    (record,) = metered.records()
+    assert record.cost == Decimal("0.004")
+    assert (record.usage.latency_ms or 0) < 86_400_000
+
+
 def test_counts_as_text_and_floats(metered: Metered) -> None:
     """Some write counts as "1000" or 1000.0."""
     metered.see(call(gen_ai__usage__input_tokens="1000", gen_ai__usage__output_tokens=200.0))

@@ -127,11 +127,27 @@ def test_dropped_calls_are_metered_and_not_exported(
     provider.shutdown()
 
 
+@pytest.mark.parametrize("kind", [SpanKind.SERVER, SpanKind.CONSUMER])
+@pytest.mark.parametrize("sampler", [ALWAYS_OFF, ParentBased(ALWAYS_ON)])
+def test_dropped_requests_still_name_the_customer(sampler: Sampler, kind: SpanKind, make_metered: MakeMetered) -> None:
+    """A client whose header says not to sample is charged all the same: the app's word on its span is kept."""
+    metered = make_metered()
+    provider = TracerProvider(sampler=GuardSampler(sampler), shutdown_on_exit=False)
+    provider.add_span_processor(metered.processor)
+    tracer = provider.get_tracer(OFFICIAL)
+    server = tracer.start_span("POST /ask", UNSAMPLED, kind, {"http.request.method": "POST"})
+    server.set_attribute("user.id", "org_1")
+    tracer.start_span("chat", set_span_in_context(server), SpanKind.CLIENT, call()).end()
+    server.end()
+    assert not server.get_span_context().trace_flags.sampled
+    assert [record.customer_identifier for record in metered.records()] == ["org_1"]
+
+
 def test_what_is_kept_is_kept_and_other_work_stays_dropped() -> None:
-    """The inner decision stands for what it keeps; requests and queries that it drops are not recorded."""
+    """The inner decision stands for what it keeps; requests sent and queries that it drops are not recorded."""
     provider = TracerProvider(sampler=GuardSampler(ALWAYS_OFF), shutdown_on_exit=False)
     tracer = provider.get_tracer("x")
-    assert not tracer.start_span("GET", kind=SpanKind.SERVER).is_recording()
+    assert not tracer.start_span("send", kind=SpanKind.PRODUCER).is_recording()
     assert not tracer.start_span("GET", kind=SpanKind.CLIENT, attributes={"http.request.method": "GET"}).is_recording()
     assert not tracer.start_span("SELECT", kind=SpanKind.CLIENT, attributes={"db.system": "redis"}).is_recording()
     native = {"http.request.method": "POST", "gen_ai.operation.name": "chat"}  # Anthropic's own spans have both
