@@ -8,7 +8,7 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Final
 
-from respan_guard.api.log import RESERVED, SIZES
+from respan_guard.api.log import FAILED, RESERVED, SIZES
 from respan_guard.markups import with_markup
 from respan_guard.usage import UsageRecord
 
@@ -59,7 +59,7 @@ def _speed(record: UsageRecord) -> Decimal | None:
 
 
 def _status(record: UsageRecord) -> str:
-    if record.usage.status == "error":
+    if record.usage.status in FAILED:
         return "failed"
     return "warning" if record.usage.estimated or record.unpriced else "success"
 
