@@ -10,10 +10,11 @@ import re
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Final
-from zoneinfo import ZoneInfo
 
 from respan_guard.customer import Customer
+from respan_guard.errors import InvalidInput
 from respan_guard.money import to_nano
+from respan_guard.periods import is_set_by_machine, load_zone
 
 __all__ = [
     "BUDGET_FIELDS",
@@ -87,10 +88,13 @@ def rate_storage(value: object) -> object:
 
 def zone(value: object) -> object:
     """The name of a time zone."""
+    if not isinstance(value, str):
+        raise ValueError("there is no such zone")
     try:
-        ZoneInfo(value)  # type: ignore[arg-type]  # a wrong type is one of the ways to fail
-    except (KeyError, ValueError, OSError, TypeError, AttributeError):
-        raise ValueError("there is no such zone") from None
+        load_zone(value)
+    except InvalidInput:
+        why = "it is another zone on each machine" if is_set_by_machine(value) else "there is no such zone"
+        raise ValueError(why) from None
     return value
 
 

@@ -20,7 +20,10 @@ from zoneinfo import ZoneInfo
 
 from respan_guard.errors import InvalidInput
 
-__all__ = ["ALIGNED", "DURATIONS", "Duration", "day_bounds", "load_zone", "local_day", "period", "start_of_day"]
+__all__ = [
+    "ALIGNED", "DURATIONS", "Duration", "day_bounds", "is_set_by_machine", "load_zone", "local_day", "period",
+    "start_of_day",
+]  # fmt: skip
 
 Duration: TypeAlias = Literal["yearly", "monthly", "weekly", "daily"]
 DURATIONS: Final[tuple[Duration, ...]] = ("yearly", "monthly", "weekly", "daily")
@@ -36,15 +39,26 @@ _MONTHS = {"monthly": 1, "yearly": 12}
 _DAYS = {"daily": 1, "weekly": 7}
 
 
+def is_set_by_machine(zone: str) -> bool:
+    """Whether the name of a zone means whatever the machine is set to, so that two would book on different days."""
+    return zone.rpartition("/")[2].lower() in ("localtime", "posixrules")
+
+
 @lru_cache(maxsize=1024)
 def load_zone(name: str) -> tzinfo:
     """The time zone of an IANA name like "Europe/Berlin".
 
     Raises:
-        InvalidInput: There is no such zone, or the system has no time zone data.
+        InvalidInput: There is no such zone, it is another one on each machine, or the system has no time zone data.
     """
     if name == "UTC":  # needs no data, which small container images lack
         return UTC
+    if is_set_by_machine(name):
+        raise InvalidInput(
+            f"time_zone must be an IANA name like 'Europe/Berlin' or 'UTC', got {name[:80]!r}, which is another zone on"
+            " each machine",
+            field="time_zone",
+        )
     try:
         return ZoneInfo(name)
     except (LookupError, ValueError, OSError):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from respan_guard.context import Witness
     from respan_guard.policy import Policy
 
-__all__ = ["Ids", "Recorder", "record_from_entry"]
+__all__ = ["Ids", "Recorder", "record_from_entry", "response_entry_id"]
 
 logger = logging.getLogger("respan_guard")
 

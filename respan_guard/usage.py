@@ -69,7 +69,7 @@ class Usage:
         time: When the call ended (aware); now when omitted.
         latency_ms: How long the call took.
         ttft_ms: Time to the first token.
-        status: "ok" or "error".
+        status: "ok" or "error"; "failed" where failed work around calls was reported, which is no call's error.
         estimated: The tokens were estimated, not reported.
         trace_id: Trace of the call, 32 hex digits.
         span_id: Span of the call, 16 hex digits.

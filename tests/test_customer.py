@@ -377,6 +377,7 @@ def test_unusable_dates(field: str, value: object) -> None:
         ({"budget_duration": "x" * 100_000}, "yearly, monthly, weekly, daily"),
         ({"time_zone": "Mars/Olympus"}, "IANA name"),
         ({"time_zone": 1}, "IANA name"),
+        ({"time_zone": "localtime"}, "'localtime', which is another zone on each machine"),
         ({"blocked": "yes"}, "true or false"),
         ({"blocked": 1}, "true or false"),
         ({"name": 5}, "name must be a string"),

@@ -283,6 +283,14 @@ def test_unknown_zones(name: str) -> None:
     assert len(str(caught.value)) < 400
 
 
+@pytest.mark.parametrize("name", ["localtime", "posixrules", "Localtime", "posix/localtime"])
+def test_zones_of_the_machine(name: str) -> None:
+    """A name that means whatever a machine is set to is refused: two would book one call on different days."""
+    with pytest.raises(InvalidInput, match=r"Europe/Berlin.* another zone on each machine") as caught:
+        load_zone(name)
+    assert caught.value.field == "time_zone"
+
+
 def test_utc_needs_no_data() -> None:
     """UTC is Python's own, so that it works where the system has no time zone data."""
     assert load_zone("UTC") is UTC

@@ -183,6 +183,7 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"time_zone": "Mars/Olympus"}, r"time_zone must be .* got 'Mars/Olympus': there is no such zone"),
     ({"time_zone": "America"}, r"time_zone must be .* there is no such zone"),
     ({"time_zone": "../../etc/passwd"}, r"time_zone must be .* there is no such zone"),
+    ({"time_zone": "localtime"}, r"time_zone must be .* got 'localtime': it is another zone on each machine"),
     ({"time_zone": 2}, r"time_zone must be .* there is no such zone"),
     ({"namespace": ""}, r"namespace must be 1 to 64 letters"),
     ({"namespace": "a b"}, r"namespace must be 1 to 64 letters"),

@@ -19,7 +19,7 @@ from respan_guard.usage import MAX_TOKENS
 
 __all__ = [
     "Anything", "Count", "Day", "Environment", "Flag", "Identifier", "Instant", "Key", "Money", "Object", "Seconds",
-    "Text", "clean", "clean_text", "text_of",
+    "Text", "clean", "clean_text", "date_part", "text_of",
 ]  # fmt: skip
 
 MAX_TEXT: Final = 1_000
@@ -109,12 +109,21 @@ def _instant(value: object) -> datetime | None:
     raise InvalidInput(f"must be a time like 2026-01-31T12:00:00Z, got {shown(value)}")
 
 
+def date_part(text: str) -> str:
+    """The date that a time like 2026-01-31T12:00:00Z begins with; anything else as it came."""
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return text[:10]
+
+
 def _day(value: object) -> date | None:
     if value is None:
         return None
-    if isinstance(value, str) and re.fullmatch(r"\d{4}-\d\d-\d\d(T.*)?", value[:40], re.ASCII):
+    if isinstance(value, str) and re.fullmatch(r"\d{4}-\d\d-\d\d", text := date_part(value), re.ASCII):
         try:
-            found = date.fromisoformat(value[:10])
+            found = date.fromisoformat(text)
         except ValueError:
             raise InvalidInput(f"must be a date like 2026-01-31, got {shown(value)}") from None
         if 1970 <= found.year <= 9000:

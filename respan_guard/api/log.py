@@ -23,7 +23,10 @@ from respan_guard.api.fields import (
     clean,
 )
 
-__all__ = ["RESERVED", "SIZES", "Log", "LogUsage", "custom_record_id", "spread"]
+__all__ = ["FAILED", "RESERVED", "SIZES", "Log", "LogUsage", "custom_record_id", "spread"]
+
+FAILED: Final = ("error", "failed")
+"""The status of a call that failed, which sums count, and of failed work around calls, which they don't."""
 
 RESERVED: Final = "_respan"
 """The key of a record's metadata under which the fields of a log are kept that a usage has no place for."""
@@ -86,7 +89,9 @@ class Log(BaseModel):
     customer_email: Text = None
     customer_params: Object = Field(None, description="`customer_identifier` (which wins), `name`, `email`, limits.")
     thread_identifier: Identifier = None
-    custom_identifier: Identifier = Field(None, description="Logging the same one again for a customer counts once.")
+    custom_identifier: Identifier = Field(
+        None, description="Logging the same one again for a customer counts once; a reply with an id counts by that."
+    )
     group_identifier: Identifier = None
     metadata: Object = None
     properties: Object = None

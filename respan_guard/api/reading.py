@@ -10,12 +10,13 @@ from decimal import Decimal
 from typing import Any
 
 from respan_guard.api.fields import MAX_KEPT_BYTES, clean, text_of
-from respan_guard.api.log import RESERVED, SIZES, Log, LogUsage, custom_record_id
+from respan_guard.api.log import FAILED, RESERVED, SIZES, Log, LogUsage, custom_record_id
 from respan_guard.customer import Customer
 from respan_guard.errors import InvalidInput
 from respan_guard.identifiers import normalise_identifier
 from respan_guard.money import from_nano, to_nano
 from respan_guard.providers import read_reply
+from respan_guard.recorder import response_entry_id
 from respan_guard.usage import MAX_TOKENS, TOKEN_KINDS, Usage
 
 __all__ = ["Told", "read_log"]
@@ -47,7 +48,7 @@ class Told:
         usage: To be recorded; its cost is set if the log says one.
         customer: Whose it is; "" for nobody's.
         params: What it says about the customer.
-        entry_id: The record's id, if the log has one of its own.
+        entry_id: The record's id, if the log chose one and its reply has none.
         unpriced: Nothing says what it cost, not even its text.
         no_call: It is the work around calls.
     """
@@ -73,20 +74,23 @@ def read_log(log: Log, *, store_content: bool = False) -> Told:
     if log.customer_email is not None:
         params.setdefault("email", log.customer_email)
     customer = "" if named is None else normalise_identifier(named)
-    failed = log.status in ("error", "failed") or (log.status_code or 0) >= 400
+    failed = log.status in FAILED or (log.status_code or 0) >= 400
+    no_call = log.log_type in _NO_CALLS
     usage = Usage(
         model=log.model,
         provider=log.provider_id,
         operation=_OPERATIONS.get(log.log_type or "chat", log.log_type or "chat"),
-        status="error" if failed else "ok",
+        status=("failed" if no_call else "error") if failed else "ok",
         trace_id=log.trace_unique_id or None,
         span_id=log.span_unique_id or None,
     )
-    told = Told(usage, customer, params)
+    told = Told(usage, customer, params, no_call=no_call)
     reply = read_reply(log.full_response) if isinstance(log.full_response, Mapping) else None
-    if reply is not None:  # then the call has the id under which the guard's other doors know it
-        usage.response_id, usage.response_model = reply.response_id, reply.response_model
+    if reply is not None:
+        usage.response_model = reply.response_model
         usage.provider = usage.provider or reply.provider
+        if not no_call:  # then the call has the id under which the guard's other doors know it
+            usage.response_id = reply.response_id
     counted = _count_tokens(log, usage)
     if not counted and reply is not None:
         for name in TOKEN_KINDS:
@@ -94,10 +98,9 @@ def read_log(log: Log, *, store_content: bool = False) -> Told:
         counted = True
     _settle_cost(log, told, counted=counted, failed=failed)
     _place_in_time(log, usage)
-    if log.custom_identifier:
+    if log.custom_identifier and response_entry_id(usage.provider, usage.response_id) is None:
         told.entry_id = custom_record_id(log.custom_identifier)
-    told.no_call = log.log_type in _NO_CALLS
-    aside = _set_aside(usage) if told.no_call else {}
+    aside = _set_aside(usage) if no_call else {}
     usage.metadata = _metadata(log, aside, store_content=store_content and not log.disable_log)
     return told
 

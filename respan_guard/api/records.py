@@ -92,7 +92,10 @@ def records_wanted(query: LogRange, filters: Filters[UsageRecord]) -> RecordQuer
 
 
 def named(filters: Filters[UsageRecord]) -> tuple[str, str] | None:
-    """Customer and id of the one record that filters can let through at most; None if they name none."""
+    """Customer and id of the record that filters name; None if they name none.
+
+    A custom identifier is no record's id where the call's reply has one: it may have to be looked for.
+    """
     by_name = filters.only("unique_id")
     if by_name is not None:
         return read_unique_id(by_name) or ("", "")

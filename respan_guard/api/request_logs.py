@@ -63,8 +63,8 @@ async def list_logs(call: Call) -> Response:
     descending, sort = _sort(query.sort_by)
     base = replace(records_wanted(query, filters), descending=descending)
     wanted = within(base, filters)
-    if (name := named(filters)) is not None:
-        one = await call.guard.bookings.find(*name)
+    one = None if (name := named(filters)) is None else await call.guard.bookings.find(*name)
+    if one is not None or filters.only("unique_id") is not None:
         found = Slice([one] if one is not None and page.number == 1 and wanted(one) else [], None, more=False)
     elif sort == "id":
         found = await _in_order(call, base, wanted, page)

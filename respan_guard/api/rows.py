@@ -8,7 +8,8 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Final
 
-from respan_guard.api.log import RESERVED, SIZES
+from respan_guard.api.fields import text_of
+from respan_guard.api.log import FAILED, RESERVED, SIZES
 from respan_guard.markups import with_markup
 from respan_guard.usage import UsageRecord
 
@@ -59,7 +60,7 @@ def _speed(record: UsageRecord) -> Decimal | None:
 
 
 def _status(record: UsageRecord) -> str:
-    if record.usage.status == "error":
+    if record.usage.status in FAILED:
         return "failed"
     return "warning" if record.usage.estimated or record.unpriced else "success"
 
@@ -127,7 +128,8 @@ LOG_KINDS: Final[Mapping[str, str]] = {
 def log_field(record: UsageRecord, name: str) -> Any:
     """One field of a log."""
     if name.startswith("metadata__"):
-        return (record.usage.metadata or {}).get(name.removeprefix("metadata__"))
+        value = (record.usage.metadata or {}).get(name.removeprefix("metadata__"))
+        return None if value is None else text_of(value)  # the app itself may have noted anything
     return _FIELDS[name](record)
 
 

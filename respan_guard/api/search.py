@@ -10,12 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from respan_guard.api.log import FAILED
 from respan_guard.backends.base import RecordQuery, StoredEntry
 from respan_guard.errors import InvalidInput
 from respan_guard.recorder import record_from_entry
 from respan_guard.usage import UsageRecord
 
 if TYPE_CHECKING:
+    from respan_guard.backends.base import Backend
     from respan_guard.guard import Guard
 
 __all__ = ["MAX_PLACES", "MAX_RECORDS", "Found", "search", "too_much"]
@@ -138,4 +140,11 @@ class _Search:
         return False
 
     async def _entries(self, query: RecordQuery) -> list[StoredEntry]:
-        return await self._guard.lane().call(lambda backend: backend.entries(query))
+        both = FAILED if query.status == FAILED[0] else (query.status,)
+        queries = [replace(query, status=status) for status in both]
+
+        async def read(backend: Backend) -> list[StoredEntry]:
+            return [stored for one in queries for stored in await backend.entries(one)]
+
+        found = await self._guard.lane().call(read)
+        return sorted(found, key=lambda stored: stored.seq, reverse=query.descending)[: query.limit]

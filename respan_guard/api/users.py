@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from starlette.responses import Response
 
 from respan_guard.api import schemas
-from respan_guard.api.fields import Environment, Identifier, clean
+from respan_guard.api.fields import Environment, Identifier, clean, date_part
 from respan_guard.api.filters import Condition, Filters, read_filters
 from respan_guard.api.operation import Call, Operation, validated
 from respan_guard.api.pages import MAX_PAGE_SIZE, Page, Slice, as_filters, checked, sorted_slice
@@ -182,7 +182,7 @@ async def _change(call: Call, identifier: str, changes: UserChanges) -> None:
     given = {name: getattr(changes, name) for name in changes.model_fields_set if name != "customer_identifier"}
     for name in ("period_start", "period_end", "period_anchor"):
         if isinstance(given.get(name), str):
-            given[name] = given[name][:10]  # reads show them as times, and so does Respan
+            given[name] = date_part(given[name])  # reads show them as times, and so does Respan
     if given.get("metadata") is not None:
         given["metadata"] = clean(given["metadata"], "metadata")
     if given.get("blocked") is False:

@@ -16,6 +16,8 @@ from respan_guard.errors import InvalidInput
 __all__ = ["JSON", "Unreadable", "read_body", "to_json"]
 
 _ALL_DIGITS = 40
+# A body that says one of these twice means one thing to us and another to whoever reads it next.
+_SINGLE = ("customer_identifier", "customer_params", "respan_params", "keywordsai_params", "cost", "logs")
 
 
 class Unreadable(InvalidInput):
@@ -79,14 +81,26 @@ def parse(body: bytes | str) -> Any:
     """JSON with `Decimal`s.
 
     Raises:
-        InvalidInput: It is none, or nests so deep that nobody can have meant it.
+        InvalidInput: It is none, nests so deep that nobody can have meant it, or says twice whose or what it is.
     """
     try:
-        return json.loads(body, parse_float=Decimal, parse_constant=_no_number)
+        return json.loads(body, parse_float=Decimal, parse_constant=_no_number, object_pairs_hook=_object)
+    except InvalidInput:
+        raise
     except RecursionError:
         raise InvalidInput("the body nests too deep") from None
     except ValueError as error:  # no JSON, no UTF-8, an integer of thousands of digits
         raise InvalidInput(f"the body is no JSON: {str(error)[:200]}") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        for name in _SINGLE:
+            if names.count(name) > 1:
+                raise InvalidInput(f"the body names {name} twice; say it once", field=name)
+    return found
 
 
 def _no_number(name: str) -> None:

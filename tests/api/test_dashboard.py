@@ -335,7 +335,7 @@ class TestBreakdown:
         """Dimensions, scopes and metrics that are not known are named."""
         for query in (
             {"breakdown_by": "deployment_id"}, {"scope": "trace"}, {"summary_type": "hourly"},
-            {"time_tick": "second"}, {"timezone_offset": "99"}, {"timezone_offset": "nan"},
+            {"time_tick": "second"}, {"timezone_offset": "99"}, {"timezone_offset": "nan"}, {"date": "2026-01-15Tx"},
         ):  # fmt: skip
             refused = await api("POST", self.PATH, {}, 400, **query)
             assert refused["field"] == next(iter(query))

@@ -296,6 +296,19 @@ async def test_every_operator(api: Client, clock: FakeClock) -> None:
     assert set(few) == {"id", "cost", "model"}
 
 
+async def test_metadata_of_any_kind_is_filtered_as_the_text_it_is_shown_as(api: Client, guard: Guard) -> None:
+    """The app itself may note numbers, flags, lists; every operator on texts answers."""
+    for value in (5, True, ["a"], {"x": 1}, "pro", None):
+        await guard.record(Usage(model="m", cost=1, metadata={"plan": value}), "ann")
+    for operator, value, count in (
+        ("", "5", 1), ("in", "true", 1), ("contains", "a", 1), ("icontains", "A", 1), ("startswith", "{", 1),
+        ("endswith", "]", 1), ("not", "5", 4), ("not_contains", "r", 3), ("not_startswith", "p", 4),
+        ("not_endswith", "o", 4), ("empty", "", 1), ("not_empty", "", 5),
+    ):  # fmt: skip
+        found = await api.logs({"metadata__plan": {"operator": operator, "value": [value]}})
+        assert found["count"] == count, operator
+
+
 REFUSED_FILTERS: list[Any] = [
     {"nonsense": {"value": [1]}}, {"metadata__": {"value": ["x"]}}, {"cost": {"operator": "like", "value": [1]}},
     {"cost": {"operator": "gt", "value": ["x"]}}, {"cost": {"operator": "gt", "value": [1, 2]}},

@@ -23,6 +23,12 @@ PAGE_SNIPPET = {
 }  # fmt: skip
 
 
+REPLY: dict[str, Any] = {
+    "id": "chatcmpl-0123456789abcdefghij", "object": "chat.completion", "model": "gpt-4o-mini-2024-07-18",
+    "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
+}  # fmt: skip
+
+
 async def records(guard: Guard, customer: str | None = None) -> list[UsageRecord]:
     """What is stored."""
     await guard.flush()
@@ -153,14 +159,40 @@ async def test_the_same_custom_identifier_counts_once(api: Client, guard: Guard)
 
 async def test_a_call_that_another_door_saw_is_one_record(api: Client, guard: Guard) -> None:
     """The provider's reply in `full_response` names the call as the other doors name it."""
-    reply = {
-        "id": "chatcmpl-0123456789abcdefghij", "object": "chat.completion", "model": "gpt-4o-mini-2024-07-18",
-        "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
-    }  # fmt: skip
-    await guard.record(Usage.from_response(reply), "ann")
-    logged = await api.log(customer_identifier="ann", full_response=reply, input="Hi")
+    await guard.record(Usage.from_response(REPLY), "ann")
+    logged = await api.log(customer_identifier="ann", full_response=REPLY, input="Hi")
     assert (logged["prompt_tokens"], logged["completion_tokens"]) == (100, 10)
     assert len(await records(guard, "ann")) == 1
+
+
+@pytest.mark.parametrize("door_first", [True, False])
+async def test_such_a_call_is_one_record_whatever_it_is_called_besides(
+    api: Client, guard: Guard, door_first: bool
+) -> None:
+    """The id of its reply goes before a custom identifier, which is kept to be found by; without one that counts."""
+    if door_first:
+        await guard.record(Usage.from_response(REPLY), "ann")
+    for _ in range(2):
+        await api.log(customer_identifier="ann", custom_identifier="mine", full_response=REPLY)
+    if not door_first:
+        by_both = {"customer_identifier": {"value": ["ann"]}, "custom_identifier": {"value": ["mine"]}}
+        assert [row["prompt_tokens"] for row in (await api.logs(by_both))["results"]] == [100]
+        assert (await api.logs(by_both | {"custom_identifier": {"value": ["other"]}}))["count"] == 0
+        await guard.record(Usage.from_response(REPLY), "ann")
+    (record,) = await records(guard, "ann")
+    assert (record.usage.input_tokens, record.kind) == (100, "usage")
+    for _ in range(2):  # of a server that numbers its replies
+        await api.log(customer_identifier="bob", custom_identifier="mine", full_response=REPLY | {"id": "chatcmpl-7"})
+    assert len(await records(guard, "bob")) == 1
+
+
+async def test_work_around_a_call_is_not_that_call(api: Client, guard: Guard) -> None:
+    """A workflow that repeats the reply of a call inside does not take that call's place."""
+    await api.log(customer_identifier="ann", log_type="workflow", full_response=REPLY)
+    await guard.record(Usage.from_response(REPLY), "ann")
+    assert sorted(record.kind for record in await records(guard, "ann")) == ["adjustment", "usage"]
+    user = await api("GET", "/api/users/ann/")
+    assert (user["total_requests"], user["total_tokens"]) == (1, 110)
 
 
 async def test_usage_of_the_past_falls_into_its_own_period(api: Client, guard: Guard) -> None:
@@ -226,6 +258,23 @@ async def test_what_is_no_call_costs_what_it_says(api: Client) -> None:
     for filters in ({}, {"cost": {"operator": "gte", "value": [0]}}):  # of whole days, and of the records
         found = await api("POST", "/api/request-logs/summary/", {"filters": filters})
         assert (found["number_of_requests"], found["total_tokens"], found["avg_latency"]) == (1, 1010, 2)
+
+
+async def test_failed_work_around_calls_is_no_error_in_sums(api: Client) -> None:
+    """It is shown and found as failed; a share of errors is one of calls."""
+    for _ in range(5):
+        await api.log({"status": "error"}, customer_identifier="ann", log_type="tool")
+    await api.log(customer_identifier="ann", cost=1)
+    await api.log({"status": "error"}, customer_identifier="ann", cost=1)
+    for filters in ({}, {"cost": {"operator": "gte", "value": [0]}}):  # of rollups, and of the records
+        groups = await api("POST", "/api/request-logs/groups/", {"filters": filters}, group_by="customer_identifier")
+        (row,) = groups["results"]
+        assert (row["number_of_requests"], row["error_count"], row["error_percentage"]) == (2, 1, 50)
+    for status, types in (("failed", ["chat", *["tool"] * 5]), ("success", ["chat"])):
+        found = await api.follow(await api.logs({"status": {"value": [status]}}, page_size=4))
+        assert [(row["status"], row["log_type"]) for row in found] == [(status, kind) for kind in types]
+        found = await api.follow(await api.logs({"status": {"value": [status]}}, page_size=4, sort_by="id"))
+        assert [row["log_type"] for row in found] == types[::-1]
 
 
 async def test_a_failed_call_is_an_error_and_costs_nothing(api: Client) -> None:

@@ -48,10 +48,13 @@ async def live(api: Client, guard: Guard) -> None:
     assert (await api.logs({"customer_identifier": {"value": ["c1"]}}))["count"] == 10
     assert (await api.logs({"model": {"value": ["m2"]}, "cost": {"operator": "gt", "value": [3]}}))["count"] == 3
     assert await api("GET", f"/api/request-logs/{first['unique_id']}/")
+    await api.log({"status": "error"}, customer_identifier="c3", model="m0", log_type="tool")
+    assert (await api.logs({"status": {"value": ["failed"]}}))["count"] == 1
     summary = await api("POST", "/api/request-logs/summary/")
     assert summary["total_cost"] == Decimal("79.00000135")
     groups = await api("GET", "/api/request-logs/groups/", group_by="customer_identifier")
     assert groups["results"][0]["customer_identifier"] == "c3"
+    assert groups["results"][0]["error_count"] == 0
     users = await api.follow(await api.users(page_size=2, sort_by="-total_cost"))
     assert [user["customer_identifier"] for user in users] == ["c3", "c2", "c1", "c0", "bob", "a/b"]
     by_latency = (await api.users(sort_by="-average_latency"))["results"]

@@ -68,6 +68,23 @@ async def test_attacks_are_plain_values(api: Client, guard: Guard) -> None:
     assert (await api.users())["count"] == 2
 
 
+async def test_a_body_that_names_two_customers(api: Client, guard: Guard) -> None:
+    """What says twice whose a log is, what it cost or which logs there are means two things, so nothing is booked."""
+    for name, first, last in (
+        ("customer_identifier", '"a"', '"b"'), ("customer_params", '{"customer_identifier": "a"}', "{}"),
+        ("respan_params", "{}", '{"customer_identifier": "a"}'), ("cost", "1", "5"),
+        (r"\u0063ustomer_identifier", '"a"', '"a"'),
+    ):  # fmt: skip
+        log = f'{{"model": "m", "{name}": {first}, "{name}": {last}}}'
+        for path, body in (("", log), ("bulk/", f'{{"logs": [{log}, {{"model": "m"}}]}}')):
+            refused = await api("POST", f"/api/request-logs/{path}", body, 400)
+            assert refused["field"] == name.replace(r"\u0063", "c")
+    await api("POST", "/api/request-logs/bulk/", '{"logs": [{"model": "m"}], "logs": [{"model": "m"}]}', 400)
+    await api("POST", "/api/users/create/", '{"customer_identifier": "a", "customer_identifier": "b"}', 400)
+    assert (await api.logs())["count"] == (await api.users())["count"] == 0
+    await api("POST", "/api/request-logs/", '{"model": "m", "other": 1, "other": 2}', 201)
+
+
 async def test_an_abyss(api: Client, guard: Guard) -> None:
     """JSON as deep as a parser takes it: refused where it would be kept, passed over where it is not."""
     deep = "[" * 900 + "]" * 900

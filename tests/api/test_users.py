@@ -200,7 +200,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"metadata": "x"}, "metadata"),
     ({"name": 5}, "name"),
     ({"blocked": "yes"}, "blocked"),
+    ({"period_start": "2026-01-01garbage"}, "period_start"),
+    ({"period_start": "2026-01-01T12:00:00 o'clock"}, "period_start"),
     ({"time_zone": "Mars"}, "time_zone"),
+    ({"time_zone": "localtime"}, "time_zone"),
     ({"period_buget": 5}, "period_buget"),
     ({"customer_identifier": "bob"}, "customer_identifier"),
 ]
