@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.testclient import TestClient
 
@@ -50,7 +51,7 @@ def test_it_must_be_said_who_may_use_it(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("path", READS + WRITING_PAGES)
 async def test_strangers_are_sent_to_sign_in(guard: Guard, path: str) -> None:
-    """Every page, export and fragment: nothing of it is shown, and the way back is kept. Parts of pages lead nowhere."""
+    """Every page, export and fragment: nothing of it is shown, and the way back is kept; parts of pages have none."""
     await fill(guard)
     answer = client_of(guard).get(path)
     assert answer.status_code == 303
@@ -86,6 +87,23 @@ def test_nobody_is_sent_elsewhere() -> None:
         assert answer.headers["location"] == "./", evil
     answer = client.post("/signin", params={"next": "users?q=a"}, data={"password": PASSWORD}, headers=SAME)
     assert answer.headers["location"] == "./users?q=a"
+
+
+@pytest.mark.parametrize("page", ["", "?range=7d", "users?q=a", "user?id=ann&range=90d"])
+async def test_who_signs_in_is_where_they_wanted_to_be(guard: Guard, page: str) -> None:
+    """Also on the dashboard of another time; and who is signed in already has nothing to do on that page."""
+    await fill(guard)
+    client = client_of(guard, "/console")
+    asked = client.get(f"/{page}")
+    signin = asked.url.join(asked.headers["location"])
+    assert signin.path == "/console/signin"
+    answer = client.post(signin, data={"password": PASSWORD}, headers=SAME)
+    for _ in range(2):
+        there = answer.url.join(answer.headers["location"])
+        assert str(there) == f"http://console.example/console/{page}"
+        assert client.get(there).status_code == 200
+        answer = client.get(signin)
+        assert answer.status_code == 303
 
 
 def test_the_cookie_is_signed_and_out_of_reach() -> None:
@@ -250,6 +268,7 @@ async def test_other_sites_change_nothing(guard: Guard, path: str) -> None:
     for headers in (
         {"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}, {"sec-fetch-site": "none"},
         {"origin": "https://evil.example"}, {"origin": "null"}, {"origin": "http://console.example.evil.example"}, {},
+        {"origin": "http://["}, {"origin": ""},
     ):  # fmt: skip
         assert client.post(path, data=right, headers=headers).status_code == 403, headers
     for token in ("", "0" * 64, "ü"):
@@ -302,6 +321,21 @@ async def test_the_apps_own_authentication(guard: Guard, wrapped: bool) -> None:
     assert client.post("/user-block", data=form, headers={**SAME, "x-user": "bob"}).status_code == 403
     assert client.post("/user-block", data=form, headers={**SAME, "x-user": "ada"}).status_code == 303
     assert "console:ada" in client.get("/user?id=ann", headers={"x-user": "ada"}).text
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_the_apps_own_authentication_may_answer_itself(status: int) -> None:
+    """What it raises is the answer, on every page, in the console's own headers."""
+
+    def auth(connection: HTTPConnection) -> User:
+        raise HTTPException(status, "not for you", {"x-why": "because"})
+
+    client = client_of(make_guard(), auth=auth)
+    for answer in (client.get("/users"), client.get("/user-new"), client.post("/user-save", headers=SAME)):
+        assert answer.status_code == status
+        assert "not for you" in answer.text
+        assert answer.headers["x-why"] == "because"
+        assert "content-security-policy" in answer.headers
 
 
 def test_open_to_all_is_open() -> None:
