@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx2
 import pytest
-from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.testclient import TestClient
 
@@ -321,21 +320,6 @@ async def test_the_apps_own_authentication(guard: Guard, wrapped: bool) -> None:
     assert client.post("/user-block", data=form, headers={**SAME, "x-user": "bob"}).status_code == 403
     assert client.post("/user-block", data=form, headers={**SAME, "x-user": "ada"}).status_code == 303
     assert "console:ada" in client.get("/user?id=ann", headers={"x-user": "ada"}).text
-
-
-@pytest.mark.parametrize("status", [401, 403, 404])
-def test_the_apps_own_authentication_may_answer_itself(status: int) -> None:
-    """What it raises is the answer, on every page, in the console's own headers."""
-
-    def auth(connection: HTTPConnection) -> User:
-        raise HTTPException(status, "not for you", {"x-why": "because"})
-
-    client = client_of(make_guard(), auth=auth)
-    for answer in (client.get("/users"), client.get("/user-new"), client.post("/user-save", headers=SAME)):
-        assert answer.status_code == status
-        assert "not for you" in answer.text
-        assert answer.headers["x-why"] == "because"
-        assert "content-security-policy" in answer.headers
 
 
 def test_open_to_all_is_open() -> None:

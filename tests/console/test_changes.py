@@ -42,12 +42,12 @@ async def test_of_two_editors_of_a_field_the_second_is_asked(guard: Guard) -> No
     assert 'name="was_total_budget" value="50"' in answer.text
     stored = await guard.get_customer("ann")
     assert stored is not None
-    assert (stored.total_budget, stored.name) == (50, "Ann")
+    assert (stored.total_budget, stored.name) == (Decimal(50), "Ann")
     again = client.post("/user-save", data=second | {"was_total_budget": "50"}, headers=SAME)
     assert again.headers["location"] == "user?id=ann&done=saved"
     stored = await guard.get_customer("ann")
     assert stored is not None
-    assert (stored.total_budget, stored.name) == (500, "Ann B")
+    assert (stored.total_budget, stored.name) == (Decimal(500), "Ann B")
     same = client.post("/user-save", data=first | {"total_budget": "500"}, headers=SAME)
     assert same.headers["location"] == "user?id=ann&done=saved"
 
@@ -62,7 +62,7 @@ async def test_a_form_without_its_field_changes_nothing(guard: Guard, path: str)
     assert answer.status_code == 400
     stored = await guard.get_customer("ann")
     assert stored is not None
-    assert (stored.total_budget, stored.blocked) == (5, True)
+    assert (stored.total_budget, stored.blocked) == (Decimal(5), True)
 
 
 async def test_of_two_who_make_a_customer_one_does(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,8 +23,6 @@ from respan_guard import Customer, Guard, Usage, UsageRecord
 from respan_guard import console as package
 from respan_guard.backends.base import RefusalRow
 from respan_guard.console import Console, Panel
-from respan_guard.console import log_exports as log_exports_module
-from respan_guard.console import users as users_module
 from respan_guard.errors import StorageUnavailable
 from respan_guard.exporters import ExportResult
 
@@ -333,71 +331,6 @@ async def test_strangers_are_not_told_where_storage_is(
     assert answer.status_code == 503
     assert "10.1.2.3" not in answer.text
     assert "no 10.1.2.3 for user root" in caplog.text
-
-
-async def test_what_does_not_exist_needs_no_storage(
-    guard: Guard, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Nor does the page that says so; addresses with a slash too many do not, and are sent nowhere."""
-    client = signed_in(guard)
-    monkeypatch.setattr(guard.lane(), "call", Mock(side_effect=StorageUnavailable("down")))
-    assert client.get("/nosuch").status_code == client.get("/users/").status_code == 404
-    assert client.post("/nosuch", headers=SAME).status_code == 404
-    assert client.post("/users", headers=SAME).status_code == 405
-    assert client.get("/users").status_code == 503
-
-
-@pytest.mark.parametrize("path", ["user", "user-standing", "user-delete"])
-async def test_what_names_no_customer_is_not_found(guard: Guard, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Texts that no customer can have never come to storage; some stores can't take them."""
-    client = client_of(guard, open_to_all=True)
-    monkeypatch.setattr(guard.lane(), "call", Mock(side_effect=AssertionError("asked")))
-    for name in ("%00", "a%00b", "x" * 5000, "%ed%a0%80%00", "%20"):
-        assert client.get(f"/{path}?id={name}").status_code == 404, name
-
-
-EXPORTS = ["/users.csv", "/users.json", "/logs.csv", "/logs.jsonl"]
-
-
-@pytest.mark.parametrize("path", EXPORTS)
-async def test_a_file_that_can_not_be_begun_is_none(guard: Guard, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Storage that is down is a 503, not a file that looks empty."""
-    await fill(guard)
-    client = client_of(guard, open_to_all=True)
-    monkeypatch.setattr(guard.lane(), "call", Mock(side_effect=StorageUnavailable("down")))
-    answer = client.get(path)
-    assert answer.status_code == 503
-    assert "Storage gave no answer" in answer.text
-
-
-@pytest.mark.parametrize("path", EXPORTS)
-async def test_a_file_that_breaks_off_says_so(
-    guard: Guard, path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """In its last line, behind what there was until then; no program takes it for a whole one."""
-    for number in range(4):
-        await guard.record(Usage(model="m", cost=1), f"who{number}")
-    monkeypatch.setattr(users_module, "_EXPORT_PAGE", 2)
-    monkeypatch.setattr(log_exports_module, "_PAGE", 2)
-    client = client_of(guard, open_to_all=True)
-    whole = client.get(path).text
-    call, answers = guard.lane().call, iter([True])
-
-    async def once(*given: Any) -> Any:
-        if next(answers, False):
-            return await call(*given)
-        raise StorageUnavailable("no 10.1.2.3")
-
-    monkeypatch.setattr(guard.lane(), "call", once)
-    answer = client.get(path)
-    assert answer.status_code == 200
-    begun, last, end = answer.text.rsplit("\n", 2)
-    assert (last, end) == ("This file broke off here and is not complete: storage gave no answer.", "")
-    assert whole.startswith(begun.rstrip())
-    assert len(set(re.findall(r"who\d", begun))) == 2
-    assert "can't go on with" in caplog.text
-    with pytest.raises(json.JSONDecodeError):
-        json.loads(last)
 
 
 def test_what_is_vendored_is_what_was_published() -> None:
