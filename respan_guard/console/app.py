@@ -298,7 +298,7 @@ class Console:
         logger.warning("the console can't answer %r: %s", request.url.path, error)
         return self._pages.render(  # without the error: storage knows who asks, and it names hosts and users
             request, None, "error.html", 503, text="Storage gave no answer. Try again in a moment; the log says why.",
-            headers={"retry-after": "5"},
+            headers={"retry-after": "5"}, refresh=5 if request.method == "GET" else 0,  # the live tail without scripts
         )  # fmt: skip
 
     async def _conflict(self, request: Request, error: Exception) -> Response:

@@ -248,7 +248,7 @@ class _Dashboard:
     async def active(self, span: Range) -> dict[int, int]:
         """How many customers were active on each day. Nobody is none."""
         query = UsageQuery(first_day=span.first_day, end_day=span.end_day, by=("day",), distinct=True)
-        found = {row.day or 0: row.customers or 0 for row in await self.backend.usage(query)}
+        found = Counter({row.day or 0: row.customers or 0 for row in await self.backend.usage(query)})
         for row in await self.backend.usage(replace(query, customer="", distinct=False)):
             found[row.day or 0] -= 1
         return found

@@ -25,13 +25,21 @@ EXPORTS = ["/users.csv", "/users.json", "/logs.csv", "/logs.jsonl"]
 async def test_what_does_not_exist_needs_no_storage(
     guard: Guard, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nor does the page that says so; addresses with a slash too many do not, and are sent nowhere."""
+    """Nor does the page that says so; addresses with a slash too many do not, and are sent nowhere.
+
+    A page that needs it is asked for again, also without scripts; a form is not.
+    """
     client = signed_in(guard)
     monkeypatch.setattr(guard.lane(), "call", Mock(side_effect=StorageUnavailable("down")))
     assert client.get("/nosuch").status_code == client.get("/users/").status_code == 404
     assert client.post("/nosuch", headers=SAME).status_code == 404
     assert client.post("/users", headers=SAME).status_code == 405
-    assert client.get("/users").status_code == 503
+    page = client.get("/users")
+    assert page.status_code == 503
+    assert '<noscript><meta http-equiv="refresh" content="5"></noscript>' in page.text
+    form = client.post("/user-block", headers=SAME)
+    assert form.status_code == 503
+    assert "refresh" not in form.text
 
 
 @pytest.mark.parametrize("path", ["user", "user-standing", "user-delete"])
