@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import date
@@ -22,15 +23,36 @@ if TYPE_CHECKING:
     from respan_guard.backends.base import Backend
     from respan_guard.guard import Guard
 
-__all__ = ["Customers"]
+__all__ = ["Customers", "is_shown", "not_reserved"]
 
 logger = logging.getLogger("respan_guard")
 _TRIES = 8
 _PATIENCE = 10.0  # seconds, of people who change things by hand; requests have the setting `storage_timeout`
 _AUDIT_AGAIN = 10.0
 _IDENTITY_FIELDS = ("name", "email")
+_LABEL = re.compile(r"deleted-[0-9a-f]{16}")
 Change: TypeAlias = Callable[[Mapping[str, Any], Today], Mapping[str, Any]]
 """Makes new params of those that are stored."""
+
+
+def is_shown(row: CustomerRow) -> bool:
+    """Whether that is somebody: not usage of nobody's, nor the sums of one that was deleted."""
+    return bool(row.customer) and not (row.params is None and _LABEL.fullmatch(row.customer))
+
+
+def not_reserved(identifier: str) -> str:
+    """An id that comes in, if it is none of those under which sums of the deleted are kept.
+
+    Raises:
+        InvalidInput: It is.
+    """
+    if _LABEL.fullmatch(identifier):
+        raise InvalidInput(
+            "customer_identifier must not be deleted- and 16 hexadecimal digits: under such names the sums of deleted"
+            " users are kept",
+            field="customer_identifier",
+        )
+    return identifier
 
 
 class Customers:
@@ -66,10 +88,39 @@ class Customers:
 
         return await self._change(customer.customer_identifier, changed, actor)
 
-    async def update(self, customer_identifier: str | int, changes: Mapping[str, Any], *, actor: str = "") -> Customer:
-        """Change single fields; None removes one."""
-        identifier = normalise_identifier(customer_identifier)
-        return await self._change(identifier, lambda stored, today: update_params(stored, changes, today), actor)
+    async def create(self, customer: Customer, *, actor: str = "") -> Customer:
+        """Store a customer that was never put.
+
+        Raises:
+            InvalidInput: It was, be it at the same time.
+        """
+        return await self._change(
+            customer.customer_identifier,
+            lambda _, today: fix_period_start(customer.to_params(), today),
+            actor,
+            new=True,
+        )
+
+    async def update(
+        self,
+        customer_identifier: str | int,
+        changes: Mapping[str, Any],
+        *,
+        actor: str = "",
+        check: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> Customer:
+        """Change single fields; None removes one.
+
+        What `check` raises of what is stored is raised, and then nothing is changed.
+        """
+
+        def changed(stored: Mapping[str, Any], today: Today) -> Mapping[str, Any]:
+            params = update_params(stored, changes, today)
+            if check is not None:
+                check(stored)
+            return params
+
+        return await self._change(normalise_identifier(customer_identifier), changed, actor)
 
     async def merge(
         self, identifier: str, given: Mapping[str, Any], *, trusted: bool, at_ms: int | None = None
@@ -209,12 +260,16 @@ class Customers:
         change: Change,
         actor: str,
         patience: float = _PATIENCE,
+        *,
+        new: bool = False,
     ) -> Customer:
         """Read, change, and write if nobody else wrote in between."""
         guard = self._guard
         row = await self._row(identifier, patience)
         revision, stored = ("", None) if row is None else (row.revision, row.params)
         for _ in range(_TRIES):
+            if new and revision:
+                raise InvalidInput("there is a customer with this identifier", field="customer_identifier")
             guard.policies.learn(identifier, revision, stored)
             now = guard.now_ms()
             params = change(stored or {}, guard.policies.today(now))

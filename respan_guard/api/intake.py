@@ -16,9 +16,9 @@ from respan_guard.api.log import Log, spread
 from respan_guard.api.operation import Call, validated
 from respan_guard.api.reading import Told, read_log
 from respan_guard.api.rows import log_row
-from respan_guard.api.user_rows import not_reserved
 from respan_guard.api.wire import JSON
 from respan_guard.bookings import Booked
+from respan_guard.customers import not_reserved
 from respan_guard.errors import BackendError, GuardError, InvalidInput, RevisionConflict, StorageUnavailable
 
 __all__ = ["LogBatch", "bulk", "create"]

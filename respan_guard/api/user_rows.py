@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
@@ -12,7 +11,7 @@ from respan_guard.api.limits import limit_info
 from respan_guard.api.rows import ENVIRONMENT
 from respan_guard.backends.base import CustomerRow
 from respan_guard.decision import as_datetime
-from respan_guard.errors import CustomerUnknown, InvalidInput
+from respan_guard.errors import CustomerUnknown
 from respan_guard.markups import with_markup
 from respan_guard.money import from_nano
 from respan_guard.periods import load_zone
@@ -20,30 +19,9 @@ from respan_guard.periods import load_zone
 if TYPE_CHECKING:
     from respan_guard.guard import Guard
 
-__all__ = ["USER_KINDS", "average", "is_shown", "not_reserved", "show_user", "user_field", "user_row"]
+__all__ = ["USER_KINDS", "average", "show_user", "user_field", "user_row"]
 
 _DAY_MS = 86_400_000
-_LABEL = re.compile(r"deleted-[0-9a-f]{16}")
-
-
-def is_shown(row: CustomerRow) -> bool:
-    """Whether that is somebody: not usage of nobody's, nor the sums of one that was deleted."""
-    return bool(row.customer) and not (row.params is None and _LABEL.fullmatch(row.customer))
-
-
-def not_reserved(identifier: str) -> str:
-    """An id that comes in, if it is none of those under which sums of the deleted are kept.
-
-    Raises:
-        InvalidInput: It is.
-    """
-    if _LABEL.fullmatch(identifier):
-        raise InvalidInput(
-            "customer_identifier must not be deleted- and 16 hexadecimal digits: under such names the sums of deleted"
-            " users are kept",
-            field="customer_identifier",
-        )
-    return identifier
 
 
 def average(total: int, count: int) -> Decimal | None:

@@ -14,10 +14,11 @@ from respan_guard.api.filters import Condition, Filters, read_filters
 from respan_guard.api.operation import Call, Operation, validated
 from respan_guard.api.pages import MAX_PAGE_SIZE, Page, Slice, as_filters, checked, sorted_slice
 from respan_guard.api.records import FilteredBy, with_condition
-from respan_guard.api.user_rows import USER_KINDS, is_shown, not_reserved, show_user, user_field, user_row
+from respan_guard.api.user_rows import USER_KINDS, show_user, user_field, user_row
 from respan_guard.api.wire import JSON
 from respan_guard.backends.base import CustomerQuery, CustomerRow
 from respan_guard.customer import Customer, normalise_identifier
+from respan_guard.customers import is_shown, not_reserved
 from respan_guard.errors import CustomerUnknown, InvalidIdentifier, InvalidInput
 
 __all__ = ["OPERATIONS"]

@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from decimal import localcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -30,6 +31,7 @@ from respan_guard.console.pages import Pages
 from respan_guard.console.ranges import range_from
 from respan_guard.console.remembered import Remembered
 from respan_guard.customer import Customer, normalise_identifier
+from respan_guard.customers import is_shown, not_reserved
 from respan_guard.errors import BackendError, InvalidInput, RevisionConflict
 from respan_guard.money import EXACT
 
@@ -40,6 +42,7 @@ __all__ = ["Console"]
 
 logger = logging.getLogger("respan_guard")
 
+_BROKE_OFF = "\nThis file broke off here and is not complete: storage gave no answer.\n"  # in JSON, an error
 _HEADERS = {
     b"content-security-policy": (
         b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -85,7 +88,7 @@ class Console:
         self._guard = guard
         self._panels = panels
         self._remembered = Remembered(guard)
-        access = Access(guard, password, read_only_password, auth, open_to_all)
+        self._access = access = Access(guard, password, read_only_password, auth, open_to_all)
         self._pages = Pages(guard, access)
         self._gate = gate = Gate(access, self._pages, read_only)
         get, post = gate.reading, gate.writing
@@ -112,8 +115,11 @@ class Console:
                 Route("/signout", gate.sign_out, methods=["POST"]),
                 Mount("/static", self._pages.static),
             ],
-            exception_handlers={HTTPException: self._failed, BackendError: self._no_answer},
-        )
+            exception_handlers={
+                HTTPException: self._failed, BackendError: self._no_answer, RevisionConflict: self._conflict,
+            },
+        )  # fmt: skip
+        self._app.router.redirect_slashes = False  # it would send people to the address that a proxy hides
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -135,7 +141,10 @@ class Console:
     # -- pages ------------------------------------------------------------------------------------
 
     async def _render(self, request: Request, user: User, template: str, status: int = 200, **context: Any) -> Response:
-        return await self._pages.render(request, user, template, status, write=self._gate.may_write(user), **context)
+        return self._pages.render(
+            request, user, template, status, write=self._gate.may_write(user),
+            token=await self._access.token(request), **context,
+        )  # fmt: skip
 
     async def _dashboard(self, request: Request, user: User) -> Response:
         span = range_from(request.query_params, self._guard)
@@ -150,8 +159,8 @@ class Console:
     async def _users_export(self, request: Request, user: User) -> Response:
         view = users.UsersView.from_query(request.query_params)
         if request.url.path.endswith(".csv"):
-            return _download(users.users_csv(self._guard, view), "text/csv", "users.csv")
-        return _download(users.users_json(self._guard, view), "application/json", "users.json")
+            return await _download(users.users_csv(self._guard, view), "text/csv", "users.csv")
+        return await _download(users.users_json(self._guard, view), "application/json", "users.json")
 
     async def _logs(self, request: Request, user: User) -> Response:
         view, span = view_from(request.query_params, self._guard)
@@ -161,8 +170,8 @@ class Console:
     async def _logs_export(self, request: Request, user: User) -> Response:
         view, span = view_from(request.query_params, self._guard)
         if request.url.path.endswith(".csv"):
-            return _download(log_exports.logs_csv(self._guard, view, span), "text/csv", "logs.csv")
-        return _download(log_exports.logs_jsonl(self._guard, view, span), "application/x-ndjson", "logs.jsonl")
+            return await _download(log_exports.logs_csv(self._guard, view, span), "text/csv", "logs.csv")
+        return await _download(log_exports.logs_jsonl(self._guard, view, span), "application/x-ndjson", "logs.jsonl")
 
     async def _record(self, request: Request, user: User) -> Response:
         seq = request.query_params.get("seq", "")
@@ -177,7 +186,7 @@ class Console:
     # -- one customer -----------------------------------------------------------------------------
 
     async def _user(self, request: Request, user: User) -> Response:
-        return await self._user_page(request, user, request.query_params.get("id", ""))
+        return await self._user_page(request, user, _identifier(request.query_params))
 
     async def _user_page(
         self, request: Request, user: User, identifier: str, status: int = 200, **edited: Any
@@ -185,15 +194,15 @@ class Console:
         span = range_from(request.query_params, self._guard)
         found = await one.customer(self._guard, identifier, span)
         if found is None:
-            raise HTTPException(404, "There is no customer with that identifier.")
+            raise _unknown()
         stored = one.shown(found["row"].params)
         context = {"span": span, "groups": one.FIELDS, "durations": one.DURATIONS, "was": stored, "values": stored}
         return await self._render(request, user, "user.html", status, **found, **(context | edited))
 
     async def _standing(self, request: Request, user: User) -> Response:
-        found = await one.standing(self._guard, request.query_params.get("id", ""))
+        found = await one.standing(self._guard, _identifier(request.query_params))
         if found is None:
-            raise HTTPException(404, "There is no customer with that identifier.")
+            raise _unknown()
         return await self._render(request, user, "standing.html", **found)
 
     async def _new(self, request: Request, user: User) -> Response:
@@ -210,13 +219,10 @@ class Console:
     async def _create(self, request: Request, user: User) -> Response:
         form = await form_of(request)
         try:
-            identifier = normalise_identifier(form.get("customer_identifier", ""))
+            identifier = not_reserved(normalise_identifier(form.get("customer_identifier", "")))
             fields = one.changes_from(form, all_fields=True)
             made = Customer.model_validate({"customer_identifier": identifier, **fields})
-            known = await self._guard.lane().call(lambda backend: backend.get(identifier))
-            if known is not None and known.revision:
-                raise InvalidInput("There is a customer with this identifier.", field="customer_identifier")
-            await self._guard.put_customer(made, actor=f"console:{user.name}")
+            await self._guard.customers.create(made, actor=f"console:{user.name}")
         except InvalidInput as error:
             return await self._new_page(request, user, form, 400, error=str(error), wrong=error.field or "")
         return RedirectResponse(f"user?id={quote(identifier, safe='')}&done=created", 303)
@@ -227,12 +233,17 @@ class Console:
         try:
             changes = one.changes_from(form)
             if changes:
-                await self._guard.update_customer(identifier, actor=f"console:{user.name}", **changes)
+                await self._guard.customers.update(
+                    identifier, changes, actor=f"console:{user.name}", check=partial(one.expect, form, changes)
+                )
         except (InvalidInput, RevisionConflict) as error:
             was = {name.removeprefix("was_"): text for name, text in form.items() if name.startswith("was_")}
+            if isinstance(error, one.ChangedMeanwhile):
+                was |= error.now
             return await self._user_page(
-                request, user, identifier, 400, error=str(error), wrong=getattr(error, "field", None) or "",
-                values={**one.shown(None), **form}, was={**one.shown(None), **was},
+                request, user, identifier, 400 if isinstance(error, InvalidInput) else 409, error=str(error),
+                wrong=getattr(error, "field", None) or "", values={**one.shown(None), **form},
+                was={**one.shown(None), **was},
             )  # fmt: skip
         done = "saved" if changes else "unchanged"
         return RedirectResponse(f"user?id={quote(identifier, safe='')}&done={done}", 303)
@@ -240,7 +251,9 @@ class Console:
     async def _block(self, request: Request, user: User) -> Response:
         form = await form_of(request)
         identifier = await self._known(form)
-        blocked = form.get("blocked") == "1"
+        if form.get("blocked") not in ("0", "1"):
+            raise HTTPException(400)
+        blocked = form["blocked"] == "1"
         await self._guard.update_customer(identifier, actor=f"console:{user.name}", blocked=blocked)
         done = "blocked" if blocked else "unblocked"
         return RedirectResponse(f"user?id={quote(identifier, safe='')}&done={done}", 303)
@@ -262,12 +275,10 @@ class Console:
 
     async def _known(self, given: Mapping[str, str]) -> str:
         """The customer that a form or link is about."""
-        try:
-            identifier = normalise_identifier(given.get("id", ""))
-        except InvalidInput:
-            raise HTTPException(404, "There is no customer with that identifier.") from None
-        if await self._guard.lane().call(lambda backend: backend.get(identifier)) is None:
-            raise HTTPException(404, "There is no customer with that identifier.")
+        identifier = _identifier(given)
+        row = await self._guard.lane().call(lambda backend: backend.get(identifier))
+        if row is None or not is_shown(row):
+            raise _unknown()
         return identifier
 
     # -- what goes wrong --------------------------------------------------------------------------
@@ -275,22 +286,52 @@ class Console:
     async def _failed(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         known = error.status_code in (401, 403, 404, 405)
-        user = await self._gate.user(request) if error.status_code != 401 else None
+        user = self._gate.known(request) if error.status_code != 401 else None
         text = error.detail if known else "The console can't do this."
         if error.status_code == 404 and error.detail == "Not Found":
             text = "There is no such page."
-        return await self._pages.render(
+        return self._pages.render(
             request, user, "error.html", error.status_code, text=text, headers=dict(error.headers or {})
         )
 
     async def _no_answer(self, request: Request, error: Exception) -> Response:
         logger.warning("the console can't answer %r: %s", request.url.path, error)
-        return await self._pages.render(  # without the error: storage knows who asks, and it names hosts and users
+        return self._pages.render(  # without the error: storage knows who asks, and it names hosts and users
             request, None, "error.html", 503, text="Storage gave no answer. Try again in a moment; the log says why.",
-            headers={"retry-after": "5"},
+            headers={"retry-after": "5"}, refresh=5 if request.method == "GET" else 0,  # the live tail without scripts
+        )  # fmt: skip
+
+    async def _conflict(self, request: Request, error: Exception) -> Response:
+        return self._pages.render(
+            request, self._gate.known(request), "error.html", 409,
+            text="Others change this customer all the time. Nothing was changed; try again.",
         )  # fmt: skip
 
 
-def _download(lines: AsyncIterator[str], media_type: str, name: str) -> Response:
+async def _download(lines: AsyncIterator[str], media_type: str, name: str) -> Response:
+    """A file. Its first page is fetched before the answer begins, so that storage that is down is no empty file."""
+    first = await anext(lines, "")
+
+    async def whole() -> AsyncIterator[str]:
+        yield first
+        try:
+            async for line in lines:
+                yield line
+        except BackendError as error:
+            logger.warning("the console can't go on with %s: %s", name, error)
+            yield _BROKE_OFF
+
     headers = {"content-disposition": f'attachment; filename="{name}"'}
-    return StreamingResponse(lines, media_type=f"{media_type}; charset=utf-8", headers=headers)
+    return StreamingResponse(whole(), media_type=f"{media_type}; charset=utf-8", headers=headers)
+
+
+def _identifier(given: Mapping[str, str]) -> str:
+    """The customer that a form or link names; "" is nobody."""
+    try:
+        return normalise_identifier(given["id"]) if given.get("id") else ""
+    except InvalidInput:
+        raise _unknown() from None
+
+
+def _unknown() -> HTTPException:
+    return HTTPException(404, "There is no customer with that identifier.")

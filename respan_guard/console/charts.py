@@ -16,6 +16,7 @@ from respan_guard.console.ranges import Range
 __all__ = ["OTHERS", "Chart", "chart", "largest", "sparkline"]
 
 OTHERS = "all others"
+NOBODY = "(nobody)"
 _NANO = 1_000_000_000
 _WIDTH, _HEIGHT = 96, 24
 
@@ -76,14 +77,14 @@ class Chart:
 def chart(
     title: str, unit: str, span: Range, zone: ZoneInfo, points: Mapping[str, Mapping[int, int]], *, limit: int = 6
 ) -> Chart:
-    """A chart of a range from values by series, then by day or hour; small series become one."""
+    """A chart of a range from values by series, then by day or hour; small series become one, "" is nobody's."""
     if span.hourly:
         places = list(range(span.since_ms // HOUR_MS, span.until_ms // HOUR_MS))
         labels = [minutes(place * HOUR_MS, zone) for place in places]
     else:
         places = list(range(span.first_day, span.end_day))
         labels = [date.fromordinal(place).isoformat() for place in places]
-    series = [(name, [values.get(place, 0) for place in places]) for name, values in largest(points, limit)]
+    series = [(name or NOBODY, [values.get(place, 0) for place in places]) for name, values in largest(points, limit)]
     return Chart(title, unit, places, labels, series)
 
 

@@ -14,14 +14,15 @@ from respan_guard.console.charts import chart
 from respan_guard.console.logs import latest
 from respan_guard.console.ranges import Range
 from respan_guard.console.standing import meters, policy_of, profile, state_of
-from respan_guard.errors import InvalidInput
+from respan_guard.customers import is_shown
+from respan_guard.errors import InvalidInput, RevisionConflict
 from respan_guard.markups import with_markup
 from respan_guard.money import from_nano
 
 if TYPE_CHECKING:
     from respan_guard.guard import Guard
 
-__all__ = ["FIELDS", "Field", "changes_from", "customer", "history", "shown"]
+__all__ = ["FIELDS", "ChangedMeanwhile", "Field", "changes_from", "customer", "expect", "history", "shown"]
 
 _LATEST = 10
 _HISTORY = 50
@@ -77,13 +78,16 @@ def changes_from(form: Mapping[str, str], *, all_fields: bool = False) -> dict[s
     """What a form changes: the fields that do not hold what they were shown with, so that others' changes stay.
 
     Raises:
-        InvalidInput: Metadata is no JSON. All else is checked where customers are.
+        InvalidInput: Metadata is no JSON, or a field is missing. All else is checked where customers are.
     """
     changes: dict[str, Any] = {}
     for field in (field for group in FIELDS.values() for field in group):
         text = _lines(form.get(field.name, ""))
-        if not all_fields and text == _lines(form.get(f"was_{field.name}", "")):
-            continue
+        if not all_fields:
+            if f"was_{field.name}" in form and field.name not in form:
+                raise InvalidInput(f"The form came without {field.label}. Nothing was changed.", field=field.name)
+            if text == _lines(form.get(f"was_{field.name}", "")):
+                continue
         value: Any = text or None
         if value is not None and field.kind == "json":
             try:
@@ -97,6 +101,33 @@ def changes_from(form: Mapping[str, str], *, all_fields: bool = False) -> dict[s
         if value is not None or not all_fields:
             changes[field.name] = value
     return changes
+
+
+class ChangedMeanwhile(RevisionConflict):
+    """Others changed the same fields since the form was shown; `now` is what they hold."""
+
+    def __init__(self, now: Mapping[str, str], typed: Mapping[str, str]) -> None:
+        labels = {field.name: field.label for group in FIELDS.values() for field in group}
+        both = [f"{labels[name]}: now {_said(text)}, you typed {_said(typed[name])}." for name, text in now.items()]
+        super().__init__(f"Changed by somebody else meanwhile. {' '.join(both)} Save again to set what you typed.")
+        self.now = now
+        self.field = next(iter(now))
+
+
+def expect(form: Mapping[str, str], changes: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
+    """Whether the fields that a form changes hold what they were shown with, or what it changes them to.
+
+    Raises:
+        ChangedMeanwhile: They do not.
+    """
+    now, typed = shown(stored), shown(changes)
+    was = {name: _lines(form.get(f"was_{name}", "")) for name in changes}
+    if others := {name: now[name] for name in changes if _lines(now[name]) not in (was[name], typed[name])}:
+        raise ChangedMeanwhile(others, typed)
+
+
+def _said(text: str) -> str:
+    return f'"{text[:100]}"' if text else "nothing"
 
 
 def _lines(text: str) -> str:
@@ -137,6 +168,7 @@ async def customer(guard: Guard, identifier: str, span: Range) -> dict[str, Any]
         return {
             "row": row,
             "who": who,
+            "somebody": is_shown(row),
             "own_limits": bool(row.params),
             "markup": markup,
             "with_markup": lambda cost: with_markup(from_nano(cost), markup) if markup else None,

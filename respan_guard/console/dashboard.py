@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
@@ -103,7 +103,7 @@ class _Dashboard:
                 Tile("Refusals", compact(sum(refused.values())),
                      change(sum(refused.values()), sum(refused_before.values())), _reasons(refused),
                      f"logs?status=refused&{span.query}"),
-                await self.people_tile(daily, daily_before),
+                await self.people_tile(daily, daily_before, near),
                 self.near_tile(near, near_then),
                 _latency_tile(now_sums, then_sums),
             ],
@@ -160,16 +160,22 @@ class _Dashboard:
             found.append(Tile(label, compact(new), change(new, old), count(new)))
         return found
 
-    async def people_tile(self, daily: dict[int, int], before: dict[int, int]) -> Tile:
+    async def people_tile(self, daily: dict[int, int], before: dict[int, int], near: Answer[Near] | None) -> Tile:
         """Who was active in the time: counted by when they were last seen, so that it costs nobody's days."""
         span = self.span
         number = await self.backend.count_customers(seen_since_ms=span.since_ms)
         total = await self.backend.count_customers()
-        averages = [sum(days.values()) // (span.end_day - span.first_day) for days in (daily, before)]
-        exact = f"{averages[0]:,} a day on average, {averages[1]:,} before; {total:,} known"
+        nobody = await self.backend.get("")  # is seen like a customer, and so are those who were deleted
+        unshown = [nobody.last_seen_ms] if nobody is not None else []
+        unshown += near.value.deleted if near is not None else ()
+        number -= sum(seen >= span.since_ms for seen in unshown)
+        total -= len(unshown)
+        sums = [sum(days.values()) for days in (daily, before)]
+        averages = [found / (span.end_day - span.first_day) for found in sums]
+        exact = f"{averages[0]:,.1f} a day on average, {averages[1]:,.1f} before; {total:,} known"
         seen = span.name if span.name in ("24h", "7d", "30d", "90d") else "30d"
         label = "Active customers" if span.until_ms > self.guard.now_ms() else "Active since then"
-        return Tile(label, count(number), change(*averages), exact, f"users?seen={seen}", f"of {total:,} known")
+        return Tile(label, count(number), change(*sums), exact, f"users?seen={seen}", f"of {total:,} known")
 
     async def top(self, metric: str) -> list[UsageRow]:
         """Who used most of something."""
@@ -240,9 +246,12 @@ class _Dashboard:
         return self.marked_up(found)
 
     async def active(self, span: Range) -> dict[int, int]:
-        """How many customers were active on each day."""
+        """How many customers were active on each day. Nobody is none."""
         query = UsageQuery(first_day=span.first_day, end_day=span.end_day, by=("day",), distinct=True)
-        return {row.day or 0: row.customers or 0 for row in await self.backend.usage(query)}
+        found = Counter({row.day or 0: row.customers or 0 for row in await self.backend.usage(query)})
+        for row in await self.backend.usage(replace(query, customer="", distinct=False)):
+            found[row.day or 0] -= 1
+        return found
 
     def active_chart(self, daily: dict[int, int]) -> Chart:
         """The same as bars."""

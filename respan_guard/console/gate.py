@@ -30,8 +30,14 @@ class Gate:
         self._read_only = read_only
 
     async def user(self, request: Request) -> User | None:
-        """Who makes the request."""
-        return await self._access.user(request)
+        """Who makes the request; `known` tells it again."""
+        user = request.state.console_user = await self._access.user(request)
+        return user
+
+    def known(self, request: Request) -> User | None:
+        """Who makes the request, as far as that was found out: what went wrong may be just that."""
+        found: User | None = getattr(request.state, "console_user", None)
+        return found
 
     def may_write(self, user: User) -> bool:
         """Whether somebody may change things."""
@@ -41,7 +47,7 @@ class Gate:
         """A page for whoever may look, or (`writes`) for whoever may change what it is about."""
 
         async def endpoint(request: Request) -> Response:
-            user = await self._access.user(request)
+            user = await self.user(request)
             if user is None:
                 return self._stranger(request)
             if writes and not self.may_write(user):
@@ -54,7 +60,7 @@ class Gate:
         """A change: only by whoever may, and only from a form of ours."""
 
         async def endpoint(request: Request) -> Response:
-            user = await self._access.user(request)
+            user = await self.user(request)
             if user is None:
                 raise HTTPException(401, "Sign in first.")
             if not self.may_write(user):
@@ -75,9 +81,10 @@ class Gate:
             raise HTTPException(403, "You are not signed in, or may not see the console.")
         here = request.url.path.rsplit("/", 1)[-1]
         target = f"{here}?{request.url.query}" if request.url.query else here
-        signin = f"signin?{urlencode({'next': target})}" if target and _NEXT.fullmatch(target) else "signin"
-        if request.headers.get("hx-request"):
-            return Response(status_code=401, headers={"hx-redirect": signin})
+        page = _NEXT.fullmatch(target) is not None
+        signin = f"signin?{urlencode({'next': target})}" if target and page else "signin"
+        if request.headers.get("hx-request"):  # a part of a page is no reason to leave it: somebody may be typing there
+            return Response(status_code=401, headers={"hx-redirect": signin} if page else {})
         return RedirectResponse(signin, 303)
 
     async def sign_in(self, request: Request) -> Response:
@@ -88,13 +95,15 @@ class Gate:
         target = request.query_params.get("next", "")
         target = target if _NEXT.fullmatch(target) else ""
         if request.method != "POST":
-            return await self._pages.render(request, None, "signin.html", next=target)
+            if await access.user(request) is not None:
+                return RedirectResponse(f"./{target}", 303)
+            return self._pages.render(request, None, "signin.html", next=target)
         if not same_origin(request):
             raise HTTPException(403, "This form was not sent from the console.")
         address = request.client.host if request.client else ""
         wait = access.throttle.wait(address)
         if wait > 0:
-            return await self._pages.render(
+            return self._pages.render(
                 request, None, "signin.html", 429, next=target, error="Too many tries. Wait a few minutes.",
                 headers={"retry-after": str(int(wait) + 1)},
             )  # fmt: skip
@@ -102,11 +111,9 @@ class Gate:
         password = (await form_of(request)).get("password", "")
         user = await access.check(password)
         if user is None:
-            return await self._pages.render(
-                request, None, "signin.html", 401, next=target, error="That is not the password."
-            )
+            return self._pages.render(request, None, "signin.html", 401, next=target, error="That is not the password.")
         access.throttle.forgive(address)
-        response = RedirectResponse(target or "./", 303)
+        response = RedirectResponse(f"./{target}", 303)  # not the bare query: that would be of this page
         await access.sign_in(request, response, user)
         return response
 

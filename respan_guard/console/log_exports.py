@@ -52,8 +52,8 @@ def _facts(row: LogRow) -> dict[str, Any]:
     }  # fmt: skip
 
 
-async def _exported(guard: Guard, view: LogsView, span: Range) -> AsyncIterator[dict[str, Any]]:
-    """The rows of all pages, in their order."""
+async def _exported(guard: Guard, view: LogsView, span: Range) -> AsyncIterator[list[dict[str, Any]]]:
+    """The rows of all pages, page by page, in their order."""
     place: Place | None = Place()
     while place is not None:
         at = replace(view, place=place)
@@ -63,18 +63,18 @@ async def _exported(guard: Guard, view: LogsView, span: Range) -> AsyncIterator[
             return await found_rows(guard, backend, found), found.older
 
         rows, place = await guard.lane().call(work, 60.0)
-        for row in rows:
-            yield _facts(row)
+        yield [_facts(row) for row in rows]
 
 
 async def logs_csv(guard: Guard, view: LogsView, span: Range) -> AsyncIterator[str]:
     """What the filters let through, newest first, as CSV."""
-    yield csv_line(list(_COLUMNS))
-    async for facts in _exported(guard, view, span):
-        yield csv_line(list(facts.values()))
+    head = csv_line(list(_COLUMNS))
+    async for page in _exported(guard, view, span):
+        yield head + "".join(csv_line(list(facts.values())) for facts in page)
+        head = ""
 
 
 async def logs_jsonl(guard: Guard, view: LogsView, span: Range) -> AsyncIterator[str]:
     """The same as one JSON object a line."""
-    async for facts in _exported(guard, view, span):
-        yield json.dumps(facts, ensure_ascii=False) + "\n"
+    async for page in _exported(guard, view, span):
+        yield "".join(json.dumps(facts, ensure_ascii=False) + "\n" for facts in page)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from respan_guard.backends.base import Backend, CustomerQuery, CustomerRow, Limit, UsageQuery
 from respan_guard.console.remembered import Answer, Remembered
 from respan_guard.console.standing import NEAR
+from respan_guard.customers import is_shown
 from respan_guard.decision import BLOCKED
 from respan_guard.markups import Reads
 from respan_guard.policy import Policy
@@ -47,10 +48,12 @@ class Near:
     Attributes:
         counts: How many, by state: "near" and "over".
         names: Who they are, by state, the first `MOST_NAMES` of each by identifier.
+        deleted: When those were last seen whose sums are kept under a label, and who are no customers any more.
     """
 
     counts: Mapping[str, int]
     names: Mapping[str, tuple[str, ...]]
+    deleted: tuple[int, ...] = ()
 
     def of(self, *states: str) -> tuple[str, ...]:
         """Who is in one of the states, the first `MOST_NAMES` by identifier."""
@@ -78,15 +81,17 @@ async def near_budgets(guard: Guard, reads: Reads, at_ms: int) -> Near:
         reads: Knows what they used.
         at_ms: The moment.
     """
-    counts, names = Counter[str](), {"near": list[str](), "over": list[str]()}
+    counts, names, deleted = Counter[str](), {"near": list[str](), "over": list[str]()}, list[int]()
     asking = _Asking(guard, at_ms)
     known = await reads.call(lambda backend: _near_alike(backend, asking.default), 60.0)
     query = CustomerQuery(limit=_PAGE, blocked=False)
 
     async def page(backend: Backend) -> list[CustomerRow]:
         rows = await backend.customers(query)
-        asked = {row.customer: asking.of(row) for row in rows}
-        for customer, state in await _near_among(backend, rows, asked, known):
+        somebody = [row for row in rows if is_shown(row)]
+        deleted.extend(row.last_seen_ms for row in rows if row.customer and not is_shown(row))
+        asked = {row.customer: asking.of(row) for row in somebody}
+        for customer, state in await _near_among(backend, somebody, asked, known):
             counts[state] += 1
             if len(names[state]) < MOST_NAMES:
                 names[state].append(customer)
@@ -94,7 +99,7 @@ async def near_budgets(guard: Guard, reads: Reads, at_ms: int) -> Near:
 
     while rows := await reads.call(page, 60.0):
         query = replace(query, after=(rows[-1].customer, rows[-1].customer))
-    return Near(counts, {state: tuple(found) for state, found in names.items()})
+    return Near(counts, {state: tuple(found) for state, found in names.items()}, tuple(deleted))
 
 
 class _Asking:

@@ -52,7 +52,6 @@ class Pages:
 
     def __init__(self, guard: Guard, access: Access) -> None:
         self._guard = guard
-        self._access = access
         self.static = _Static(directory=_HERE / "static")
         version = hashlib.sha256()
         for path in sorted((_HERE / "static").rglob("*")):
@@ -87,7 +86,7 @@ class Pages:
             by_password=access.by_password,
         )
 
-    async def render(
+    def render(
         self,
         request: Request,
         user: User | None,
@@ -101,7 +100,7 @@ class Pages:
         given = {
             "user": user,
             "write": False,
-            "token": await self._access.token(request) if user is not None else "",
+            "token": "",
             "here": request.url.path.rsplit("/", 1)[-1],
             "done": _DONE.get(request.query_params.get("done", ""), ""),
             "error": "",

@@ -11,6 +11,7 @@ from respan_guard.backends.base import Backend, CustomerRow, UsageQuery
 from respan_guard.console.charts import sparkline
 from respan_guard.console.formats import percent
 from respan_guard.customer import Customer
+from respan_guard.customers import is_shown
 from respan_guard.decision import BLOCKED, LimitStatus, limit_statuses
 from respan_guard.markups import with_markup
 from respan_guard.money import from_nano
@@ -76,6 +77,7 @@ class Line:
     limits: list[Meter]
     spark: str
     markup: Decimal | None
+    rate_limit: int | str | None
 
     @property
     def cost_with_markup(self) -> Decimal:
@@ -109,7 +111,12 @@ def policy_of(guard: Guard, row: CustomerRow | None) -> Policy:
 async def meters(
     guard: Guard, backend: Backend, row: CustomerRow | None, customer: str, *, own: bool = False
 ) -> list[Meter]:
-    """Every limit of a customer as it stands, and unless only its `own` are asked for, those that all share."""
+    """Every limit of a customer as it stands, and unless only its `own` are asked for, those that all share.
+
+    What is nobody's has none.
+    """
+    if row is not None and not is_shown(row):
+        return []
     now = guard.now_ms()
     terms = policy_of(guard, row).at(now)
     places = [place for place, limit in enumerate(terms.limits) if not (own and limit.shared)]
@@ -142,7 +149,8 @@ async def lines(guard: Guard, backend: Backend, rows: list[CustomerRow]) -> list
         costs = {day.day: day.amounts.cost for day in days}
         spark = sparkline([costs.get(day, 0) for day in range(end - _SPARK_DAYS, end)])
         markup = guard.policies.markup(row.params)
-        found.append(Line(row, customer, state_of(customer, limits), limits, spark, markup))
+        rate = guard.policies.effective(row.params or {}).get("rate_limit") if is_shown(row) else None
+        found.append(Line(row, customer, state_of(customer, limits), limits, spark, markup, rate))
     return found
 
 

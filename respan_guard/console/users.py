@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 
 from respan_guard.backends.base import Backend, CustomerQuery, CustomerRow
 from respan_guard.console.near import near_budgets, who_is_near
+from respan_guard.console.ranges import range_from
 from respan_guard.console.remembered import Remembered
 from respan_guard.console.standing import NEAR, Line, Meter, lines
 from respan_guard.money import from_nano
@@ -23,14 +24,13 @@ __all__ = ["UsersView", "csv_line", "users", "users_csv", "users_json"]
 
 SORTS = {"customer": "Customer", "name": "Name", "last_seen": "Last active", "requests": "Requests",
          "tokens": "Tokens", "cost": "Cost"}  # fmt: skip
-SEEN = {"24h": 1, "7d": 7, "30d": 30, "90d": 90}
+SEEN = ("24h", "7d", "30d", "90d")
 STATES = {"open": "not blocked", "near": "near a budget", "over": "over a budget",
           "near-or-over": "near or over", "blocked": "blocked"}  # fmt: skip
 _BUDGET = {"near": ("near",), "over": ("over",), "near-or-over": ("near", "over")}
 """The states that have to be counted: which of them a filter lets through."""
 _MEANING = {"near": f"at {NEAR} % of a budget or more and not over one", "over": "over a budget",
             "near-or-over": f"at {NEAR} % of a budget or more"}  # fmt: skip
-_DAY_MS = 86_400_000
 _SIZES = (25, 50, 100)
 _EXPORT_PAGE = 200
 
@@ -85,8 +85,11 @@ class UsersView:
         """The states that have to be counted before anybody can be shown."""
         return _BUDGET.get(self.state, ())
 
-    def to_query(self, now_ms: int, limit: int, among: tuple[str, ...] | None) -> CustomerQuery:
-        """What to ask the store; `among` is who is in the states that have to be counted, if that is asked for."""
+    def to_query(self, guard: Guard, limit: int, among: tuple[str, ...] | None) -> CustomerQuery:
+        """What to ask the store; times begin where the dashboard's do.
+
+        `among` is who is in the states that have to be counted, if that is asked for.
+        """
         return CustomerQuery(
             search=self.search,
             sort=self.sort,
@@ -94,7 +97,7 @@ class UsersView:
             after=_after(self.after, str if self.sort in ("customer", "name") else int),
             limit=limit,
             blocked=self.state == "blocked" if self.state else None,
-            seen_since_ms=now_ms - SEEN[self.seen] * _DAY_MS if self.seen else None,
+            seen_since_ms=range_from({"range": self.seen}, guard).since_ms if self.seen else None,
             among=among,
         )
 
@@ -135,7 +138,7 @@ async def users(guard: Guard, view: UsersView, remembered: Remembered) -> dict[s
         among = () if counted is None else counted.value.of(*view.budget)
 
     async def work(backend: Backend) -> dict[str, Any]:
-        rows = await backend.customers(view.to_query(guard.now_ms(), view.size + 1, among))
+        rows = await backend.customers(view.to_query(guard, view.size + 1, among))
         more = len(rows) > view.size
         rows = rows[: view.size]
         return {
@@ -164,7 +167,7 @@ async def _all(guard: Guard, view: UsersView) -> AsyncIterator[Line]:
         page = view
 
         async def work(backend: Backend, page: UsersView = page) -> list[Line]:
-            rows = await backend.customers(page.to_query(guard.now_ms(), _EXPORT_PAGE, among))
+            rows = await backend.customers(page.to_query(guard, _EXPORT_PAGE, among))
             return await lines(guard, backend, rows)
 
         found = await guard.lane().call(work, 60.0)
@@ -189,7 +192,7 @@ def _facts(line: Line) -> dict[str, Any]:
         "last_active_ms": row.last_seen_ms, "active_days": row.active_days, "requests": totals.requests,
         "calls": totals.calls, "input_tokens": totals.input_tokens, "output_tokens": totals.output_tokens,
         "cost_usd": f"{from_nano(totals.cost):f}", "cost_with_markup_usd": f"{line.cost_with_markup:f}",
-        "unpriced_calls": totals.unpriced, "rate_limit": customer.rate_limit,
+        "unpriced_calls": totals.unpriced, "rate_limit": line.rate_limit,
         "period_used_usd": of(period, "used"), "period_budget_usd": of(period, "limit"),
         "period_resets_at": None if resets is None else resets.isoformat(),
         "total_used_usd": of(total, "used"), "total_budget_usd": of(total, "limit"),

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import ProxyHandler, build_opener
 
 import pytest
 from starlette.applications import Starlette
@@ -77,6 +79,15 @@ class Served:
     def __init__(self, url: str, guard: Guard) -> None:
         self.url = url
         self.guard = guard
+
+
+def ask(served: Served, customer: str) -> int:
+    """What the app beside the console answers a customer."""
+    try:
+        with build_opener(ProxyHandler({})).open(f"{served.url}/ask?id={customer}") as answer:
+            return int(answer.status)
+    except HTTPError as error:
+        return error.code
 
 
 @pytest.fixture

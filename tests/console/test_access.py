@@ -50,7 +50,7 @@ def test_it_must_be_said_who_may_use_it(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("path", READS + WRITING_PAGES)
 async def test_strangers_are_sent_to_sign_in(guard: Guard, path: str) -> None:
-    """Every page, export and fragment: nothing of it is shown, and the way back is kept."""
+    """Every page, export and fragment: nothing of it is shown, and the way back is kept; parts of pages have none."""
     await fill(guard)
     answer = client_of(guard).get(path)
     assert answer.status_code == 303
@@ -58,7 +58,8 @@ async def test_strangers_are_sent_to_sign_in(guard: Guard, path: str) -> None:
     assert "ann" not in answer.text
     fragment = client_of(guard).get(path, headers={"hx-request": "true"})
     assert fragment.status_code == 401
-    assert fragment.headers["hx-redirect"].startswith("signin")
+    page = path.partition("?")[0] not in ("/user-standing", "/users.csv", "/users.json", "/logs.csv", "/logs.jsonl")
+    assert fragment.headers.get("hx-redirect", "").startswith("signin") is page
 
 
 def test_passwords_are_kept_as_salted_hashes(real_passwords: None) -> None:
@@ -84,7 +85,24 @@ def test_nobody_is_sent_elsewhere() -> None:
         answer = client.post("/signin", params={"next": evil}, data={"password": PASSWORD}, headers=SAME)
         assert answer.headers["location"] == "./", evil
     answer = client.post("/signin", params={"next": "users?q=a"}, data={"password": PASSWORD}, headers=SAME)
-    assert answer.headers["location"] == "users?q=a"
+    assert answer.headers["location"] == "./users?q=a"
+
+
+@pytest.mark.parametrize("page", ["", "?range=7d", "users?q=a", "user?id=ann&range=90d"])
+async def test_who_signs_in_is_where_they_wanted_to_be(guard: Guard, page: str) -> None:
+    """Also on the dashboard of another time; and who is signed in already has nothing to do on that page."""
+    await fill(guard)
+    client = client_of(guard, "/console")
+    asked = client.get(f"/{page}")
+    signin = asked.url.join(asked.headers["location"])
+    assert signin.path == "/console/signin"
+    answer = client.post(signin, data={"password": PASSWORD}, headers=SAME)
+    for _ in range(2):
+        there = answer.url.join(answer.headers["location"])
+        assert str(there) == f"http://console.example/console/{page}"
+        assert client.get(there).status_code == 200
+        answer = client.get(signin)
+        assert answer.status_code == 303
 
 
 def test_the_cookie_is_signed_and_out_of_reach() -> None:
@@ -249,6 +267,7 @@ async def test_other_sites_change_nothing(guard: Guard, path: str) -> None:
     for headers in (
         {"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}, {"sec-fetch-site": "none"},
         {"origin": "https://evil.example"}, {"origin": "null"}, {"origin": "http://console.example.evil.example"}, {},
+        {"origin": "http://["}, {"origin": ""},
     ):  # fmt: skip
         assert client.post(path, data=right, headers=headers).status_code == 403, headers
     for token in ("", "0" * 64, "ü"):

@@ -9,30 +9,18 @@ import json
 import re
 from pathlib import Path
 from typing import Any
-from urllib.request import ProxyHandler, build_opener
 
 import pytest
 from playwright.sync_api import expect
 
 from respan_guard import Customer
 
-from .conftest import Served
+from .conftest import Served, ask
 from .support import PASSWORD, VIEWER
 
 PAGES = ["", "?range=24h", "users", "user?id=ann", "user-new", "user-delete?id=ann", "logs", "logs?status=refused",
          "record?seq=1", "system"]  # fmt: skip
 AXE = Path(__file__).parent.parent / "data" / "axe-4.14.1.min.js"
-
-
-def ask(served: Served, customer: str) -> int:
-    """What the app beside the console answers a customer."""
-    from urllib.error import HTTPError
-
-    try:
-        with build_opener(ProxyHandler({})).open(f"{served.url}/ask?id={customer}") as answer:
-            return int(answer.status)
-    except HTTPError as error:
-        return error.code
 
 
 @pytest.mark.parametrize("scripts", [True, False])

@@ -9,7 +9,7 @@
     if (value === 0) return "$0";
     const size = Math.abs(value);
     const digits = size >= 100 ? 0 : size >= 0.1 ? 2 : Math.min(9, 2 - Math.floor(Math.log10(size)));
-    return "$" + value.toLocaleString("en-US", { minimumFractionDigits: size >= 100 ? 0 : 2, maximumFractionDigits: digits });
+    return (value < 0 ? "-$" : "$") + size.toLocaleString("en-US", { minimumFractionDigits: size >= 100 ? 0 : 2, maximumFractionDigits: digits });
   };
   const count = (value) => value.toLocaleString("en-US", { maximumFractionDigits: 0 });
 
@@ -17,9 +17,10 @@
     const { unit, labels, series } = JSON.parse(box.dataset.chart);
     const show = unit === "usd" ? money : count;
     const places = labels.map((_, at) => at);
-    // Bars are stacked by drawing sums from the highest to the lowest, each over the one before.
-    const sums = [];
-    series.forEach(([, values], row) => sums.push(values.map((value, at) => value + (row ? sums[row - 1][at] : 0))));
+    // Bars are stacked by drawing sums from the highest to the lowest, each over the one before; what is below zero apart.
+    const above = labels.map(() => 0);
+    const below = labels.map(() => 0);
+    const sums = series.map(([, values]) => values.map((value, at) => (value < 0 ? (below[at] += value) : (above[at] += value))));
     const bars = uPlot.paths.bars({ size: [0.72, 40], radius: [0.12, 0] });
     const others = series.length > 1;
     const order = series.map((_, row) => row).reverse();
@@ -33,7 +34,7 @@
       height: 230,
       cursor: { y: false, points: { show: false }, drag: { x: false, y: false } },
       legend: { live: true },
-      scales: { x: { time: false, range: [-0.6, places.length - 0.4] }, y: { range: (_, low, high) => [0, high > 0 ? high * 1.06 : 1] } },
+      scales: { x: { time: false, range: [-0.6, places.length - 0.4] }, y: { range: (_, low, high) => [Math.min(0, low * 1.06), high > 0 ? high * 1.06 : low < 0 ? 0 : 1] } },
       axes: [
         { ...axis, space: hourly ? 60 : 52, incrs: [1, 2, 3, 5, 7, 10, 14, 30, 60, 90], values: (_, at) => at.map((place) => (Number.isInteger(place) && labels[place] ? short(labels[place]) : "")) },
         { ...axis, size: 62, grid: { show: true, stroke: line, width: 1 }, values: (_, at) => at.map((value) => (unit === "count" && !Number.isInteger(value) ? "" : show(value))) },
@@ -107,6 +108,15 @@
     const renewing = event.detail.ctx.sourceElement;
     if (renewing.matches('[hx-trigger^="every"]') && renewing.contains(pressed)) event.preventDefault();
   });
+
+  // What gets no answer stays as it is and is asked again; a mark says so until the next answer.
+  const told = (status) => {
+    document.getElementById("session-over").hidden = status !== 401;
+    document.getElementById("no-answer").hidden = status < 400 || status === 401;
+  };
+  document.getElementById("session-over").href = `signin?next=${encodeURIComponent(location.pathname.split("/").pop() + location.search)}`;
+  document.addEventListener("htmx:after:request", (event) => told(event.detail.ctx.response.status));
+  document.addEventListener("htmx:error", () => told(503));
 
   setInterval(count_down, 1000);
   begin();
