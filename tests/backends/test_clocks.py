@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from respan_guard import Admission, Customer, Guard, Usage
+from respan_guard.backends.base import Op, Refused, Release, Renew
 from respan_guard.clock import SystemClock
+from respan_guard.testing.contract_support import NOW, admit, record, total
 
-from .conftest import storage_url
+from .conftest import new_store, storage_url
 
 _AHEAD_MS = 20 * 60_000
 
@@ -99,3 +101,29 @@ async def test_a_customer_that_a_wrong_clock_deleted_can_come_back(pair: Pair) -
     await right.admit("ann")  # a never-seen customer again
     booked = await right.lane().call(lambda backend: backend.booked_on("ann", right.now_ms() + 1000))
     assert booked == "ann"
+
+
+# -- a server's clock that steps back ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scope", ["customer", "all"])
+@pytest.mark.parametrize("does", [Release("ann", "h1"), record("e1", 80, admission="h1"), Renew("ann", "h1", 600_000)])
+@pytest.mark.parametrize("name", ["redis", "postgresql"])
+async def test_a_clock_that_steps_back_leaves_no_wrong_hold(tmp_path: Path, name: str, scope: str, does: Op) -> None:
+    """A hold had expired, and by the stepped clock it has not: what is held is never below what live holds hold."""
+    make, limit = new_store(name, tmp_path), total(1000, scope=scope)
+    first, second = make(), make()
+    await first.open()
+    await second.open()
+    await first.apply([admit("h1", limit, cost=80, ttl_ms=1000)], NOW)
+    await first.apply([admit("h2", limit, cost=50, ttl_ms=600_000)], NOW + 1500)
+    await second.apply([does], NOW + 900)  # the same server, after the step
+    for now in (NOW + 900, NOW + 1600):
+        live = await second.holds("ann", now=now)
+        (held,) = (await second.standing("ann", [limit], now=now)).held
+        assert held == sum(hold.cost for hold in live) >= 50
+    outcome = await second.apply([admit("h3", limit, cost=1000 - held + 1)], NOW + 1600)
+    assert isinstance(outcome[0], Refused)
+    assert await second.verify() == []
+    await first.close()
+    await second.close()
