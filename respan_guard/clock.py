@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Protocol, runtime_checkable
 
-__all__ = ["Clock", "SystemClock"]
+__all__ = ["Clock", "SystemClock", "store_counts"]
 
 
 @runtime_checkable
@@ -33,3 +33,8 @@ class SystemClock:
     def monotonic(self) -> float:
         """Seconds from some point on."""
         return time.monotonic()
+
+
+def store_counts(clock: Clock, server_clock: bool) -> bool:
+    """Whether the clock of a store counts, if it has one: a clock that an app or a test made goes before it."""
+    return server_clock and isinstance(clock, SystemClock)

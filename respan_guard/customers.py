@@ -175,10 +175,11 @@ class Customers:
         """
         identifier = normalise_identifier(customer_identifier)
         await self._guard.refusals.flush()  # what is counted here moves along; what others count goes to the label
-        now = self._guard.now_ms()
         marked = await mark_of(self._guard, identifier, _PATIENCE)
-        lane = self._guard.lane()
-        done = await lane.call(lambda backend: backend.delete(identifier, actor=actor, now=now))
+        guard, lane = self._guard, self._guard.lane()
+        done = await lane.call(
+            lambda backend: backend.delete(identifier, actor=actor, now=guard.time_of_change(backend))
+        )
         self._guard.policies.drop(identifier)
         await unmark(self._guard, identifier, marked, _PATIENCE)
         if lane.home is None:  # then this may run without an event loop, and must not wait for a thread
@@ -271,15 +272,14 @@ class Customers:
             if new and revision:
                 raise InvalidInput("there is a customer with this identifier", field="customer_identifier")
             guard.policies.learn(identifier, revision, stored)
-            now = guard.now_ms()
-            params = change(stored or {}, guard.policies.today(now))
+            params = change(stored or {}, guard.policies.today(guard.now_ms()))
             customer = Customer.from_params(identifier, params)
             await guard.switch.announce_limits(params, patience)
             had, has = MARKUP in (stored or {}), MARKUP in params
             if has and not had:
                 await mark(guard, identifier, patience)
             marked = await mark_of(guard, identifier, patience) if had and not has else None
-            written = await self._write(identifier, params, revision, actor, now, patience)
+            written = await self._write(identifier, params, revision, actor, patience)
             if not isinstance(written, Conflict):
                 guard.policies.learn(identifier, written.revision, params)
                 if has and not revision:  # a deletion meanwhile, which left no trace, may have taken the mark along
@@ -290,8 +290,12 @@ class Customers:
         raise RevisionConflict(f"customer {identifier!r} is changed by others all the time; try again")
 
     async def _write(
-        self, identifier: str, params: Mapping[str, Any], revision: str, actor: str, now: int, patience: float
+        self, identifier: str, params: Mapping[str, Any], revision: str, actor: str, patience: float
     ) -> Put | Conflict:
-        return await self._guard.lane().call(
-            lambda backend: backend.put(identifier, params, if_revision=revision, actor=actor, now=now), patience
+        guard = self._guard
+        return await guard.lane().call(
+            lambda backend: backend.put(
+                identifier, params, if_revision=revision, actor=actor, now=guard.time_of_change(backend)
+            ),
+            patience,
         )

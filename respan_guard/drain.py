@@ -140,19 +140,35 @@ class Drain(ABC):
                 raise
 
     def _take(self) -> None:
-        """Take what waits, in as many parts as may be under way at a time; they get alike in size."""
+        """Take what waits, in as many parts as may be under way at a time; they get alike in size.
+
+        A part may have to be sent again when the next one is applied already. So no customer's ops are in two parts:
+        those that came later wait with all that follow them, and a marker waits for all parts.
+        """
         at_once = 1 if self.breaker.failures else self.backend.at_once
         while self._inbox and len(self._parts) < at_once:
-            share = -(-(len(self._inbox) + len(self._batch)) // at_once)
+            share = max(-(-(len(self._inbox) + len(self._batch)) // at_once), _LEAST)
+            busy = {item.customer for part in self._parts for item in part.items}
             items: list[Item] = []
-            while self._inbox and len(items) < min(BATCH, max(share, _LEAST)):
+            waits: list[Item] = []
+            mine: set[str | None] = set()
+            while self._inbox and len(items) < BATCH and len(waits) < BATCH:
                 item = self._inbox.popleft()
                 if item.future is not None and item.future.done() and not isinstance(item.op, Record):
                     continue  # withdrawn: its caller gave up while it waited
-                items.append(item)
-            if items:
-                self._batch = self._batch + items
-                self._parts.append(Part(items))
+                if item.customer is None and (self._parts or waits):
+                    waits.append(item)
+                    break
+                if item.customer in busy or (len(items) >= share and item.customer not in mine):
+                    waits.append(item)
+                else:
+                    items.append(item)
+                    mine.add(item.customer)
+            self._inbox.extendleft(reversed(waits))
+            if not items:
+                break
+            self._batch = self._batch + items
+            self._parts.append(Part(items))
 
     def _unsend(self) -> None:
         """Put what was not answered, or not written yet, back to where it came from."""

@@ -13,6 +13,7 @@ from respan_guard.admission import Admission, Refusal
 from respan_guard.admitting import Admissions
 from respan_guard.backends.base import Entry, Record
 from respan_guard.bookings import Bookings
+from respan_guard.clock import store_counts
 from respan_guard.context import Slot, slot_of
 from respan_guard.customer import Customer, normalise_identifier
 from respan_guard.customers import Customers
@@ -35,7 +36,7 @@ from respan_guard.switch import Switch
 from respan_guard.usage import Usage, UsageRecord
 
 if TYPE_CHECKING:
-    from respan_guard.backends.base import Discrepancy, StoreInfo
+    from respan_guard.backends.base import Backend, Discrepancy, StoreInfo
     from respan_guard.blocking import BlockingGuard
     from respan_guard.lanes import Lane
 
@@ -302,6 +303,10 @@ class Guard(Opening, Exporting):
     def now_ms(self) -> int:
         """The store's time, as well as it is known."""
         return self.clock.now_ms() + self._offset
+
+    def time_of_change(self, backend: Backend) -> int | None:
+        """What a change of a customer is timed with; None where the store's own clock counts: this one may be wrong."""
+        return None if store_counts(self.clock, backend.server_clock) else self.now_ms()
 
     def follow(self, store_ms: int) -> None:
         """Take the store's time for this process's: limits are compiled for the moment they are judged at."""

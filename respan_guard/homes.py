@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from respan_guard.backends.base import Backend, Limit, Op, Record
 from respan_guard.backends.registry import backend_factory
-from respan_guard.clock import Clock, SystemClock
+from respan_guard.clock import Clock, store_counts
 from respan_guard.errors import ConfigurationError, StorageUnavailable
 from respan_guard.home import Home
 from respan_guard.journal import Journal
@@ -246,7 +246,7 @@ class Homes:
             self._journal,
             self._inherit,
             timeout=backend.default_timeout if self._timeout is None else self._timeout,
-            server_clock=backend.server_clock and isinstance(self._clock, SystemClock),
+            server_clock=store_counts(self._clock, backend.server_clock),
             rates=self._rates,
             limits=self._limits,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 
-from respan_guard.backends.base import Op, Outcome
+from respan_guard.backends.base import Op, Outcome, Record
 from respan_guard.errors import BackendError
 
 __all__ = ["Item", "Part", "Unstorable", "Waits"]
@@ -22,10 +22,11 @@ class Waits:
 class Item:
     """An op that waits, and who waits for it."""
 
-    __slots__ = ("future", "on_disk", "op", "taken")
+    __slots__ = ("customer", "future", "on_disk", "op", "taken")
 
     def __init__(self, op: Op | None, future: asyncio.Future[Outcome] | None, *, on_disk: bool = False) -> None:
         self.op = op  # None is a marker: its future tells when all before it is stored
+        self.customer = None if op is None else op.entry.customer if isinstance(op, Record) else op.customer
         self.future = future
         self.on_disk = on_disk  # a record that lies in the journal, too
         self.taken = on_disk  # storage was asked, or the journal or another home has it

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from respan_guard.backends.base import Backend, CustomerQuery, RecordQuery, UsageQuery
+from respan_guard.backends.base import Backend, CustomerQuery, RecordQuery, Release, UsageQuery
 from respan_guard.backends.redis import RedisBackend
-from respan_guard.testing.contract_support import DAY, NOW, admit, one, record, total
+from respan_guard.testing.contract_support import DAY, NOW, admit, allowed, one, record, total
 from tests.backends.redis_server import RedisServer
 
 SORTS = ("customer", "name", "first_seen", "last_seen", "requests", "calls", "cost", "tokens")
@@ -100,6 +100,31 @@ async def test_writers_keep_what_waits_to_be_sorted_in_short(client: Redis, back
     assert client.scard(f"{PREFIX}unsorted") <= 4096 + 512
     assert len(await backend.customers(CustomerQuery(limit=10_000))) == 5000
     assert client.scard(f"{PREFIX}unsorted") == 0
+
+
+async def test_a_customer_that_is_swept_and_sorted_in_by_one_batch_keeps_its_place(backend: RedisBackend) -> None:
+    """The hourly sweep and the writer's own sorting look at the same customers: later spending moves them all the same."""
+    names, later = [f"h{at:03}" for at in range(400)], NOW + 3_600_000
+    await backend.apply([admit("a", customer=name, ttl_ms=86_400_000) for name in names], NOW)
+    await backend.customers(CustomerQuery(limit=1))  # all are sorted in
+    await fill(backend, 4500)  # so many wait that the next batch sorts in some, its own ones too
+    await backend.apply([record("e1", 1, customer=name) for name in names], later)
+    await backend.apply([record("e2", 10_000 + at, customer=name) for at, name in enumerate(names)], later + 1)
+    page = await backend.customers(CustomerQuery(sort="cost", descending=True, limit=400))
+    assert [row.customer for row in page] == names[::-1]
+
+
+async def test_a_hold_of_a_dead_process_ends_for_limits_over_all_customers(backend: RedisBackend) -> None:
+    """Its customer was swept before there was such a limit and never comes back: its time is over all the same."""
+    wide, hour = total(100, scope="all"), 3_600_000
+    await one(backend, admit("x0", customer="x"))
+    await one(backend, admit("c1", customer="c", cost=5, ttl_ms=600_000), NOW + hour - 1000)
+    await one(backend, Release("c", "c1"), NOW + hour - 900)
+    await one(backend, admit("x1", customer="x"), NOW + hour)  # sweeps
+    await one(backend, admit("x2", wide, customer="x", cost=1, ttl_ms=1000), NOW + hour + 60_000)
+    await one(backend, admit("c2", wide, customer="c", cost=80, ttl_ms=600_000), NOW + hour + 120_000)
+    await allowed(backend, admit("x3", wide, customer="x", cost=50), NOW + 26 * hour)
+    assert await backend.verify() == []
 
 
 PLANTED: dict[str, tuple[Any, ...]] = {

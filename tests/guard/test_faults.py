@@ -233,14 +233,61 @@ async def test_what_is_answered_before_a_failure_in_front_of_it_is_sent_again(
         return await apply(ops, now)
 
     monkeypatch.setattr(store, "apply", first_fails)
-    for _ in range(20):
-        guard.record_soon(Usage(cost=DIME), "c1")
+    for at in range(20):
+        guard.record_soon(Usage(cost=DIME), f"c{at}")
     await guard.flush()
-    assert sizes[:2] == [11, 9]  # and the marker
+    assert sizes[:2] == [11, 9]  # the marker waits for both
     assert sum(sizes) >= 40
     monkeypatch.setattr(store, "apply", apply)
-    assert (await guard.status("c1")).total_spend == 21 * DIME
+    assert (await guard.status("c1")).total_spend == 2 * DIME
     assert await guard.verify() == []
+
+
+async def test_a_batch_that_is_sent_op_by_op_is_not_overtaken(store: FaultyBackend, guard: Guard) -> None:
+    """One op spoils its batch, which is stored again in pieces: the release behind its record stays behind it."""
+    await guard.record(Usage(cost=9_000_000), "whale")
+    first = await guard.admit("ann", estimate=9 * DIME)
+    guard.record_soon(Usage(cost=1), "whale")
+    first.record_soon(Usage(cost=9 * DIME))
+    for at in range(6):
+        guard.record_soon(Usage(cost=DIME), f"c{at}")
+    first.end()  # in another part than its record, if parts were cut by number alone
+    assert not await guard.try_admit("ann", estimate=9 * DIME)
+    assert not any([record.late async for record in guard.records("ann")])
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_batches_that_overtake_each_other_keep_the_order_of_each_customer(
+    store: FaultyBackend, guard: Guard, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Storage applies what is under way in any order: what a customer did stays in order, and a flush means stored."""
+    rng, apply, applied = random.Random(seed), store.apply, list[tuple[str, int | None]]()
+
+    async def some_time(ops: Sequence[Op], now: int | None = None) -> list[Outcome]:
+        for _ in range(rng.randrange(30)):
+            await asyncio.sleep(0)
+        applied.extend((op.entry.customer, op.entry.cost) for op in ops if isinstance(op, Record))
+        return await apply(ops, now)
+
+    monkeypatch.setattr(store, "apply", some_time)
+    posted = 0
+    for _ in range(40):
+        for _ in range(rng.choice([1, 5, 30, 700])):  # more than travel together, too
+            posted += 1
+            guard.record_soon(
+                Usage(cost=Decimal(posted).scaleb(-9)), rng.choice(["ann", "ann", "bob", f"c{rng.randrange(99)}"])
+            )
+        if rng.random() < 0.3:
+            await guard.flush()
+            assert len(applied) == posted
+        for _ in range(rng.randrange(40)):
+            await asyncio.sleep(0)
+    await guard.flush()
+    assert len(applied) == posted
+    costs: dict[str, list[int | None]] = {}
+    for customer, cost in applied:
+        costs.setdefault(customer, []).append(cost)
+    assert all(each == sorted(each, key=int) for each in costs.values())  # type: ignore[arg-type]
 
 
 async def test_an_overflow_is_refused_before_anything_is_written(guard: Guard) -> None:

@@ -226,20 +226,17 @@ class PostgresBackend(Backend):
         self, customer: str, params: Params, *, if_revision: str | None = None, actor: str = "", now: int | None = None
     ) -> Put | Conflict:
         """See `Backend.put`."""
-        done = await self._change(
+        # `now` is no floor for later batches: where the server's clock counts, the caller's may be wrong.
+        return await self._change(
             lambda db: self._changes.put(db, customer, params, if_revision, actor, now, self._latest)
         )
-        self._latest = max(self._latest, now or 0)
-        return done
 
     async def delete(self, customer: str, *, actor: str = "", now: int | None = None) -> bool:
         """See `Backend.delete`."""
         epoch, label = self._epoch or "", f"deleted-{secrets.token_hex(8)}"  # the same one for each try
-        found = await self._beside(
+        return await self._beside(
             lambda db: self._changes.delete(db, epoch, customer, label, actor, now, self._latest), repeatable=False
         )
-        self._latest = max(self._latest, now or 0)
-        return found
 
     async def get(self, customer: str) -> CustomerRow | None:
         """See `Backend.get`."""

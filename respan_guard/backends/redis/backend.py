@@ -159,11 +159,11 @@ class RedisBackend(Backend):
         return self._shelf
 
     def _seen(self, now: int | None) -> int:
-        """The time to read at: not before what was last applied."""
-        if now is None:
-            return self._now or _clock.now_ms()
-        self._now = max(self._now, now)
-        return self._now
+        """The time to read at: not before what was last applied.
+
+        It is no floor for later batches: where the server's clock counts, the caller's may be wrong.
+        """
+        return (self._now or _clock.now_ms()) if now is None else max(self._now, now)
 
     # -- operations --------------------------------------------------------------------------------
 

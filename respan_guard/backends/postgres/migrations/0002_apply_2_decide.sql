@@ -172,6 +172,9 @@
             IF h_expires[h] > now AND h_ended[h] IS NULL THEN
                 h_expires[h] := greatest(h_expires[h], now + p_o_ttl[i]);
                 h_dirty[h] := true; any_dirty := true;
+                IF k_held_from[w] = now THEN  -- what is held was added up anew, perhaps with it: the clock went back
+                    k_touched[w] := true; any_touched := true;
+                END IF;
                 answers[i] := 'W';
             ELSE
                 answers[i] := 'G';

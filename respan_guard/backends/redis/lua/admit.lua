@@ -107,8 +107,8 @@ local function release(op)
   local cell = load(op[2])
   local hold = hold_of(cell, op[3])
   if not hold or hold[6] >= 0 then return { 5, 3 } end
+  expire(cell)
   if hold[5] <= now then
-    expire(cell)
     hold[6] = hold[5]
     keep_hold(cell, op[3], hold)
     return { 5, 1 }
@@ -123,6 +123,7 @@ local function renew(op)
   local cell = load(op[2])
   local hold = hold_of(cell, op[3])
   if not hold or hold[6] >= 0 or hold[5] <= now then return { 5, 3 } end
+  expire(cell)
   hold[5] = math.max(hold[5], now + op[4])
   keep_hold(cell, op[3], hold)
   return { 5, 2 }

@@ -42,6 +42,7 @@ local function store(cell)
     else
       call('ZREM', P .. 'soonest', s[NUM])
     end
+    cell.soonest = s[SOONEST]
   end
 end
 
@@ -109,12 +110,6 @@ for _, entry in ipairs(log) do
   end
 end
 if opened[1] then many('SADD', P .. 'open', opened) end
-if unsorted[1] then
-  many('SADD', P .. 'unsorted', unsorted)
-  if call('SCARD', P .. 'unsorted') > MAX_UNSORTED then
-    for _, num in ipairs(call('SPOP', P .. 'unsorted', math.min(#unsorted + 1, 600))) do sort_in(num) end
-  end
-end
 if now >= tonumber(head[10]) then -- once an hour, in steps: holds that nobody ended, customers that have none
   local found = call('SSCAN', P .. 'open', head[11], 'COUNT', 32)
   for _, num in ipairs(found[2]) do
@@ -125,7 +120,7 @@ if now >= tonumber(head[10]) then -- once an hour, in steps: holds that nobody e
     end
     if call('EXISTS', P .. 'h:' .. num) == 0 then
       call('SREM', P .. 'open', num)
-      cell.s[OPENED] = 0
+      cell.s[OPENED], cell.s[SOONEST] = 0, 0 -- the first limit over all customers looks at none that is not in open
     end
     store(cell)
   end
@@ -135,6 +130,12 @@ if now >= tonumber(head[10]) then -- once an hour, in steps: holds that nobody e
   end
   set('sweep', found[1])
   if found[1] == '0' then set('sweep_at', now + HOUR) end
+end
+if unsorted[1] then -- behind all that stores customers, as it changes them in the store
+  many('SADD', P .. 'unsorted', unsorted)
+  if call('SCARD', P .. 'unsorted') > MAX_UNSORTED then
+    for _, num in ipairs(call('SPOP', P .. 'unsorted', math.min(#unsorted + 1, 600))) do sort_in(num) end
+  end
 end
 if everyone then
   call('SET', P .. 'wide', pack(everyone))

@@ -81,9 +81,9 @@ local function hold_more(cell, hold, cost, tokens)
   if everyone then move(everyone[2], hold[1], hold[2], cost, tokens) end
 end
 
-local function expire(cell)
+local function expire(cell) -- also takes back what expired by a clock that has stepped back since
   local s = cell.s
-  if s[SOONEST] == 0 or s[SOONEST] > now then return end
+  if now >= (s[HELD_FROM] or 0) and (s[SOONEST] == 0 or s[SOONEST] > now) then return end
   if not cell.born then
     local rows = call('HGETALL', P .. 'h:' .. cell.n)
     for i = 1, #rows, 2 do
@@ -102,7 +102,7 @@ local function expire(cell)
     for i = 1, #old, 4 do move(everyone[2], old[i], old[i + 1], -old[i + 2], -old[i + 3]) end
     for i = 1, #live, 4 do move(everyone[2], live[i], live[i + 1], live[i + 2], live[i + 3]) end
   end
-  s[LIVE], s[SOONEST], cell.save = live, soonest, true
+  s[LIVE], s[SOONEST], s[HELD_FROM], cell.save = live, soonest, now, true
 end
 
 local function held_of(live, metric, first, last, model)

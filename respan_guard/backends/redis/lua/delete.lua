@@ -27,7 +27,7 @@ for _, sort in ipairs({ 'customer', 'first_seen', 'last_seen', 'requests', 'call
   call('ZREM', P .. 'by-' .. sort, customer)
 end
 call('ZREM', P .. 'by-name', s[NAME] .. '\0' .. customer)
-s[REVISION], s[NAME], s[SOONEST], s[RATES], s[LIVE], s[OPENED] = '', '', 0, {}, {}, 0
+s[REVISION], s[NAME], s[SOONEST], s[RATES], s[LIVE], s[OPENED], s[HELD_FROM] = '', '', 0, {}, {}, 0, nil
 call('DEL', P .. 'c:' .. customer, P .. 'p:' .. num, P .. 'h:' .. num, P .. 'z:' .. num)
 call('SET', P .. 'c:' .. label, pack(s))
 call('HSET', P .. 'names', num, label)

@@ -2,7 +2,7 @@
 -- with it the same hash slot. ARGV[1] is the epoch of the store that the caller opened.
 --
 -- Fixed keys                          Keys of a customer, by its number ("c:" and others by its identifier)
---   meta       epoch, seq, ...          c:ID  state, packed: see NUM..OPENED below
+--   meta       epoch, seq, ...          c:ID  state, packed: see NUM..HELD_FROM below
 --   names      number -> identifier     p:N   params, JSON
 --   log        the stream of entries    h:N   admission -> hold: day, model, cost, tokens, expires, ended or -1, answer
 --   a0, a1     answers of admissions    s:N   "DAY:MODEL" -> sums, packed
@@ -21,9 +21,10 @@
 local call, pack, unpacked = redis.call, cmsgpack.pack, cmsgpack.unpack
 local P = string.sub(KEYS[1], 1, -5)
 -- The state of a customer, packed. RECENT are its newest rows of sums, which s:N may have older: a flat list of
--- "DAY:MODEL", sums. QUEUED: it is in unsorted. OPENED: it is in open.
-local NUM, REVISION, FIRST, LAST, SOONEST, DAYS, NAME, TOTALS, RATES, SPANS, LIVE, RECENT, QUEUED, OPENED =
-  1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14
+-- "DAY:MODEL", sums. QUEUED: it is in unsorted. OPENED: it is in open. LIVE is what holds hold, right from HELD_FROM on
+-- (nil: ever) until SOONEST (0: ever).
+local NUM, REVISION, FIRST, LAST, SOONEST, DAYS, NAME, TOTALS, RATES, SPANS, LIVE, RECENT, QUEUED, OPENED, HELD_FROM =
+  1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
 
 local function state_of(num)
   local customer = call('HGET', P .. 'names', num)

@@ -40,6 +40,7 @@ local function draw(op, booked)
     return true
   end
   if hold[3] > 0 or hold[4] > 0 then
+    expire(cell)
     local cost = math.min(hold[3], math.max(0, op[6] or 0))
     local tokens = math.min(hold[4], op[7][4] + op[7][5])
     hold_more(cell, hold, -cost, -tokens)
