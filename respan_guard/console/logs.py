@@ -40,7 +40,7 @@ class LogRow:
             return status_of(self.refusal)
         assert self.stored is not None
         entry = self.stored.entry
-        if entry.usage.status == "error":
+        if entry.usage.status in ("error", "failed"):  # a call, or work around calls
             return "error"
         return "unpriced" if entry.cost is None else "ok"
 
