@@ -103,7 +103,7 @@ async def test_writers_keep_what_waits_to_be_sorted_in_short(client: Redis, back
 
 
 async def test_a_customer_that_is_swept_and_sorted_in_by_one_batch_keeps_its_place(backend: RedisBackend) -> None:
-    """The hourly sweep and the writer's own sorting look at the same customers: later spending moves them all the same."""
+    """The hourly sweep and the writer's own sorting look at the same customers: what they spend later moves them."""
     names, later = [f"h{at:03}" for at in range(400)], NOW + 3_600_000
     await backend.apply([admit("a", customer=name, ttl_ms=86_400_000) for name in names], NOW)
     await backend.customers(CustomerQuery(limit=1))  # all are sorted in
