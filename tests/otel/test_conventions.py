@@ -211,7 +211,7 @@ def test_ids_in_replies() -> None:
         ({"error.type": "APITimeoutError"}, None, [], True),
         ({}, None, [], True),
         ({"error.type": "openai.RateLimitError", "gen_ai.response.id": "chatcmpl-0123456789abcdef"}, None, [], True),
-        ({"output.value": "some words of an ans"}, "APIError: The server had an error", ["openai.APIError"], True),
+        ({"output.value": "some words of an answer"}, "APIError: The server had an error", ["openai.APIError"], True),
         ({"gen_ai.usage.output_tokens": 50}, None, ["openai.APIError"], True),
         ({"output.value": '{"choices": []}'}, None, ["openai.APIError"], False),
         ({"output.value": "overloaded", "http.response.status_code": 529}, None, ["openai.APIError"], False),
