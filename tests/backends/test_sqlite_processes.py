@@ -239,6 +239,7 @@ async def test_cancelled_callers_leave_no_transaction_open(tmp_path: Path) -> No
         async def one(number: int) -> None:
             await backend.apply([admit(f"a{number}", limits=(), cost=1), record(f"e{number}")], NOW)
 
+        patient = 0
         for first in range(0, 1000, 100):
             tasks = [asyncio.create_task(one(first + number)) for number in range(100)]
             for task in tasks:
@@ -246,6 +247,8 @@ async def test_cancelled_callers_leave_no_transaction_open(tmp_path: Path) -> No
                     await asyncio.sleep(0)
                 if seed.random() < 0.8:
                     task.cancel()
+                else:
+                    patient += 1
             await asyncio.gather(*tasks, return_exceptions=True)
         assert not await inside(backend, lambda db: db.in_transaction)
         await asyncio.wait_for(backend.apply([record("next")], NOW), 5)
@@ -253,7 +256,7 @@ async def test_cancelled_callers_leave_no_transaction_open(tmp_path: Path) -> No
         row = await backend.get("alice")
         assert row is not None
         assert row.totals.calls == row.totals.requests + 1
-        assert 200 < row.totals.calls <= 1001
+        assert 150 < patient < row.totals.calls <= 1001
 
 
 async def test_another_processs_commit_is_seen_at_once(tmp_path: Path) -> None:

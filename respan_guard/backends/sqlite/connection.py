@@ -84,6 +84,12 @@ class Link:
         Raises:
             sqlite3.Error: It can't be opened.
         """
+        made: list[_CallableConnection] = []
+
+        def make(*args: Any, **given: Any) -> _CallableConnection:
+            made.append(_CallableConnection(*args, **given))
+            return made[0]
+
         connection = aiosqlite.connect(
             f"file:{quote(str(path))}?mode={'ro' if read_only else 'rw'}",
             uri=True,
@@ -91,7 +97,7 @@ class Link:
             timeout=0,
             check_same_thread=False,
             cached_statements=256,
-            factory=_CallableConnection,
+            factory=make,
         )
         # aiosqlite's thread is no daemon, and a connection that nobody closes would hang the interpreter's exit.
         # Losing the thread there is what losing power is: SQLite is made for it.
@@ -100,8 +106,10 @@ class Link:
             thread.daemon = True
         try:
             link = cls(await connection)
-        except BaseException:  # then aiosqlite has told its thread to stop
+        except BaseException:  # then aiosqlite has told its thread to stop, and knows of no connection
             await _ended(thread)
+            for unknown in made:
+                unknown.close()
             raise
         try:
             await link.run(lambda db: patiently(lambda: setup(db), patience))
