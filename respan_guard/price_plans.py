@@ -8,7 +8,7 @@ the cost is a sum over token kinds, where a kind's rate is what it costs beyond 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from operator import attrgetter
 from typing import NamedTuple
@@ -99,11 +99,7 @@ class Rates:
         compiled = [_compile(s.start, prices) for s, prices in zip(segments, whole, strict=True)]
         self._segments = tuple(reversed(compiled))  # the longest input first
         subsets = {of: [part for part in parts if part in whole[0]] for of, parts in _PARTS_OF_PARTS.items()}
-        self._subsets = tuple(
-            (attrgetter(KINDS[of]), [attrgetter(KINDS[part]) for part in parts])
-            for of, parts in subsets.items()
-            if parts
-        )
+        self._subsets = tuple((attrgetter(KINDS[of]), _count_of(parts)) for of, parts in subsets.items() if parts)
 
     def cost(self, usage: Usage) -> int:
         """The cost in nano-USD, rounded half to even.
@@ -116,17 +112,19 @@ class Rates:
             if given > start:
                 break
         total += given * rate_in + made * rate_out
-        rest_in, rest_out = given, made
+        rest_in, rest_out, nested = given, made, False
         for count, rate, weight_in, weight_out in parts:
             tokens = count(usage)
             if tokens:
+                if weight_in + weight_out < 1:
+                    nested = True  # parts of parts
                 total += tokens * rate
                 rest_in -= tokens * weight_in
                 rest_out -= tokens * weight_out
         if rest_in < 0 or rest_out < 0:
             return self._contradicting(usage)
-        for of, counts in self._subsets:
-            if sum([count(usage) for count in counts]) > of(usage):
+        for of, count in self._subsets if nested else ():
+            if count(usage) > of(usage):
                 return self._contradicting(usage)
         whole, rest = divmod(total, self._scale)
         rest *= 2
@@ -159,6 +157,12 @@ class Rates:
         given = max(usage.input_tokens, *(getattr(usage, KINDS[name]) for name in (*_PARTS_OF_INPUT, "cache_write_1h")))
         made = max(usage.output_tokens, *(getattr(usage, KINDS[name]) for name in _PARTS_OF_OUTPUT))
         return self.bound(given, made)
+
+
+def _count_of(parts: Sequence[str]) -> Callable[[Usage], int]:
+    """How many tokens are of any of these kinds."""
+    counts = [attrgetter(KINDS[part]) for part in parts]
+    return counts[0] if len(counts) == 1 else lambda usage: sum([count(usage) for count in counts])
 
 
 def _compile(start: int, prices: Mapping[str, int]) -> _Compiled:

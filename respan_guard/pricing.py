@@ -114,12 +114,14 @@ class PriceBook:
             at = usage.time
         if self._get_snapshot() is not self._snapshot:
             self._prices()
-        asked = self._find(usage.provider, usage.model)
-        answered = self._find(usage.provider, usage.response_model) if usage.response_model else None
-        now, found, other = self._ms(at), None, None
-        if asked is not None and (rates := asked.rates(now, usage.service_tier)) is not None:
+        asked, found = self._find(usage.provider, usage.model), None
+        now, tier, other_model = self._ms(at), usage.service_tier, usage.response_model
+        if asked is not None and (rates := asked.rates(now, tier)) is not None:
             found = rates.cost(usage)
-        if answered is asked or answered is None or (rates := answered.rates(now, usage.service_tier)) is None:
+        if not other_model or other_model == usage.model:
+            return found, found
+        answered = self._find(usage.provider, other_model)
+        if answered is asked or answered is None or (rates := answered.rates(now, tier)) is None:
             return found, found
         other = rates.cost(usage)
         dearest = other if found is None else max(found, other)
