@@ -123,12 +123,16 @@ class Rates:
                 rest_out -= tokens * weight_out
         if rest_in < 0 or rest_out < 0:
             return self._contradicting(usage)
-        for of, count in self._subsets if nested else ():
-            if count(usage) > of(usage):
-                return self._contradicting(usage)
-        whole, rest = divmod(total, self._scale)
+        if nested:
+            for of, count in self._subsets:
+                if count(usage) > of(usage):
+                    return self._contradicting(usage)
+        scale = self._scale
+        if scale == 1:  # most prices are whole nano-USD a token
+            return total
+        whole, rest = divmod(total, scale)
         rest *= 2
-        return whole + (rest > self._scale or (rest == self._scale and whole & 1))
+        return whole + (rest > scale or (rest == scale and whole & 1))
 
     def bound(self, input_tokens: int, output_tokens: int, *, has_audio: bool = True, has_images: bool = True) -> int:
         """The most, in nano-USD, that a call of at most this size can cost, rounded up."""
