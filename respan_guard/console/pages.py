@@ -74,6 +74,7 @@ class Pages:
             moment=lambda when: formats.moment(when, zone),
             minutes=lambda when: formats.minutes(when, zone),
             ago=lambda ms: formats.ago(ms, guard.now_ms()),
+            left=lambda when: int(when.timestamp() * 1000) - guard.now_ms(),
             day=formats.date_text,
             pretty=lambda value: json.dumps(value, ensure_ascii=False, indent=2),
             q=lambda text: quote(str(text), safe=""),

@@ -51,7 +51,10 @@
     drawn.get(box)?.destroy();
     box.textContent = "";
     const plot = new uPlot(options, [places, ...order.map((row) => sums[row])], box);
-    plot.root.querySelectorAll(".u-series").forEach((entry, at, all) => (entry.style.order = at ? all.length - at : all.length));
+    plot.root.querySelectorAll(".u-series").forEach((entry, at, all) => {
+      entry.style.order = at ? all.length - at : all.length;
+      entry.title = entry.querySelector(".u-label").textContent; // a long name is cut
+    });
     drawn.set(box, plot);
   }
 
@@ -72,8 +75,10 @@
   }
 
   function count_down() {
-    document.querySelectorAll("[data-until]").forEach((time) => {
-      const left = Math.round((Number(time.dataset.until) - Date.now()) / 1000);
+    // From what was left by the guard's clock: the browser's own may be wrong.
+    document.querySelectorAll("[data-left]").forEach((time) => {
+      time.until ??= performance.now() + Number(time.dataset.left);
+      const left = Math.round((time.until - performance.now()) / 1000);
       const unit = (size, name) => `in ${Math.floor(left / size)} ${name}`;
       time.title = time.title || time.textContent;
       time.textContent = left <= 0 ? "now" : left < 120 ? `in ${left} s` : left < 7200 ? unit(60, "min") : left < 172800 ? unit(3600, "h") : unit(86400, "days");
