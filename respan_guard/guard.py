@@ -135,7 +135,8 @@ class Guard(Opening, Exporting):
     def on_behalf_of(self, customer_identifier: str | int) -> Generator[None]:
         """Name the customer for the code inside: what it records is charged to it, or to its admission around.
 
-        Tasks and threads started inside keep the name for good: start workers that serve others outside. Do not yield
+        Tasks (and `asyncio.to_thread`) started inside keep the name for good: start workers that serve others outside.
+        Other threads and executors begin with nobody, as context variables do: enter it in them. Do not yield
         inside: others run in the context of a generator that waits, and endpoints never see that of a sync dependency.
 
         Raises:

@@ -176,7 +176,9 @@ WIDER = """() => [...document.querySelectorAll("html, .card, .tile, .card > .scr
   (box) => box.scrollWidth > box.clientWidth).map((box) => box.innerText.slice(0, 80))"""
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (1280, "light"), (1024, "light"), (820, "dark"), (390, "dark")])
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(1440, "light"), (1280, "light"), (1024, "light"), (820, "dark"), (390, "dark")]
+)
 def test_every_page_is_accessible_and_fits(watch: Any, served: Served, width: int, scheme: str) -> None:
     """Axe finds nothing serious on any page, in either theme; nothing is wider than its card or the screen.
 
