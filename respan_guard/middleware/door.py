@@ -57,9 +57,9 @@ class GuardMiddleware:
             "respan-params", "body", "openai-user", "anthropic-user". What a callable raises is the app's own error.
             The fields that it sets on a `Customer`, None and False too, are stored if they differ.
         include: The paths that are guarded: exact ones ("/v1/responses"), or beginnings ("/v1/*" is "/v1" and all
-            below it, "/v1/images*" all that begins so), relative to `root_path`, without host and query. Required
-            with `identify`; everything if left out without.
-        exclude: Paths that are not guarded, although included.
+            below it, "/v1/images*" all that begins so), relative to `root_path`, without host and query, in any case of
+            their letters. Required with `identify`; everything if left out without.
+        exclude: Paths that are not guarded, although included; to the letter.
         unidentified: What happens without a customer: "reject" answers 401; "anonymous" lets all such requests share
             one customer of that name.
         refusal: `async (request, exc) -> Response` that makes the answer to what is refused. For a WebSocket it is
