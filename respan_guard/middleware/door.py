@@ -18,7 +18,7 @@ from respan_guard.guard import Guard
 from respan_guard.middleware.answers import can_respond, refusal_in, send_http, send_websocket
 from respan_guard.middleware.faults import Faults
 from respan_guard.middleware.gate import Gate
-from respan_guard.middleware.headers import RateLimitFields, is_preflight
+from respan_guard.middleware.headers import RateLimitFields, is_preflight, without_body
 from respan_guard.middleware.identity import Identify, describe
 from respan_guard.middleware.lifespan import run_lifespan
 from respan_guard.middleware.passage import Gone, Passage, RefusedHere
@@ -118,8 +118,10 @@ class GuardMiddleware:
         """Serve one connection."""
         kind = scope["type"]
         if kind == "http":
-            if self._switch.off or not self._paths.guards(scope) or is_preflight(scope):
+            if self._switch.off or not self._paths.guards(scope):
                 await self.app(scope, receive, send)
+            elif is_preflight(scope):
+                await self.app(scope, without_body(receive), send)
             else:
                 await self._http(scope, receive, send)
         elif kind == "websocket" and not self._switch.off and self._paths.guards(scope):
