@@ -66,10 +66,12 @@ class GuardMiddleware:
             given that, and asked only where the server can send a response (the ASGI extension
             `websocket.http.response`): elsewhere a refused connection can but be closed.
         max_body_bytes: How much of a body is read at most to know customer and cost. A JSON object that is longer is
-            refused (413) on every guarded path, and a compressed body, which is never unpacked, where it would have to
-            be understood (400). Other bodies, uploads and forms, pass at any length; such a request holds
-            `default_hold`, and what its response says it spent is booked. The default leaves room for a few pictures;
-            what is large is looked at on another thread, and what has too many JSON values for that is refused (413).
+            refused (413) on every guarded path, as is a form where calls are forms (audio to write down, images to
+            change), and a compressed body, which is never unpacked, where it would have to be understood (400). Other
+            bodies, uploads and forms, pass at any length; such a request holds `default_hold`, and what its response
+            says it spent is booked. The default leaves room for audio as large as OpenAI takes it (25 MB) and for a few
+            pictures; what is read is kept until the app has taken it. What is large is looked at on another thread, and
+            what has too many JSON values for that is refused (413).
 
     Raises:
         ConfigurationError: An argument can't work.
@@ -85,7 +87,7 @@ class GuardMiddleware:
         exclude: Sequence[str] = (),
         unidentified: Literal["reject", "anonymous"] = "reject",
         refusal: RefusalHandler | None = None,
-        max_body_bytes: int = 20 * 1024 * 1024,
+        max_body_bytes: int = 32 * 1024 * 1024,
     ) -> None:
         if not isinstance(guard, Guard):
             raise ConfigurationError(f"guard must be a Guard, got {guard!r}")
