@@ -23,6 +23,7 @@ from respan_guard.providers import (
     form_call,
     is_call_path,
     is_form_path,
+    warn_of,
 )
 
 __all__ = ["ANONYMOUS", "Gate"]
@@ -105,6 +106,8 @@ class Gate:
             if not _fetches(scope) or (passage.body is not None and passage.body.size):
                 # Also if we know of no call: a provider's reply tells that there was one, whatever was asked.
                 passage.capture = Capture(call, self._faults, self._guard.clock.monotonic)
+        if call is None and scope["type"] == "http" and scope["method"] == "POST":
+            warn_of(scope["path"])
         passage.admitted = True
         return receive if passage.body is None else passage.body.replay()
 
