@@ -8,11 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from respan_guard.clients.forms import form_call, is_form_path
-from respan_guard.clients.unmetered import warn_of, warn_unread
-from respan_guard.providers import Call, call_from_request, call_of_path, decode_json
+from respan_guard.providers import (
+    Call,
+    call_from_request,
+    call_of_path,
+    decode_json,
+    form_call,
+    is_form_path,
+    warn_of,
+    warn_unread,
+)
 
-__all__ = ["Outgoing", "is_call_path", "read"]
+__all__ = ["Outgoing", "read"]
 
 logger = logging.getLogger("respan_guard")
 
@@ -35,11 +42,6 @@ class Outgoing:
     refused: bool = False
 
 
-def is_call_path(path: str) -> bool:
-    """Whether requests to this path are LLM calls whatever their body."""
-    return is_form_path(path) or call_of_path(path) is not None
-
-
 def read(path: str, content_type: str, content: bytes | None, *, include_usage: bool) -> Outgoing | None:
     """Read a request; None if it is no LLM call.
 
@@ -53,8 +55,8 @@ def read(path: str, content_type: str, content: bytes | None, *, include_usage: 
     """
     call: Call | None
     if content is not None and is_form_path(path):
-        call, understood = form_call(path, content_type, content)
-        if not understood:
+        call, unclear = form_call(path, content_type, content)
+        if unclear is not None:
             warn_unread(path)
         return Outgoing(call)
     body = None if content is None else decode_json(content)

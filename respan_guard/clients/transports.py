@@ -11,8 +11,9 @@ from respan_guard.clients.asking import OPTION, REFUSALS
 from respan_guard.clients.bodies import Body, Decoded, WatchedAsyncStream, WatchedStream
 from respan_guard.clients.door import Door, RefusedCall
 from respan_guard.clients.exchange import Exchange
-from respan_guard.clients.requests import Outgoing, is_call_path, read
+from respan_guard.clients.requests import Outgoing, read
 from respan_guard.clients.streams import UsageFilter
+from respan_guard.providers import is_call_path
 
 __all__ = ["AsyncTransport", "Kinds", "Transport", "kinds_of"]
 

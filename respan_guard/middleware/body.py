@@ -43,37 +43,47 @@ class RequestBody:
     """The body of one request: read once, up to a cap, and replayed as it came.
 
     A body is what its first byte says, not what its headers claim: `Request.json()` does not look at them either. What
-    is no JSON object (an upload, a form) is left alone from that byte on.
+    is no JSON object (an upload, a form) is left alone from that byte on, but where calls are sent as forms.
 
     Args:
         scope: The request's.
         receive: The server's.
         limit: Bytes that are kept at most.
         single: What `single_names` made.
+        forms: Whether calls are sent as forms there, so that all of it has to be looked at.
 
     Attributes:
         disconnected: The client left while it was read.
+        form: All of what is no JSON object, where it may be a form. Whoever has read it lets go of it.
         is_large: Looking at it takes a while: it is a matter for another thread.
         json: The JSON object that it is.
         size: Bytes of it that were seen.
     """
 
     __slots__ = (
-        "_everywhere", "_limit", "_messages", "_receive", "_scope", "_single", "_unreadable", "disconnected",
-        "is_large", "json", "size",
+        "_everywhere", "_forms", "_limit", "_messages", "_receive", "_scope", "_single", "_unreadable", "disconnected",
+        "form", "is_large", "json", "size",
     )  # fmt: skip
 
     def __init__(
-        self, scope: MutableMapping[str, Any], receive: Receive, limit: int, single: Mapping[str, bytes]
+        self,
+        scope: MutableMapping[str, Any],
+        receive: Receive,
+        limit: int,
+        single: Mapping[str, bytes],
+        *,
+        forms: bool = False,
     ) -> None:
         self._scope = scope
         self._receive = receive
         self._limit = limit
         self._single = single
+        self._forms = forms
         self._messages: deque[Message] = deque()
         self._unreadable: InvalidInput | None = None
         self._everywhere = False
         self.disconnected = False
+        self.form: bytes | None = None
         self.is_large = False
         self.json: dict[str, Any] | None = None
         self.size = 0
@@ -97,7 +107,8 @@ class RequestBody:
                 first = chunk[:64].lstrip(_BEFORE)[:1] or chunk.lstrip(_BEFORE)[:1]
             if size > self._limit:
                 self._unreadable = self._unreadable or self._too_large()
-            if size > self._limit or (first and (first != b"{" or self._unreadable is not None)):
+            known = first and ((first != b"{" and not self._forms) or self._unreadable is not None)
+            if size > self._limit or known:
                 self._unreadable = self._unreadable or _no_object()
                 # An object that is not read, or whose beginning was padded beyond the cap, may ask for anything.
                 self._everywhere = first in (b"", b"{")
@@ -109,6 +120,9 @@ class RequestBody:
         if not raw or self._unreadable is not None:
             return
         self.is_large = size > _LARGE
+        if self._forms and first != b"{":
+            self.form, self._unreadable = raw, _no_object()
+            return
         if not self.is_large and size > _SMALL:
             self.is_large = weight(raw) > _LIGHT
         if self.is_large:

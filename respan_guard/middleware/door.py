@@ -18,7 +18,7 @@ from respan_guard.guard import Guard
 from respan_guard.middleware.answers import can_respond, refusal_in, send_http, send_websocket
 from respan_guard.middleware.faults import Faults
 from respan_guard.middleware.gate import Gate
-from respan_guard.middleware.headers import RateLimitFields, is_preflight
+from respan_guard.middleware.headers import RateLimitFields, is_preflight, without_body
 from respan_guard.middleware.identity import Identify, describe
 from respan_guard.middleware.lifespan import run_lifespan
 from respan_guard.middleware.passage import Gone, Passage, RefusedHere
@@ -57,19 +57,21 @@ class GuardMiddleware:
             "respan-params", "body", "openai-user", "anthropic-user". What a callable raises is the app's own error.
             The fields that it sets on a `Customer`, None and False too, are stored if they differ.
         include: The paths that are guarded: exact ones ("/v1/responses"), or beginnings ("/v1/*" is "/v1" and all
-            below it, "/v1/images*" all that begins so), relative to `root_path`, without host and query. Required
-            with `identify`; everything if left out without.
-        exclude: Paths that are not guarded, although included.
+            below it, "/v1/images*" all that begins so), relative to `root_path`, without host and query, in any case of
+            their letters. Required with `identify`; everything if left out without.
+        exclude: Paths that are not guarded, although included; to the letter.
         unidentified: What happens without a customer: "reject" answers 401; "anonymous" lets all such requests share
             one customer of that name.
         refusal: `async (request, exc) -> Response` that makes the answer to what is refused. For a WebSocket it is
             given that, and asked only where the server can send a response (the ASGI extension
             `websocket.http.response`): elsewhere a refused connection can but be closed.
         max_body_bytes: How much of a body is read at most to know customer and cost. A JSON object that is longer is
-            refused (413) on every guarded path, and a compressed body, which is never unpacked, where it would have to
-            be understood (400). Other bodies, uploads and forms, pass at any length; such a request holds
-            `default_hold`, and what its response says it spent is booked. The default leaves room for a few pictures;
-            what is large is looked at on another thread, and what has too many JSON values for that is refused (413).
+            refused (413) on every guarded path, as is a form where calls are forms (audio to write down, images to
+            change), and a compressed body, which is never unpacked, where it would have to be understood (400). Other
+            bodies, uploads and forms, pass at any length; such a request holds `default_hold`, and what its response
+            says it spent is booked. The default leaves room for audio as large as OpenAI takes it (25 MB) and for a few
+            pictures; what is read is kept until the app has taken it. What is large is looked at on another thread, and
+            what has too many JSON values for that is refused (413).
 
     Raises:
         ConfigurationError: An argument can't work.
@@ -85,7 +87,7 @@ class GuardMiddleware:
         exclude: Sequence[str] = (),
         unidentified: Literal["reject", "anonymous"] = "reject",
         refusal: RefusalHandler | None = None,
-        max_body_bytes: int = 20 * 1024 * 1024,
+        max_body_bytes: int = 32 * 1024 * 1024,
     ) -> None:
         if not isinstance(guard, Guard):
             raise ConfigurationError(f"guard must be a Guard, got {guard!r}")
@@ -118,8 +120,10 @@ class GuardMiddleware:
         """Serve one connection."""
         kind = scope["type"]
         if kind == "http":
-            if self._switch.off or not self._paths.guards(scope) or is_preflight(scope):
+            if self._switch.off or not self._paths.guards(scope):
                 await self.app(scope, receive, send)
+            elif is_preflight(scope):
+                await self.app(scope, without_body(receive), send)
             else:
                 await self._http(scope, receive, send)
         elif kind == "websocket" and not self._switch.off and self._paths.guards(scope):

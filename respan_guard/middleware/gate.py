@@ -8,15 +8,23 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
-from respan_guard.errors import ConfigurationError, GuardError, StorageUnavailable, Unidentified
+from respan_guard.errors import ConfigurationError, GuardError, InvalidInput, StorageUnavailable, Unidentified
 from respan_guard.guard import Guard
 from respan_guard.middleware.body import RequestBody, single_names
 from respan_guard.middleware.capture import Capture
 from respan_guard.middleware.faults import Faults
-from respan_guard.middleware.headers import sends_body
+from respan_guard.middleware.headers import header, sends_body
 from respan_guard.middleware.identity import Identified, Identify, sources
 from respan_guard.middleware.passage import Gone, Passage, RefusedHere
-from respan_guard.providers import Call, call_from_request, call_of_path
+from respan_guard.providers import (
+    Call,
+    call_from_request,
+    call_of_fields,
+    form_call,
+    is_call_path,
+    is_form_path,
+    warn_of,
+)
 
 __all__ = ["ANONYMOUS", "Gate"]
 
@@ -58,6 +66,7 @@ class Gate:
         Returns:
             The `receive` for the app.
         """
+        call = None
         try:
             found = None
             body: Mapping[str, Any] = _NOTHING
@@ -74,7 +83,6 @@ class Gate:
                 if not self._anonymous:
                     raise Unidentified("The request does not say which customer it is for.")
                 found = Identified(ANONYMOUS)
-            call = None
             if _may_have_body(scope):
                 call = await self._call(passage, scope, receive)
                 if call is not None:
@@ -98,34 +106,56 @@ class Gate:
             if not _fetches(scope) or (passage.body is not None and passage.body.size):
                 # Also if we know of no call: a provider's reply tells that there was one, whatever was asked.
                 passage.capture = Capture(call, self._faults, self._guard.clock.monotonic)
+        if call is None and scope["type"] == "http" and scope["method"] == "POST":
+            warn_of(scope["path"])
         passage.admitted = True
         return receive if passage.body is None else passage.body.replay()
 
     async def _call(self, passage: Passage, scope: Scope, receive: Receive) -> Call | None:
         """The LLM call that the request asks for, by its body; None if it asks for none."""
-        path = scope["path"]
         body = await self._read(passage, scope, receive)
-        if body.json is None:
-            if call_of_path(path) is not None:
+        if body.json is None and body.form is None:
+            if is_call_path(scope["path"]):
                 body.require()  # else a body that we can't read but the provider can would hold nothing
             body.check()
             return None
         try:
-            if body.is_large:
-                return await asyncio.to_thread(call_from_request, path, body.json)
-            return call_from_request(path, body.json)
+            return await asyncio.to_thread(_asked, scope, body) if body.is_large else _asked(scope, body)
+        except InvalidInput:  # of a form
+            raise
         except Exception:
             self._faults.report("a request could not be read as an LLM call; it holds what `default_hold` says")
             return None
+        finally:
+            body.form = None  # the app gets the messages that it came in
 
     async def _read(self, passage: Passage, scope: Scope, receive: Receive) -> RequestBody:
         body = passage.body
         if body is None:
-            passage.body = body = RequestBody(scope, receive, self._max_body, self._single)
+            passage.body = body = RequestBody(
+                scope, receive, self._max_body, self._single, forms=is_form_path(scope["path"])
+            )
             await body.read()
             if body.disconnected:
                 raise Gone
         return body
+
+
+def _asked(scope: Scope, body: RequestBody) -> Call | None:
+    """The LLM call that a body asks for.
+
+    Raises:
+        InvalidInput: It is a form, and what it asks for is not clear.
+    """
+    path = scope["path"]
+    if body.json is not None:
+        return call_of_fields(path, body.json, body.size) if is_form_path(path) else call_from_request(path, body.json)
+    call, unclear = form_call(
+        path, (header(scope["headers"], b"content-type") or b"").decode("latin-1"), body.form or b""
+    )
+    if unclear is not None:
+        raise unclear
+    return call
 
 
 def _may_have_body(scope: Scope) -> bool:

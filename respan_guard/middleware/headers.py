@@ -7,14 +7,14 @@ shown, in whole micro-USD: the draft knows no unit for money, so the unit is a p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from respan_guard.backends.base import Limit
 from respan_guard.decision import Decision, rate_wait_ms
 from respan_guard.errors import InvalidInput
 
-__all__ = ["RateLimitFields", "header", "is_preflight", "sends_body"]
+__all__ = ["RateLimitFields", "header", "is_preflight", "sends_body", "without_body"]
 
 _UNIT = ';respan-unit="usd-micros"'
 _NANO_PER_MICRO = 1000
@@ -122,6 +122,25 @@ def is_preflight(scope: MutableMapping[str, Any]) -> bool:
         return False
     names = {name for name, _ in scope["headers"]}
     return b"origin" in names and b"access-control-request-method" in names
+
+
+def without_body(receive: Callable[[], Awaitable[MutableMapping[str, Any]]]) -> Any:
+    """A `receive` for a request that has no body, whatever the client sends: over HTTP/2 no header tells beforehand."""
+    asked = False
+
+    async def received() -> MutableMapping[str, Any]:
+        nonlocal asked
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                return message
+            if not asked:
+                asked = True
+                if message.get("body") or message.get("more_body"):
+                    message = {"type": "http.request", "body": b"", "more_body": False}
+                return message
+
+    return received
 
 
 def sends_body(scope: MutableMapping[str, Any]) -> bool:

@@ -12,6 +12,7 @@ from respan_guard.providers.urls import is_odd, plain_path
 __all__ = ["GuardedPaths", "route_path"]
 
 _MAX_KNOWN = 1024
+_LONGEST_KNOWN = 512
 
 
 class GuardedPaths:
@@ -22,7 +23,8 @@ class GuardedPaths:
     the decoded path relative to `root_path`: to what the app is mounted at, or what the server was told.
 
     A path that some routers and proxies would rewrite (`//`, `/./`, `%2f` that is still encoded, a backslash, a newline
-    at the end) counts as guarded if either form is: what reaches a guarded endpoint was guarded.
+    at the end, letters in another case) counts as guarded if either form is: what reaches a guarded endpoint was
+    guarded. What is excluded is so to the letter.
 
     Args:
         include: Patterns of what is guarded; None for everything.
@@ -54,18 +56,20 @@ class GuardedPaths:
         key = scope["path"], scope.get("root_path") or ""
         guarded = self._known.get(key)
         if guarded is None:
-            if len(self._known) >= _MAX_KNOWN:
-                self._known.clear()
-            guarded = self._known[key] = self._guards(*key)
+            guarded = self._guards(*key)
+            if len(key[0]) <= _LONGEST_KNOWN:  # clients choose them, of any length
+                if len(self._known) >= _MAX_KNOWN:
+                    self._known.clear()
+                self._known[key] = guarded
         return guarded
 
     def _guards(self, whole: str, root: str) -> bool:
         path = route_path(whole, root)
         if not self._roots and not is_odd(path):
-            return self._include.match(path) and not self._exclude.match(path)
+            return self._include.match_any_case(path) and not self._exclude.match(path)
         forms = {path, *(route_path(whole, inner) for inner in self._roots)}
         forms |= {plain_path(form) for form in forms}
-        return any(map(self._include.match, forms)) and not all(map(self._exclude.match, forms))
+        return any(map(self._include.match_any_case, forms)) and not all(map(self._exclude.match, forms))
 
 
 def route_path(path: str, root_path: str) -> str:
@@ -77,7 +81,7 @@ def route_path(path: str, root_path: str) -> str:
 
 
 class _Patterns:
-    __slots__ = ("_exact", "_prefixes", "texts")
+    __slots__ = ("_exact", "_exact_folded", "_prefixes", "_prefixes_folded", "texts")
 
     def __init__(self, name: str, patterns: Iterable[str]) -> None:
         if isinstance(patterns, str):
@@ -101,6 +105,13 @@ class _Patterns:
                 exact |= {bare, bare + "/"}
         self._exact = frozenset(exact)
         self._prefixes = tuple(prefixes)
+        self._exact_folded = frozenset(map(str.casefold, exact))
+        self._prefixes_folded = tuple(map(str.casefold, prefixes))
 
     def match(self, path: str) -> bool:
         return path in self._exact or path.startswith(self._prefixes)
+
+    def match_any_case(self, path: str) -> bool:
+        """Whether it matches for a host that makes no difference between `/openai` and `/OpenAI`."""
+        path = path.casefold()
+        return path in self._exact_folded or path.startswith(self._prefixes_folded)

@@ -7,13 +7,14 @@ from typing import Any
 
 from respan_guard.errors import InvalidInput
 from respan_guard.providers import anthropic, gemini, openai
-from respan_guard.providers.base import Call, decode_json, limit
+from respan_guard.providers.base import Call, decode_json
 from respan_guard.providers.body import JSONReader, Reader, reader_for
 from respan_guard.providers.events import looks_like_events
-from respan_guard.providers.openai import deployment
+from respan_guard.providers.forms import call_of_fields, form_call, is_form_path
 from respan_guard.providers.replies import read_reply
 from respan_guard.providers.stream import StreamReader
-from respan_guard.providers.urls import is_odd, plain_path
+from respan_guard.providers.unmetered import warn_of, warn_unread
+from respan_guard.providers.urls import as_read
 from respan_guard.usage import Usage
 
 __all__ = [
@@ -22,15 +23,19 @@ __all__ = [
     "Reader",
     "StreamReader",
     "call_from_request",
+    "call_of_fields",
     "call_of_path",
     "decode_json",
-    "deployment",
-    "limit",
+    "form_call",
+    "is_call_path",
+    "is_form_path",
     "looks_like_events",
     "read_reply",
     "reader_for",
     "usage_from_reply",
     "usage_of_call",
+    "warn_of",
+    "warn_unread",
 ]
 
 _CHEAPER = frozenset({"batch", "flex"})
@@ -47,7 +52,7 @@ def call_from_request(path: str, body: Mapping[str, Any]) -> Call | None:
     """Read what a request asks for, by its path, else by the shape of its body.
 
     Whoever wrote the path may not be whoever routes it: its case, and what servers and proxies overlook in it
-    (`plain_path`), make no difference.
+    (`as_read`), make no difference.
 
     Args:
         path: The URL's path, without the query.
@@ -56,9 +61,7 @@ def call_from_request(path: str, body: Mapping[str, Any]) -> Call | None:
     Returns:
         The call; None if nothing says that this is an LLM call.
     """
-    if is_odd(path):
-        path = plain_path(path)
-    path = path.rstrip("/")
+    path = as_read(path)
     lower = path.lower()
     if lower.endswith(_FREE_ENDS):
         return None
@@ -75,6 +78,11 @@ def call_from_request(path: str, body: Mapping[str, Any]) -> Call | None:
 def call_of_path(path: str) -> Call | None:
     """What a path alone says of requests to it, whatever their body; None if that is nothing."""
     return call_from_request(path, {"messages": []})
+
+
+def is_call_path(path: str) -> bool:
+    """Whether requests to this path are LLM calls whatever their body."""
+    return is_form_path(path) or call_of_path(path) is not None
 
 
 def _by_shape(path: str, body: Mapping[str, Any]) -> Call | None:

@@ -242,7 +242,7 @@ def event_usage(event: Mapping[str, Any]) -> Usage | None:
     if event.get("type") in ("response.completed", "response.incomplete", "response.failed"):
         response = mapping(event.get("response"))
         return reply_usage(response) if response.get("object") == "response" else None
-    if event.get("type") in ("image_generation.completed", "transcript.text.done"):
+    if event.get("type") in ("image_generation.completed", "image_edit.completed", "transcript.text.done"):
         kind = "transcription" if event["type"] == "transcript.text.done" else "image_generation"
         return _response(event, kind)
     return reply_usage(event)

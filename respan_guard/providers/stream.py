@@ -31,12 +31,12 @@ _LINE = re.compile(rb"\r\n|\n|\r")
 # What an event that matters must contain. OpenAI sends `"usage":null` with each chunk, which isn't it.
 _MATTERS = re.compile(
     rb'"usage(?:Metadata)?"\s*:\s*\{|\[DONE\]|message_stop|message_start|response\.(?:completed|incomplete|failed)'
-    rb'|image_generation\.completed|transcript\.text\.done|finishReason|"finish_reason"\s*:\s*"'
+    rb'|image_(?:generation|edit)\.completed|transcript\.text\.done|finishReason|"finish_reason"\s*:\s*"'
 )
 _SEVERAL = re.compile(rb'"index"\s*:\s*[1-9]')  # choices; also tool calls, which then wait for the end, too
 _ENDS = frozenset({
     "response.completed", "response.incomplete", "response.failed", "message_stop", "image_generation.completed",
-    "transcript.text.done",
+    "image_edit.completed", "transcript.text.done",
 })  # fmt: skip
 # The text of deltas: OpenAI's "content", "arguments", "refusal", "reasoning"; "text" and "thinking" of the others.
 _STRING = rb'[ \t]*:[ \t]*"((?:[^"\\\r\n]|\\.)*)"'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote
 
-__all__ = ["is_odd", "plain_path"]
+__all__ = ["as_read", "is_odd", "plain_path"]
 
 _ODD = re.compile(r"//|/\.|[%\\;?#\s\x00-\x1f\x7f]")
 _ENDS = re.compile(r"[?#]")
@@ -32,3 +32,11 @@ def plain_path(path: str) -> str:
         elif segment not in ("", "."):
             found.append(segment)
     return "/" + "/".join(found)
+
+
+def as_read(path: str) -> str:
+    """The path by which requests are told from each other, without a slash at the end.
+
+    Whoever wrote it may not be whoever routes it: what servers and proxies overlook makes no difference.
+    """
+    return (plain_path(path) if is_odd(path) else path).rstrip("/")

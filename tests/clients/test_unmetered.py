@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from respan_guard import Guard
-from respan_guard.clients import unmetered
+from respan_guard.providers import unmetered
 
 from .support import CHAT, CLAUDE, records
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -331,6 +332,31 @@ async def test_preflights_pass() -> None:
         assert asks.status == 401, "a preflight has no body: an app that takes any method could read a call there"
     empty = [*preflight, (b"content-length", b"0")]
     assert (await call(app, method="OPTIONS", headers=empty)).status == 200
+    assert ledger.ops == []
+
+
+@pytest.mark.parametrize("version", ["1.1", "2"])
+async def test_a_preflight_brings_no_body(version: str) -> None:
+    """Over HTTP/2 no header tells that a body comes: what asks as a preflight gets nothing of it to the app."""
+    guard, ledger = make_guard()
+    received: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        received.extend([await receive(), await receive()])
+        await hello(scope, receive, send)
+
+    preflight = [(b"origin", b"https://x"), (b"access-control-request-method", b"POST")]
+    gone = asyncio.Event()
+    gone.set()
+    question = json.dumps(QUESTION).encode()
+    for body in ([question], [question[:9], question[9:]], [b"", question], [b""]):
+        received.clear()
+        exchange = await call(
+            gateway(app, guard), method="OPTIONS", headers=preflight, body=body, disconnect=gone, http_version=version
+        )
+        assert exchange.status == 200
+        assert received == [{"type": "http.request", "body": b"", "more_body": False}, {"type": "http.disconnect"}]
+        assert exchange.received == len(body) + 1, "the server is asked when the app asks, no sooner"
     assert ledger.ops == []
 
 

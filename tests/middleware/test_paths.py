@@ -31,7 +31,7 @@ def scope(path: str, root_path: str = "") -> dict[str, Any]:
     ("pattern", "inside", "outside"),
     [
         ("/*", ["/", "/a", "", "/a/b"], []),
-        ("/v1/*", ["/v1/", "/v1/chat", "/v1"], ["/v10/chat", "/v", "/", "/V1/chat"]),
+        ("/v1/*", ["/v1/", "/v1/chat", "/v1", "/V1/chat"], ["/v10/chat", "/v", "/"]),
         ("/v1*", ["/v1", "/v10", "/v1/chat"], ["/v"]),
         ("/ask", ["/ask", "/ask/"], ["/ask/more", "/asks", "/"]),
         ("/", ["/", ""], ["/a"]),
@@ -69,6 +69,29 @@ def test_exclude_takes_out_of_include() -> None:
     assert not public.guards(scope("/v1/public/x"))
     assert not public.guards(scope("/v1/public//x"))
     assert public.guards(scope("/v1/public/../chat"))
+
+
+def test_the_case_of_a_path_opens_nothing() -> None:
+    """A host that takes `/OpenAI` for `/openai` stands behind a guard that does so, too; what is excluded is exact."""
+    paths = GuardedPaths(["/openai/*", "/v1/Ask", "/V2*"], ["/openai/models"], roots=["/api"])
+    for path in ("/OpenAI/x", "/openAI", "/OPENAI//x", "/api/OPENAI/x", "/v1/ask", "/V1/ASK/", "/v2x"):
+        assert paths.guards(scope(path)), path
+    assert not paths.guards(scope("/openai/models"))
+    assert paths.guards(scope("/openai/Models"))
+    assert paths.guards(scope("/OpenAI/models"))
+    assert GuardedPaths(["/k"]).guards(scope("/\u212a")), "the sign for kelvin, which lower case makes a k"
+
+
+def test_long_paths_are_not_remembered() -> None:
+    """Clients choose them, so what is kept of them has an end; what is decided of them is the same each time."""
+    paths = GuardedPaths(["/v1/*"])
+    for number in range(2_000):
+        long = "x" * 600 + str(number)
+        assert paths.guards(scope("/v1/" + long))
+        assert not paths.guards(scope("/v2/" + long))
+        paths.guards(scope(f"/v1/{number}"))
+    assert 0 < len(paths._known) <= 1024
+    assert max(len(path) for path, _ in paths._known) <= 512
 
 
 def test_paths_are_relative_to_the_root_path() -> None:
