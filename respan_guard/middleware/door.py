@@ -132,11 +132,11 @@ class GuardMiddleware:
     # -- HTTP --------------------------------------------------------------------------------------
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        passage = scope.get(SCOPE_KEY)
-        if passage is not None and passage.is_of(self.guard):
-            await self._join(passage, scope, receive, send)
+        around: Passage | None = scope.get(SCOPE_KEY)
+        if around is not None and (own := around.of(self.guard)) is not None:
+            await self._join(own, scope, receive, send)
             return
-        scope[SCOPE_KEY] = passage = Passage(self.guard)
+        scope[SCOPE_KEY] = passage = Passage(self.guard, around)
         token = current_slot.set(passage.slot)
         started = released = False
         held_back: list[Message] = []  # the app's 500 for our refusal, until we know whether that leaves the app, too
@@ -210,11 +210,11 @@ class GuardMiddleware:
     # -- WebSocket ---------------------------------------------------------------------------------
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        passage = scope.get(SCOPE_KEY)
-        if passage is not None and passage.is_of(self.guard):
-            await self._join(passage, scope, receive, send)
+        around: Passage | None = scope.get(SCOPE_KEY)
+        if around is not None and (own := around.of(self.guard)) is not None:
+            await self._join(own, scope, receive, send)
             return
-        scope[SCOPE_KEY] = passage = Passage(self.guard)
+        scope[SCOPE_KEY] = passage = Passage(self.guard, around)
         token = current_slot.set(passage.slot)
         connected = started = False
 
