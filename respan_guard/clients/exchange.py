@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from respan_guard.providers import Call, Reader, reader_for, usage_of_call
+from respan_guard.sending import never_sent
 from respan_guard.usage import Usage
 
 if TYPE_CHECKING:
@@ -27,11 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["Exchange"]
 
 logger = logging.getLogger("respan_guard")
-
-_NEVER_SENT = frozenset(
-    {"ConnectError", "ConnectTimeout", "LocalProtocolError", "PoolTimeout", "ProxyError", "UnsupportedProtocol"}
-    | {"WriteError", "WriteTimeout"}  # a request that is not wholly written is none
-)
 
 
 class Sent(Protocol):
@@ -124,7 +120,7 @@ class Exchange:
 
     def failed(self, error: BaseException) -> None:
         """There was no answer, because of `error`."""
-        if self.body is not None and any(kind.__name__ in _NEVER_SENT for kind in type(error).__mro__):
+        if self.body is not None and never_sent(error):
             self.body.taken = False
         self.finish()
 

@@ -68,7 +68,8 @@ class Passage:
             self.guard.admissions.end(self.slot)
         else:
             usage = capture.usage()
-            self.guard.admissions.end(self.slot, usage, capture.call(), sent=capture.sent(failure))
+            sent = capture.sent(failure, called=self.slot.called)
+            self.guard.admissions.end(self.slot, usage, capture.call(), sent=sent)
 
 
 class Gone(Exception):
