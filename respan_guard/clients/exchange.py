@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from respan_guard.estimates import text_seen
 from respan_guard.providers import Call, Reader, reader_for, usage_of_call
 from respan_guard.sending import never_sent
 from respan_guard.usage import Usage
@@ -166,7 +167,7 @@ class Exchange:
         held = None
         if self._claim is not None:
             held = self._claim.amount + (self._own.held if self._own is not None else 0)
-        return self._guard.admissions.presume(self._admission, self._call, held)
+        return self._guard.admissions.presume(self._admission, self._call, held, seen=text_seen(self._reader))
 
     def __del__(self) -> None:
         """Nobody will end the call: its response is dropped, or whoever asked for it was interrupted before.

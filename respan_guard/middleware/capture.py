@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any
 
+from respan_guard.estimates import text_seen
 from respan_guard.middleware.answers import refusal_in
 from respan_guard.middleware.faults import Faults
 from respan_guard.providers import Call, Reader, reader_for, usage_of_call
@@ -109,6 +110,15 @@ class Capture:
         if provider is None or not model:
             return None
         return Call(provider=provider, operation="chat", model=model, input_tokens_bound=0, stream=True)
+
+    @property
+    def seen(self) -> int:
+        """Bytes of text that the response brought, if it was a stream; after the last message."""
+        try:
+            return text_seen(self._reader)
+        except Exception:
+            self.give_up()
+            return 0
 
     def sent(self, failure: BaseException | None, *, called: bool) -> bool:
         """Whether the call was made, as far as the door can tell: what it cost is then owed, known or not.

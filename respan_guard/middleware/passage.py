@@ -69,7 +69,8 @@ class Passage:
         else:
             usage = capture.usage()
             sent = capture.sent(failure, called=self.slot.called)
-            self.guard.admissions.end(self.slot, usage, capture.call(), sent=sent)
+            seen = capture.seen if sent and usage is None else 0
+            self.guard.admissions.end(self.slot, usage, capture.call(), sent=sent, seen=seen)
 
 
 class Gone(Exception):
