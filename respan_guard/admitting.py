@@ -205,7 +205,9 @@ class Admissions:
                 raise told from error
             logger.info("what came with a request was not stored: %s", error)
 
-    def end(self, slot: Slot, usage: Usage | None = None, call: Call | None = None, *, sent: bool = False) -> None:
+    def end(
+        self, slot: Slot, usage: Usage | None = None, call: Call | None = None, *, sent: bool = False, seen: int = 0
+    ) -> None:
         """End a request: book what its response said, and end its admissions. Never waits, never raises.
 
         Args:
@@ -213,6 +215,7 @@ class Admissions:
             usage: What was read off the response; left out if another door recorded under this request.
             call: The LLM call that the request asked for.
             sent: Whether that call was made: without any usage it is then presumed by `missing_usage`.
+            seen: Bytes of text that its answer brought.
         """
         slot.ended = True
         charged = slot.admission or slot.bound  # the app may have ended the one that was bound last
@@ -231,7 +234,7 @@ class Admissions:
                     if usage is not None:
                         last.append(admission.entry(usage, "response", call=call))
                     elif sent and call is not None and not self._switch.off and not admission.claimed:
-                        last.append(self.presume(admission, call))
+                        last.append(self.presume(admission, call, seen=seen))
                         if witness is not None:
                             witness.saw(last[-1])
             except Exception:  # a fault of ours must neither reach the app nor leak the hold
@@ -250,7 +253,13 @@ class Admissions:
         return Admission(guard, guard.lane(), guard.ids(), Decision("", (), (), _NO_LIMITS), day=day, stored=False)
 
     def presume(
-        self, admission: Admission, call: Call, claimed: int | None = None, metadata: Mapping[str, Any] | None = None
+        self,
+        admission: Admission,
+        call: Call,
+        claimed: int | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        seen: int = 0,
     ) -> Entry:
         """The entry of a call that was made under an admission and whose usage stayed unknown.
 
@@ -259,8 +268,9 @@ class Admissions:
             call: What was asked for.
             claimed: What it claimed of the admission's hold, nano-USD, where that is not the call's alone.
             metadata: What else is known of it.
+            seen: Bytes of text that its answer brought.
         """
-        cost, usage = self._guard.estimator.presume(call, admission.free if claimed is None else claimed)
+        cost, usage = self._guard.estimator.presume(call, admission.free if claimed is None else claimed, seen)
         admission.spend(cost or 0)
         usage.metadata = metadata
         return self._guard.recorder.presumed(

@@ -40,6 +40,7 @@ class Slot:
         bound: The admission that `await guard.admit(...)` bound to the request, the latest wins; or the block's.
         admissions: Every admission that belongs to a request, in order; all end with it.
         recorded: Whether a door that sees single calls (client, span, by hand) recorded one.
+        called: Whether a wrapped client was asked for a call within a request: what is owed for it, that one knows.
         span: The request's own span, if it is recorded.
         costs: What calls within it cost, nano-USD, for that span.
         ended: Whether the request, or the block that names a customer, is over.
@@ -49,6 +50,7 @@ class Slot:
     __slots__ = (
         "admissions",
         "bound",
+        "called",
         "costs",
         "customer",
         "ended",
@@ -71,6 +73,7 @@ class Slot:
         self.bound: Admission | None = None
         self.admissions: list[Admission] = []
         self.recorded = False
+        self.called = False
         self.ended = False
         self.span: Span | None = None
         self.costs: list[int] | None = None

@@ -13,10 +13,10 @@ from respan_guard.usage import MAX_TOKENS, Usage
 
 if TYPE_CHECKING:
     from respan_guard.pricing import PriceBook
-    from respan_guard.providers import Call
+    from respan_guard.providers import Call, Reader
     from respan_guard.settings import Settings
 
-__all__ = ["Ask", "Estimator"]
+__all__ = ["Ask", "Estimator", "text_seen"]
 
 logger = logging.getLogger("respan_guard")
 
@@ -24,6 +24,7 @@ ASSUMED_WINDOW = 1_048_576
 """The context window, in tokens, of a model for which none is known."""
 ASSUMED_TOOL_RUNS = 1
 """How often tools that the provider runs are taken to be used, where the request sets no number."""
+_NOT_DEARER = ("auto", "batch", "default", "flex")  # service tiers that are charged as if none was named, at most
 _BYTES_PER_TOKEN = 4  # of English text, for estimates; bounds take every byte for a token
 
 
@@ -44,6 +45,11 @@ class Ask:
     model: str = ""
     free: bool = False
     unpriced: str | None = None
+
+
+def text_seen(reader: Reader | None) -> int:
+    """Bytes of text that a stream has brought so far. A whole reply has its usage, or may be pictures: 0."""
+    return 0 if reader is None or reader.first_token is None else reader.output_bytes
 
 
 class Estimator:
@@ -141,17 +147,37 @@ class Estimator:
             self._warned.add(kind)
             logger.warning("%s", message)
 
-    def presume(self, call: Call, unspent: int) -> tuple[int | None, Usage]:
-        """Cost (nano-USD) and usage to book for a call that was made and told nothing about its usage."""
+    def presume(self, call: Call, unspent: int, seen: int = 0) -> tuple[int | None, Usage]:
+        """What to book for a call that was made and told nothing about its usage.
+
+        Args:
+            call: What was asked for.
+            unspent: What its hold still has, nano-USD.
+            seen: Bytes of text that its answer brought: without a cap in the request that may be more than was held.
+
+        Returns:
+            Cost, nano-USD, and usage.
+        """
         usage = Usage(model=call.model, provider=call.provider, operation=call.operation, estimated=True)
         if self._missing == "flag":
             return None, usage
+        output = -(-seen // _BYTES_PER_TOKEN)
+        if call.max_output_tokens is not None:
+            output = min(output, call.output_tokens_bound(self._max_output))
         if self._missing == "hold" and unspent > 0:
-            return unspent, usage
+            if not output:
+                return unspent, usage
+            tier = None if call.service_tier in _NOT_DEARER else call.service_tier
+            written = replace(usage, input_tokens=self._input_bound(call), output_tokens=output, service_tier=tier)
+            return max(unspent, self._dearest(written, call) or 0), usage
         usage.input_tokens = -(-call.input_tokens_bound // _BYTES_PER_TOKEN)
-        usage.output_tokens = call.output_tokens_bound(self._max_output)
+        usage.output_tokens = max(call.output_tokens_bound(self._max_output), output)
+        return self._dearest(usage, call), usage
+
+    def _dearest(self, usage: Usage, call: Call) -> int | None:
+        """The price of a usage by the dearest of the models that may have answered; None if none has one."""
         costs = [self._prices.cost(replace(usage, model=model)) for model in (call.model, *call.fallbacks)]
-        return max((cost for cost in costs if cost is not None), default=None), usage
+        return max((cost for cost in costs if cost is not None), default=None)
 
     def _ask(self, model: str, cost: int | None, tokens: int) -> Ask:
         model = storable(model)

@@ -63,6 +63,8 @@ class Door:
         guard = self.guard
         slot = slot_of(guard)
         request = slot.request if slot is not None else None
+        if request is not None:
+            request.called = True
         customer = self.customer
         if customer is None and slot is not None:
             customer = slot.customer_identifier

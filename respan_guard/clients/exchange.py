@@ -15,7 +15,9 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from respan_guard.estimates import text_seen
 from respan_guard.providers import Call, Reader, reader_for, usage_of_call
+from respan_guard.sending import never_sent
 from respan_guard.usage import Usage
 
 if TYPE_CHECKING:
@@ -27,11 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["Exchange"]
 
 logger = logging.getLogger("respan_guard")
-
-_NEVER_SENT = frozenset(
-    {"ConnectError", "ConnectTimeout", "LocalProtocolError", "PoolTimeout", "ProxyError", "UnsupportedProtocol"}
-    | {"WriteError", "WriteTimeout"}  # a request that is not wholly written is none
-)
 
 
 class Sent(Protocol):
@@ -124,7 +121,7 @@ class Exchange:
 
     def failed(self, error: BaseException) -> None:
         """There was no answer, because of `error`."""
-        if self.body is not None and any(kind.__name__ in _NEVER_SENT for kind in type(error).__mro__):
+        if self.body is not None and never_sent(error):
             self.body.taken = False
         self.finish()
 
@@ -170,7 +167,7 @@ class Exchange:
         held = None
         if self._claim is not None:
             held = self._claim.amount + (self._own.held if self._own is not None else 0)
-        return self._guard.admissions.presume(self._admission, self._call, held)
+        return self._guard.admissions.presume(self._admission, self._call, held, seen=text_seen(self._reader))
 
     def __del__(self) -> None:
         """Nobody will end the call: its response is dropped, or whoever asked for it was interrupted before.

@@ -19,6 +19,7 @@ from respan_guard.middleware.answers import can_respond, refusal_in, send_http, 
 from respan_guard.middleware.faults import Faults
 from respan_guard.middleware.gate import Gate
 from respan_guard.middleware.headers import RateLimitFields, is_preflight, without_body
+from respan_guard.middleware.heard import Heard
 from respan_guard.middleware.identity import Identify, describe
 from respan_guard.middleware.lifespan import run_lifespan
 from respan_guard.middleware.passage import Gone, Passage, RefusedHere
@@ -40,6 +41,7 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 RefusalHandler: TypeAlias = Callable[[Any, Any], Awaitable[Response]]
 
 SCOPE_KEY = "respan_guard"
+_MIB = 1024 * 1024
 
 
 class GuardMiddleware:
@@ -62,8 +64,10 @@ class GuardMiddleware:
         exclude: Paths that are not guarded, although included; to the letter.
         unidentified: What happens without a customer: "reject" answers 401; "anonymous" lets all such requests share
             one customer of that name.
-        refusal: `async (request, exc) -> Response` that makes the answer to what is refused. For a WebSocket it is
-            given that, and asked only where the server can send a response (the ASGI extension
+        refusal: `async (request, exc) -> Response` that makes the answer to what is refused. It can read the body from
+            its beginning, also if the app has read it: JSON that `identify` looked at whole, other bodies up to a MiB;
+            one that is longer, and that the app has begun to read, is empty to it. For a WebSocket it is given that
+            instead of a request, and asked only where the server can send a response (the ASGI extension
             `websocket.http.response`): elsewhere a refused connection can but be closed.
         max_body_bytes: How much of a body is read at most to know customer and cost. A JSON object that is longer is
             refused (413) on every guarded path, as is a form where calls are forms (audio to write down, images to
@@ -107,6 +111,7 @@ class GuardMiddleware:
         self._identify = identify
         self._paths = GuardedPaths(include, exclude, inner_roots(app))
         self._refusal = refusal
+        self._max_body = max_body_bytes
         self._faults = Faults(guard.clock)
         self._gate: Gate | None = None
         if identify is not None:
@@ -136,15 +141,16 @@ class GuardMiddleware:
     # -- HTTP --------------------------------------------------------------------------------------
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        passage = scope.get(SCOPE_KEY)
-        if passage is not None and passage.is_of(self.guard):
-            await self._join(passage, scope, receive, send)
+        around: Passage | None = scope.get(SCOPE_KEY)
+        if around is not None and (own := around.of(self.guard)) is not None:
+            await self._join(own, scope, receive, send)
             return
-        scope[SCOPE_KEY] = passage = Passage(self.guard)
+        scope[SCOPE_KEY] = passage = Passage(self.guard, around)
         token = current_slot.set(passage.slot)
         started = released = False
         held_back: list[Message] = []  # the app's 500 for our refusal, until we know whether that leaves the app, too
         feed: Callable[[bytes], None] | None = None
+        heard: Heard | None = None
         failure: BaseException | None = None
 
         # A plain function: a coroutine for each chunk would cost more than all that is done here.
@@ -170,6 +176,8 @@ class GuardMiddleware:
                     held_back.append(message)
                     return _nothing()
                 started = True
+                if heard is not None:
+                    heard.forget()
                 message = self._with_headers(message, passage)
                 if passage.capture is not None:
                     feed = passage.capture.start(message)
@@ -184,12 +192,15 @@ class GuardMiddleware:
 
         def answer(error: GuardError) -> Awaitable[None]:
             held_back.clear()
-            return self._refuse(error, passage, scope, receive, guarded_send)
+            again = _unheard(passage, receive) if heard is None else heard.replay()
+            return self._refuse(error, passage, scope, again, guarded_send)
 
         try:
             if self._gate is not None:
                 receive = await self._gate.admit(passage, scope, receive)
-            await self.app(scope, receive, guarded_send)
+            if self._refusal is not None or passage.capture is not None:
+                heard = Heard(passage, receive, self._kept(passage))
+            await self.app(scope, receive if heard is None else heard.receive, guarded_send)
             if held_back:
                 await release()
         except Gone:
@@ -214,11 +225,11 @@ class GuardMiddleware:
     # -- WebSocket ---------------------------------------------------------------------------------
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        passage = scope.get(SCOPE_KEY)
-        if passage is not None and passage.is_of(self.guard):
-            await self._join(passage, scope, receive, send)
+        around: Passage | None = scope.get(SCOPE_KEY)
+        if around is not None and (own := around.of(self.guard)) is not None:
+            await self._join(own, scope, receive, send)
             return
-        scope[SCOPE_KEY] = passage = Passage(self.guard)
+        scope[SCOPE_KEY] = passage = Passage(self.guard, around)
         token = current_slot.set(passage.slot)
         connected = started = False
 
@@ -261,8 +272,10 @@ class GuardMiddleware:
                 return
             except RefusedHere as here:
                 # Answered here: on its way out it could meet a handler that makes a 500 of it.
-                await self._refuse(here.error, passage, scope, receive, send)
+                await self._refuse(here.error, passage, scope, _unheard(passage, receive), send)
                 return
+            if passage.capture is not None:
+                receive = Heard(passage, receive, 0).receive
         await self.app(scope, receive, send)
 
     async def _refuse(self, error: GuardError, passage: Passage, scope: Scope, receive: Receive, send: Send) -> None:
@@ -270,8 +283,6 @@ class GuardMiddleware:
             passage.refused = error.decision
             refused(passage.slot.span, error.decision)
         if self._refusal is not None and can_respond(scope):
-            if passage.body is not None:
-                receive = passage.body.replay()
             http = scope["type"] == "http"
             asked = Request(scope, receive) if http else WebSocket(scope, receive, send)
             response = await self._refusal(asked, error)
@@ -283,6 +294,13 @@ class GuardMiddleware:
             await send_http(answer, scope, send)
         else:
             await send_websocket(answer, scope, send)
+
+    def _kept(self, passage: Passage) -> int:
+        """How much of a body is kept for who answers a refusal: all that the door has read as JSON, else a MiB."""
+        if self._refusal is None:
+            return 0
+        known = passage.body is not None and passage.body.json is not None
+        return self._max_body if known else min(self._max_body, _MIB)
 
     def _with_headers(self, message: Message, passage: Passage) -> Message:
         """The first message of the response, with the RateLimit fields; the app's own message is left alone."""
@@ -325,6 +343,11 @@ class GuardMiddleware:
             "by the app" if self._identify is None else describe(self._identify),
             settings.default_limits or "none",
         )
+
+
+def _unheard(passage: Passage, receive: Receive) -> Receive:
+    """The body from its beginning, of which the app was given nothing yet."""
+    return receive if passage.body is None else passage.body.replay()
 
 
 async def _nothing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -13,6 +14,12 @@ __all__ = ["run_lifespan"]
 logger = logging.getLogger("respan_guard")
 
 Message = MutableMapping[str, Any]
+_NO_LIFESPAN = re.compile(r"lifespan|\bscope\b", re.IGNORECASE)
+# What an app looks for that takes any scope, or the first message in it, for a request's.
+_OF_REQUESTS = frozenset({
+    "body", "client", "headers", "http_version", "method", "more_body", "path", "query_string", "raw_path",
+    "root_path", "scheme", "server",
+})  # fmt: skip
 _LAST = frozenset({"lifespan.startup.failed", "lifespan.shutdown.complete", "lifespan.shutdown.failed"})
 
 
@@ -27,7 +34,9 @@ async def run_lifespan(
     """Open the guard before the app starts, and close it after the app has shut down, however that ends.
 
     The app's own messages pass as they are. An app without a lifespan, which by the ASGI specification raises or
-    returns, gets one that does nothing but this.
+    returns, gets one that does nothing but this. An app that fails at its start before it answers raises, too: that is
+    logged and left to the server, which stops, or goes on without a lifespan; for requests that come then the guard
+    stays open.
 
     Args:
         app: The app.
@@ -43,7 +52,7 @@ async def run_lifespan(
     except Exception as error:
         await send({"type": "lifespan.startup.failed", "message": f"respan_guard could not start: {error}"})
         raise
-    answered = closed = False
+    answered = closed = failed = False
 
     async def close() -> None:
         nonlocal closed
@@ -72,8 +81,12 @@ async def run_lifespan(
         opened()
         try:
             await app(scope, replayed, closing_send)
-        except Exception:
+        except Exception as error:
             if answered:
+                raise
+            if not _knows_no_lifespan(error):
+                failed = True
+                logger.warning("the app raised at its start; the server decides whether it goes on", exc_info=True)
                 raise
             logger.debug("the app has no lifespan", exc_info=True)
         if not answered:
@@ -83,4 +96,15 @@ async def run_lifespan(
             await close()
             await send({"type": "lifespan.shutdown.complete"})
     finally:
-        await close()
+        if not failed:
+            await close()
+
+
+def _knows_no_lifespan(error: Exception) -> bool:
+    """Whether an app that was asked for its lifespan only says that it has none, as far as that can be told."""
+    if isinstance(error, NotImplementedError):
+        return True
+    if isinstance(error, KeyError):
+        return bool(error.args) and error.args[0] in _OF_REQUESTS
+    told = str(error)
+    return _NO_LIFESPAN.search(told) is not None or (isinstance(error, AssertionError) and not told)

@@ -18,7 +18,11 @@ __all__ = ["Gone", "Passage", "RefusedHere"]
 
 
 class Passage:
-    """One request on its way through the door; the value of `scope["respan_guard"]`.
+    """One request on its way through the door; the innermost guard's is the value of `scope["respan_guard"]`.
+
+    Args:
+        guard: Whose request it is.
+        around: The value that the scope had: the passages of other guards, or one that is over.
 
     Attributes:
         guard: Whose request it is. A second middleware of the same guard joins the first.
@@ -26,14 +30,18 @@ class Passage:
         admitted: Whether a door has admitted it.
         body: Its body, if a door has read it.
         capture: What reads the response.
+        outer: The passage around it, another guard's.
         refused: The decision to show in the headers instead of an admission's.
     """
 
-    __slots__ = ("admitted", "body", "capture", "guard", "refused", "slot")
+    __slots__ = ("admitted", "body", "capture", "guard", "outer", "refused", "slot")
 
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, guard: Guard, around: Passage | None = None) -> None:
+        while around is not None and around.slot.ended:
+            around = around.outer  # a scope that is used again and again would keep all of them
+        self.outer: Passage | None = around
         self.guard = guard
-        self.slot = Slot(guard, is_request=True)
+        self.slot: Slot = Slot(guard, is_request=True)
         if (span := recording_span()) is not None:
             self.slot.span, self.slot.costs = span, []
         self.admitted = False
@@ -41,9 +49,12 @@ class Passage:
         self.capture: Capture | None = None
         self.refused: Decision | None = None
 
-    def is_of(self, guard: Guard) -> bool:
-        """Whether this is the guard's, and still under way: a scope may be used again, for a second try."""
-        return self.guard is guard and not self.slot.ended
+    def of(self, guard: Guard) -> Passage | None:
+        """The guard's, of this and those around it, if still under way: a scope may be used again, for a second try."""
+        passage: Passage | None = self
+        while passage is not None and (passage.guard is not guard or passage.slot.ended):
+            passage = passage.outer
+        return passage
 
     def give_up(self) -> None:
         """Read no more of the response: a fault of ours is being handled."""
@@ -57,7 +68,9 @@ class Passage:
             self.guard.admissions.end(self.slot)
         else:
             usage = capture.usage()
-            self.guard.admissions.end(self.slot, usage, capture.call(), sent=capture.sent(failure))
+            sent = capture.sent(failure, called=self.slot.called)
+            seen = capture.seen if sent and usage is None else 0
+            self.guard.admissions.end(self.slot, usage, capture.call(), sent=sent, seen=seen)
 
 
 class Gone(Exception):

@@ -25,7 +25,7 @@ done: list[str] = []
 
 
 async def chat(request: Request) -> Response:
-    """Answer as the body says: whole, as a stream, slowly, for ever, or with an error."""
+    """Answer as the body says: whole, as a stream, slowly, for ever, to nobody, or with an error."""
     asked = await request.json()
     how = asked.get("how", "whole")
     if how == "raise":
@@ -33,6 +33,10 @@ async def chat(request: Request) -> Response:
     if how == "slow":
         await asyncio.sleep(0.6)
         done.append("slow")
+    if how == "leaving":
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        return Response(status_code=499)
     if how in ("stream", "endless"):
 
         async def parts() -> AsyncIterator[bytes]:

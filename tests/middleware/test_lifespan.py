@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+import uvicorn
 from fastapi import FastAPI, Request
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.testclient import TestClient
+from uvicorn.lifespan.on import LifespanOn
 
 from respan_guard.errors import GuardError
 from respan_guard.guard import Guard
 from respan_guard.middleware import GuardMiddleware
 from respan_guard.usage import Usage
-from tests.middleware.support import make_guard
+from tests.middleware.support import make_guard, provider
 
 
 class Spy(Guard):
@@ -95,12 +99,72 @@ async def reads_and_raises(scope: Any, receive: Any, send: Any) -> None:
     raise KeyError("path")
 
 
-@pytest.mark.parametrize("app", [raises, returns, reads_and_raises])
-async def test_apps_without_a_lifespan(app: Any) -> None:
-    """For an app without a lifespan the guard still opens and closes with the server."""
+async def asserts(scope: Any, receive: Any, send: Any) -> None:
+    """An app that is for requests only."""
+    if scope["type"] != "http":
+        raise AssertionError
+
+
+async def is_for_requests(scope: Any, receive: Any, send: Any) -> None:
+    """As Django says it."""
+    raise ValueError("Django can only handle ASGI/HTTP connections, not lifespan.")
+
+
+async def is_not_implemented(scope: Any, receive: Any, send: Any) -> None:
+    """As many examples say it."""
+    raise NotImplementedError(scope["type"])
+
+
+@pytest.mark.parametrize(
+    "app", [raises, returns, reads_and_raises, asserts, is_for_requests, is_not_implemented, provider]
+)
+async def test_apps_without_a_lifespan(app: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """For an app without a lifespan the guard still opens and closes with the server, and nobody is warned."""
     events: list[str] = []
     assert await run(GuardMiddleware(app, Spy(events)), events) is None
     assert events == ["guard opens", "startup.complete", "guard closes", "shutdown.complete"]
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+@pytest.mark.parametrize("error", [ValueError("SECRET_KEY is not set"), KeyError("DATABASE_URL"), AssertionError("no")])
+async def test_an_app_that_cannot_be_built_does_not_start_silently(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Starlette builds its middlewares when it is asked for the lifespan: what they raise is logged and the server's.
+
+    Servers that are told to go on without a lifespan still have an open guard for their requests.
+    """
+    events: list[str] = []
+
+    def broken(app: Any) -> Any:
+        raise error
+
+    guard = Spy(events)
+    app = GuardMiddleware(Starlette(middleware=[Middleware(broken)]), guard)
+    assert await run(app, events) is error
+    assert events == ["guard opens"]
+    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert record.exc_info is not None
+    assert record.exc_info[1] is error
+    async with guard.admit("org_1") as admission:
+        assert admission.customer_identifier == "org_1"
+    await guard.aclose()
+
+
+@pytest.mark.parametrize("how", ["on", "auto"])
+async def test_uvicorn_decides_on_an_app_that_cannot_be_built(how: Literal["on", "auto"]) -> None:
+    """With `lifespan="on"` it does not start, with "auto" it does, as without the guard."""
+
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        raise ValueError("SECRET_KEY is not set")
+
+    guard, _ = make_guard()
+    for app in (broken, GuardMiddleware(broken, guard)):
+        config = uvicorn.Config(app, lifespan=how, log_config=None)
+        lifespan = LifespanOn(config)
+        await lifespan.startup()
+        assert lifespan.should_exit is (how == "on")
+    await guard.aclose()
 
 
 async def test_a_failing_start_of_the_app_is_the_apps() -> None:

@@ -159,6 +159,13 @@ async def test_a_client_that_leaves_before_the_answer(server: Server) -> None:
     assert found["done"].count("slow") == 1
 
 
+async def test_a_client_that_leaves_a_gateway_that_notices(server: Server) -> None:
+    """The handler hears of it and stops waiting for the provider, who bills all the same: the call is presumed."""
+    async with server.request("hasty", json.dumps(QUESTION | {"how": "leaving"}).encode()):
+        await asyncio.sleep(0.2)
+    await server.settled("hasty", ["presumed"])
+
+
 async def test_a_client_that_leaves_while_it_asks(server: Server) -> None:
     """Half a body: no admission."""
     head = f"POST {CHAT} HTTP/1.1\nhost: x\nx-customer: half\ncontent-length: 500"

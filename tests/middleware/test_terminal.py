@@ -75,7 +75,7 @@ async def answers_an_error(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def times_out_inside(scope: Any, receive: Any, send: Any) -> None:
-    """The app gives up by itself and answers 504."""
+    """The app gives up by itself and answers 504: what it had asked of the provider goes on, and is billed."""
     try:
         async with asyncio.timeout(0):
             await asyncio.sleep(3600)
@@ -106,7 +106,7 @@ CELLS: list[tuple[App, list[str]]] = [
     (never_sends, []),
     (sends_start_only, ["presumed"]),
     (answers_an_error, []),
-    (times_out_inside, []),
+    (times_out_inside, ["presumed"]),
     (closes_its_generator, ["presumed"]),
 ]
 
