@@ -7,7 +7,7 @@ side, and keeps whoever is out of money from asking without end.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from limits.aio.storage import MovingWindowSupport, SlidingWindowCounterSupport
 from limits.errors import ConfigurationError as LimitsConfigurationError
@@ -79,7 +79,12 @@ class RateStorage:
                 }
             elif self.scheme == "memcached":
                 options = {"connect_timeout": timeout, "read_timeout": timeout, "blocking_timeout": timeout}
-            return storage_from_string(self._url, **options)
+            storage = storage_from_string(self._url, **options)
+            if self.scheme in _REDIS and self.scheme != "redis+cluster":  # a cluster's nodes say where to ask instead
+                from respan_guard.backends.redis.demoted import renewing
+
+                renewing(cast(Any, storage).bridge.storage)
+            return storage
         except (ImportError, LimitsConfigurationError) as error:
             if kind and (isinstance(error, ImportError) or "could not be found" in str(error)):
                 raise ConfigurationError(

@@ -50,8 +50,8 @@ class Faults:
 class FaultyProxy:
     """Listens on a free local port, on a thread and event loop of its own. Use it with `with`.
 
-    `faults` may be replaced at any time, from any thread. `black_hole`, `refuse`, `cut` and `recover` return when it
-    is so.
+    `faults` may be replaced at any time, from any thread. `black_hole`, `refuse`, `cut`, `recover` and `lead_to` return
+    when it is so.
 
     Args:
         port: The server's.
@@ -114,6 +114,10 @@ class FaultyProxy:
         """Pass on again. What a black hole held back is delivered late, as TCP does; unless it is cut."""
         self._run(self._recover(cut))
 
+    def lead_to(self, port: int) -> None:
+        """Take new connections to another server, as an address does that moved; those there are stay."""
+        self._run(self._lead_to(port))
+
     # -- on the proxy's own loop -------------------------------------------------------------------
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
@@ -168,6 +172,9 @@ class FaultyProxy:
         self._passing.set()
         if self._listener is None:
             await self._listen()
+
+    async def _lead_to(self, port: int) -> None:
+        self._server_address = (self.host, port)
 
     async def _close(self) -> None:
         await self._refuse()

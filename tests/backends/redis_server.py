@@ -141,6 +141,21 @@ class RedisServer:
             time.sleep(0.01)
             return connection.recv(1 << 20)
 
+    def follows(self, *told: bytes) -> None:
+        """Wait until this replica is in step, and its store's log as long as one that says `told`."""
+        deadline = time.monotonic() + _WAIT
+        while time.monotonic() < deadline:
+            linked = b"master_link_status:up" in self.command("INFO", "replication")
+            if linked and all(seq in self.command("HGET", "respan:{default}:meta", "seq") for seq in told):
+                return
+            time.sleep(0.05)
+        raise AssertionError("the replica does not follow")
+
+    def take_over(self, port: int) -> None:
+        """Listen at another port, as a moved address does."""
+        assert self.command("CONFIG", "SET", "port", str(port)) == b"+OK\r\n"
+        self.port = port
+
     def kill(self) -> None:
         """As a power cut would, for the process."""
         assert self.process is not None

@@ -150,3 +150,19 @@ async def test_a_server_that_never_answers_is_given_up() -> None:
         assert server.heard == ["1"]
         server.let.set()
         assert await line.execute("SAY", "3") == "3"
+
+
+async def test_each_connection_has_a_number() -> None:
+    """It goes up where the next batch goes over another one, made yet or not; an answer changes nothing."""
+    async with opened() as (server, line):
+        server.let.set()
+        before = line.number
+        assert await line.execute("SAY", "1") == "1"
+        with pytest.raises(ResponseError):
+            await line.execute("NO", "2")
+        assert line.number == before
+        server.writers[0].close()
+        await asyncio.sleep(0.05)
+        assert line.number == before + 1
+        assert await line.execute("SAY", "3") == "3"
+        assert line.number == before + 1

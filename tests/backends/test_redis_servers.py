@@ -384,56 +384,6 @@ async def test_kill_9_of_the_server_loses_nothing_that_was_acknowledged() -> Non
     server.stop()
 
 
-async def test_what_a_failover_lost_is_told_and_stored_again(caplog: pytest.LogCaptureFixture) -> None:
-    """A replica that lagged takes over: the process finds what is missing, stores it again, and says how much."""
-    primary = RedisServer()
-    replica = RedisServer(f"replicaof 127.0.0.1 {primary.port}")
-    await _in_step(replica)
-    port = primary.port
-    async with opened(primary.url) as backend, opened(primary.url) as other:
-        for number in range(10):
-            await recorded(backend, record(f"e{number}", 1))
-        await _in_step(replica, b"10")
-        replica.command("REPLICAOF", "NO", "ONE")  # from here on nothing gets there any more
-        for number in range(10, 17):
-            await recorded(backend, record(f"e{number}", 1))
-        await recorded(other, record("of-another-process", 1))
-        primary.kill()
-        _take_over(replica, port)
-        with caplog.at_level(logging.ERROR, "respan_guard"):
-            for number in range(100):
-                try:
-                    await recorded(backend, record("after", 1))
-                except StorageUnavailable:
-                    assert number < 99
-                    await asyncio.sleep(0.05)
-                else:
-                    break
-        stored = {row.entry.id for row in await backend.entries(RecordQuery())}
-        assert {f"e{n}" for n in range(17)} | {"after"} <= stored
-        assert (await backend.standing("ann", [total(99)], now=NOW)).used == (18,)
-        assert "lost 7 usage records that it had acknowledged" in caplog.text
-        assert "7 are stored again" in caplog.text
-        assert await backend.verify() == []
-    for server in (primary, replica):
-        server.stop()
-
-
-async def _in_step(replica: RedisServer, seq: bytes | None = None) -> None:
-    for _ in range(200):
-        linked = b"master_link_status:up" in replica.command("INFO", "replication")
-        if linked and (seq is None or seq in replica.command("HGET", "respan:{default}:meta", "seq")):
-            return
-        await asyncio.sleep(0.05)
-    raise AssertionError("the replica does not follow")
-
-
-def _take_over(replica: RedisServer, port: int) -> None:
-    """The replica listens where the primary did, as a moved address does."""
-    assert replica.command("CONFIG", "SET", "port", str(port)) == b"+OK\r\n"
-    replica.port = port
-
-
 async def test_a_server_that_starts_again_without_its_data_is_another_store() -> None:
     """Nothing was kept on disk: the epoch is gone, so nothing is taken for zero spend."""
     server = RedisServer()

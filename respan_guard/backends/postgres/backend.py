@@ -116,12 +116,11 @@ class PostgresBackend(Backend):
 
     async def close(self) -> None:
         """See `Backend.close`."""
-        links = self._take_links()
+        # A sweep has a reader's time, which is more than closing may take: it ends with the connections.
+        await asyncio.gather(*[link.close() for link in self._take_links()])
         if self._sweeping is not None:
             await asyncio.wait([self._sweeping])
             self._sweeping = None
-        for link in links:
-            await link.close()
 
     def abandon(self) -> None:
         """See `Backend.abandon`."""

@@ -16,7 +16,7 @@ from typing import TypeAlias, TypeVar
 
 import psycopg
 
-from respan_guard.backends.postgres.failures import RETRIED, at_connecting, translated
+from respan_guard.backends.postgres.failures import READ_ONLY, RETRIED, at_connecting, translated
 from respan_guard.backends.postgres.location import Location
 from respan_guard.clock import SystemClock
 from respan_guard.errors import ConfigurationError, StorageUnavailable
@@ -56,12 +56,14 @@ class Link:
         self._tasks: set[asyncio.Task[object]] = set()  # the loop itself holds tasks weakly
         self._process = os.getpid()
         self._closed = False
+        self._connecting: asyncio.Timeout | None = None
 
     async def run(self, work: Callable[[Connection], Awaitable[T]], *, repeatable: bool = True) -> T:
         """Run `work`, which sends one statement, and return what it returns; in order of the calls.
 
         What deadlocked or did not serialise is sent again. So is, if it is `repeatable`, what was sent on a connection
-        that turns out to be dead: it may have been applied by then.
+        that turns out to be dead: it may have been applied by then. A session that can only read is left, as another
+        one may be with the new primary, or may write again.
 
         Raises:
             GuardError: As `failures` has it.
@@ -89,14 +91,16 @@ class Link:
                     return await self._timed(connection, work, deadline)
                 except psycopg.Error as error:
                     lost = connection.broken or connection.closed
-                    if lost:
+                    only_reads = error.sqlstate == READ_ONLY
+                    if lost or only_reads:
                         self._connection = None
                         with contextlib.suppress(psycopg.Error):
                             await connection.close()
                     left = deadline - _clock.monotonic()
                     failures += 1
                     again = failures < _TRIES and error.sqlstate in RETRIED
-                    if left <= 0 or not (again or (lost and not fresh and repeatable and not self._closed)):
+                    anew = not fresh and (only_reads or (lost and repeatable)) and not self._closed
+                    if left <= 0 or not (again or anew):
                         if lost and left <= 0:
                             raise StorageUnavailable(f"{self._at.shown} gave no answer in time") from error
                         raise translated(error, self._at.shown) from error
@@ -123,7 +127,7 @@ class Link:
 
     async def _connect(self, timeout: float) -> Connection:  # noqa: ASYNC109 - it ends what it began
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(timeout) as self._connecting:
                 return await psycopg.AsyncConnection.connect(
                     self._at.conninfo,
                     autocommit=True,
@@ -133,6 +137,8 @@ class Link:
                 )
         except (psycopg.Error, OSError, TimeoutError) as error:
             raise at_connecting(error, self._at.shown) from error
+        finally:
+            self._connecting = None
 
     async def open(self) -> None:
         """Connect now.
@@ -146,9 +152,9 @@ class Link:
                 self._connection = await self._connect(self._timeout)
 
     async def close(self) -> None:
-        """Give the connection back, after what runs on it; what runs for long is cut."""
+        """Give the connection back, after what runs on it; what runs, or connects, for long is cut."""
         self._closed = True
-        timer = asyncio.get_running_loop().call_later(_CLOSING, self._cut)
+        timer = asyncio.get_running_loop().call_later(_CLOSING, self._give_up)
         try:
             async with self._lock:
                 connection, self._connection = self._connection, None
@@ -162,6 +168,12 @@ class Link:
         connection, self._connection = self._connection, None
         if connection is not None and self._process == os.getpid():
             connection.pgconn.finish()
+
+    def _give_up(self) -> None:
+        if self._connecting is not None:
+            with contextlib.suppress(RuntimeError):  # its time is over just now
+                self._connecting.reschedule(asyncio.get_running_loop().time())
+        self._cut()
 
     def _cut(self) -> None:
         """End both directions: whoever waits for a reply is told at once that there will be none."""

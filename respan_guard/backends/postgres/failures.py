@@ -18,10 +18,13 @@ from respan_guard.errors import (
     StoreReset,
 )
 
-__all__ = ["RETRIED", "at_connecting", "translated"]
+__all__ = ["READ_ONLY", "RETRIED", "at_connecting", "translated"]
 
 RETRIED = ("40001", "40P01")
 """Serialization failure, deadlock: nothing was applied, and the same statement may well pass now."""
+
+READ_ONLY = "25006"
+"""A write in a session, or on a server, that only reads: nothing was applied."""
 
 _UNSTORABLE = (  # a text with U+0000, an index row that is too large, nothing where something must be
     "22021", "22P05", "54000", "22P02", "23502"
@@ -57,7 +60,7 @@ def translated(error: Exception, where: str) -> GuardError | ValueError:
     unsendable = isinstance(error, psycopg.ProgrammingError) and not code and "adapt" in said
     if unsendable or code in _UNSTORABLE or isinstance(error, (psycopg.DataError, UnicodeError)):
         return InvalidInput(f"PostgreSQL can't store this: {said}")
-    if code == "25006":
+    if code == READ_ONLY:
         return StorageReadOnly(f"{where} is read-only: a standby, or a database set so ({said})")
     if code == "42501":
         return StorageReadOnly(f"this user may not do that at {where}: {said}")

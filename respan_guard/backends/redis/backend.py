@@ -33,9 +33,9 @@ from respan_guard.backends.base import (
     UsageRow,
 )
 from respan_guard.backends.redis import changes, checks, reads, sums
+from respan_guard.backends.redis.batches import Batches
 from respan_guard.backends.redis.link import Link
 from respan_guard.backends.redis.location import locate
-from respan_guard.backends.redis.recent import Recent
 from respan_guard.backends.redis.rows import Encoder, outcome_from
 from respan_guard.backends.redis.shelf import Shelf
 from respan_guard.clock import SystemClock
@@ -77,7 +77,7 @@ class RedisBackend(Backend):
         self.at_once = 1 if self._at.nodes else 2  # the parts of a cluster have connections of their own: no order
         self._shelf: Shelf | None = None
         self._encoder = Encoder()
-        self._recent = [Recent(counted=self._at.shards == 1) for _ in range(self._at.shards)]
+        self._batches: Batches | None = None
         self._now = 0
 
     # -- life --------------------------------------------------------------------------------------
@@ -106,6 +106,7 @@ class RedisBackend(Backend):
             raise
         link.opening = False
         self._shelf, self.identity = Shelf(link, epoch), epoch
+        self._batches = Batches(self._shelf, self._encoder)
 
     async def _look_at_servers(self) -> None:
         """Refuse what can't work, and tell people what can't be relied on, once for each process."""
@@ -145,12 +146,16 @@ class RedisBackend(Backend):
 
     async def close(self) -> None:
         """See `Backend.close`."""
-        self._shelf = None
-        await self._link.close()
+        batches, self._shelf, self._batches = self._batches, None, None
+        try:
+            if batches is not None:
+                await batches.look_back(self._now)
+        finally:
+            await self._link.close()
 
     def abandon(self) -> None:
         """See `Backend.abandon`."""
-        self._shelf = None
+        self._shelf = self._batches = None
         self._link.abandon()
 
     def _opened(self) -> Shelf:
@@ -169,54 +174,24 @@ class RedisBackend(Backend):
 
     async def apply(self, ops: Sequence[Op], now: int | None = None) -> list[Outcome]:
         """See `Backend.apply`."""
-        shelf = self._opened()
+        shelf, batches = self._opened(), self._batches
+        assert batches is not None
         if now is not None:
             self._now = max(self._now, now)
         if shelf.parts.count == 1:
-            return await self._batch(shelf, 0, ops, now)
+            return await batches.send(0, ops, self._now, now)
         for op in ops:
             if isinstance(op, Admit):
                 self.check_limits(op.limits)
         split = shelf.parts.split(ops)
-        batches = [self._batch(shelf, part, [ops[at] for at in places], now) for part, places in split.items()]
-        answers = await asyncio.gather(*batches, return_exceptions=True)
+        sent = [batches.send(part, [ops[at] for at in places], self._now, now) for part, places in split.items()]
+        answers = await asyncio.gather(*sent, return_exceptions=True)
         outcomes: dict[int, Outcome] = {}
         for places, answer in zip(split.values(), answers, strict=True):
             if isinstance(answer, BaseException):
                 raise answer
             outcomes.update(zip(places, answer, strict=True))
         return [outcomes[at] for at in range(len(ops))]
-
-    async def _batch(self, shelf: Shelf, part: int, ops: Sequence[Op], now: int | None) -> list[Outcome]:
-        recent = self._recent[part]
-        if recent.suspicious:
-            await self._compare(shelf, part, recent, now)
-        known = recent.seq
-        try:
-            before, after, outcomes = await self._send(shelf, part, ops, now)
-        except BaseException:
-            recent.suspicious = True
-            raise
-        recent.keep(ops, outcomes, known, before, after)
-        if recent.suspicious:
-            await self._compare(shelf, part, recent, now)
-        return outcomes
-
-    async def _compare(self, shelf: Shelf, part: int, recent: Recent, now: int | None) -> None:
-        """The connection broke, or the log is shorter than it was: is all there that was acknowledged?"""
-        before, after, newest = await self._send(shelf, part, recent.newest, now)
-        if not recent.is_there(newest, before):
-            _, after, others = await self._send(shelf, part, recent.all[:-1], now)
-            recent.restored([*others, *newest], before, self._at.url)
-        recent.trusted(after)
-
-    async def _send(
-        self, shelf: Shelf, part: int, ops: Sequence[Op], now: int | None
-    ) -> tuple[int, int, list[Outcome]]:
-        """Run a batch; where the part's log ended before it and after it, and the answers."""
-        server = "1" if now is None else "0"
-        reply = await shelf.run("apply", part, self._now, server, shelf.timed, *self._encoder.batch(ops))
-        return reply[0], reply[1], [outcome_from(row) for row in reply[2:]]
 
     # -- customers ---------------------------------------------------------------------------------
 

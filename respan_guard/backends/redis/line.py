@@ -8,6 +8,8 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from respan_guard.backends.redis.demoted import refuses_writes
+
 __all__ = ["Line"]
 
 _SILENCE = 0.2  # seconds without an answer after which a caller that gives up takes the connection with it
@@ -16,12 +18,19 @@ _SILENCE = 0.2  # seconds without an answer after which a caller that gives up t
 class _Talk:
     """A connection, and what is said on it."""
 
-    __slots__ = ("asked", "connection", "heard", "since")
+    __slots__ = ("asked", "connection", "heard", "number", "since")
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, number: int) -> None:
         self.connection = connection
+        self.number = number
         self.asked = self.heard = 0
         self.since = 0.0  # when it was heard of last, or had something to answer again
+
+    @property
+    def ended(self) -> bool:
+        """Whether the server closed it."""
+        reader = self.connection._reader
+        return reader is not None and bool(reader.at_eof())
 
 
 class Line:
@@ -30,7 +39,8 @@ class Line:
     What is sent while another's answer is waited for stands behind it, at the server and here: answers come in the
     order of the questions, and one whose caller gave up is read and dropped by the next. A connection that broke or
     is silent is closed, nobody waits on it any more, and the next batch makes another one. One that the server closed
-    meanwhile is noticed before it is used.
+    meanwhile is noticed before it is used. One over which a server says that it takes no writes is closed as well: the
+    address may lead to another one by now.
 
     Args:
         address: As redis-py wants it.
@@ -41,18 +51,23 @@ class Line:
     def __init__(self, address: str, timeout: float, given: dict[str, Any]) -> None:
         # The deadline is ours and spans the whole trip; redis-py's own costs a task for each send.
         self._pool: Any = Redis.from_url(address, **{**given, "socket_timeout": None}).connection_pool
-        self._talk = self._begin()
+        self._talk = self._begin(1)
         self._timeout = timeout
         self._sending = asyncio.Lock()
         self._reading = asyncio.Lock()  # both are fair: who sends first reads first
 
-    def _begin(self) -> _Talk:
-        return _Talk(self._pool.make_connection())
+    def _begin(self, number: int) -> _Talk:
+        return _Talk(self._pool.make_connection(), number)
 
     @property
     def connection(self) -> Any:
         """The connection that the next batch goes over."""
         return self._talk.connection
+
+    @property
+    def number(self) -> int:
+        """Which connection the next batch goes over, as it looks now: one that replaces another has a higher number."""
+        return self._talk.number + self._talk.ended
 
     async def execute(self, *words: Any) -> Any:
         """Send a command and read its answer.
@@ -65,8 +80,7 @@ class Line:
         try:
             async with asyncio.timeout(self._timeout):
                 async with self._sending:
-                    reader = self._talk.connection._reader
-                    if reader is not None and reader.at_eof():
+                    if self._talk.ended:
                         await self._end(self._talk)
                     talk, number = self._talk, -1  # it may be sent in part
                     packed = talk.connection.pack_command(*words)
@@ -76,8 +90,10 @@ class Line:
                     number = talk.asked = talk.asked + 1
                 async with self._reading:  # asked for in the same breath as the turn to send is given up
                     return await self._answer(talk, number)
-        except ResponseError:
-            raise  # that is an answer
+        except ResponseError as error:
+            if refuses_writes(error):
+                await self._end(talk)
+            raise  # else that is an answer
         except asyncio.CancelledError:
             if number < 0 or (number and now() - talk.since > _SILENCE):
                 await self._end(talk)
@@ -109,7 +125,7 @@ class Line:
         It is another object that connects next: who still waits behind the failure can't read what others asked there.
         """
         if talk is self._talk:
-            self._talk = self._begin()
+            self._talk = self._begin(talk.number + 1)
         await talk.connection.disconnect(nowait=True)
 
     async def close(self) -> None:

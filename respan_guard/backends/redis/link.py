@@ -20,6 +20,7 @@ from redis.exceptions import (
     RedisClusterException,
 )
 
+from respan_guard.backends.redis.demoted import Renewal, refuses_writes, renewing
 from respan_guard.backends.redis.failures import FAILURES, translated
 from respan_guard.backends.redis.line import Line
 from respan_guard.backends.redis.location import Location
@@ -84,6 +85,8 @@ class Link:
         self.at = at
         self._client: _Client | None = None
         self._line: Line | None = None  # of a single server, for batches
+        self._renewal = Renewal()
+        self._failures = 0
         self.opening = True
 
     async def connect(self) -> None:
@@ -99,6 +102,7 @@ class Link:
         }
         if not at.nodes:
             self._client = Redis.from_url(at.address, **given)
+            self._renewal = renewing(self._client)
             self._line = Line(at.address, at.timeout, given)
             return
         parts = urlsplit(at.address)
@@ -156,6 +160,25 @@ class Link:
         """Whether there is a client."""
         return self._client is not None
 
+    def way(self, shard: int) -> object:
+        """What the next batch of a part goes over, as it looks now. Another one may lead to another server.
+
+        On a cluster that is a node, and its connections; as a client that fails at one node closes those of all, any
+        failure counts.
+        """
+        if self._line is not None:
+            return self._line.number
+        client = self._client
+        if not isinstance(client, RedisCluster):
+            return None
+        try:
+            node = client.nodes_manager.get_node_from_slot(client.keyslot(self.at.keys(shard)[0]))
+        except RedisClusterException:  # nobody has the slot
+            return None
+        readers = [getattr(connection, "_reader", None) for connection in getattr(node, "_connections", ())]
+        ended = sum(reader is not None and reader.at_eof() for reader in readers)
+        return node.name, self._failures, ended
+
     async def tell(self, *words: Any) -> dict[str, Any]:
         """Run a command on every primary, and answer by server."""
         client = self._client
@@ -168,6 +191,7 @@ class Link:
                 found[node.name] = await client.execute_command(*words, target_nodes=node)
             return found
         except (*FAILURES, *_LOST) as error:
+            self._failures += 1
             if self.opening and isinstance(error, ConnectionError):
                 error = await self._said(client) or error
             raise translated(error, self.at.url, opening=self.opening) from error
@@ -210,6 +234,9 @@ class Link:
                 command, what = "EVAL", wanted.source  # which loads it, too
             except (*FAILURES, *_LOST) as error:
                 failures += 1
+                self._failures += 1
+                if refuses_writes(error):
+                    self._renewal.count += 1
                 # A connection may have died while nobody used it, on a cluster several of them. There redis-py also
                 # closes, for a failed command, connections that others are about to use (`None` has no `writelines`),
                 # and follows a slot that is on the move too fast.
