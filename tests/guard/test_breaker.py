@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from respan_guard import Guard, StorageUnavailable, Usage
-from respan_guard.backends.base import Backend, RecordQuery
+from respan_guard.backends.base import Backend, Entry, Record, RecordQuery
 from respan_guard.breaker import Notices
 from respan_guard.errors import BackendError, ConfigurationError, StorageFull, StorageReadOnly
 from respan_guard.home import Home
@@ -53,6 +53,12 @@ async def admits(guard: Guard) -> bool:
 def said(caplog: pytest.LogCaptureFixture, words: str) -> list[logging.LogRecord]:
     """What the log says with these words."""
     return [record for record in caplog.records if words in record.getMessage()]
+
+
+def entry_of(guard: Guard) -> Entry:
+    """What a call of c1 cost."""
+    policy = guard.policies.get("c1").policy
+    return guard.recorder.entry(Usage(cost=DIME), "c1", policy, guard.now_ms(), source="manual")
 
 
 class NoThreads(concurrent.futures.ThreadPoolExecutor):
@@ -105,6 +111,18 @@ async def test_without_threads_an_outage_ends_as_ever(store: FaultyBackend, tmp_
         assert await admits(guard)
         await guard.flush()
         assert (await guard.status("c1")).total_spend == 5 * DIME
+
+
+async def test_a_guard_closes_without_threads(store: FaultyBackend, tmp_path: Path) -> None:
+    """Its own thread's records are stored, and the thread ends, although no other one can be started to wait for it."""
+    async with faulty_guard(tmp_path) as guard:
+        await asyncio.to_thread(guard.sync.status, "c1")
+        thread = guard._homes._thread
+        assert thread is not None
+        thread.home.post(Record(entry_of(guard)))
+        asyncio.get_running_loop().set_default_executor(NoThreads())
+    assert not thread._thread.is_alive()
+    assert len(await store.entries(RecordQuery())) == 1
 
 
 async def test_a_journal_that_fails_in_any_way_ends_nothing(
