@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from decimal import Decimal
@@ -185,6 +186,27 @@ async def test_a_fault_in_the_drain_does_not_end_it(
         if part in ("_take", "_works"):  # else it is said within the ten seconds of the outage
             (record,) = said(caplog, "a fault of the guard")
             assert record.exc_info
+
+
+async def test_the_guards_thread_outlives_who_wants_to_exit(
+    store: FaultyBackend, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A function of the app's that runs there, such as an exporter, may call `sys.exit`: threads are served on."""
+    guard = faulty_guard(tmp_path)
+
+    def work() -> Decimal:
+        guard.sync.record(Usage(cost=DIME), "c1")
+        thread = guard._homes._thread
+        assert thread is not None
+        thread.loop.call_soon_threadsafe(sys.exit)
+        guard.sync.record(Usage(cost=DIME), "c1")
+        spend = guard.sync.status("c1").total_spend
+        guard.sync.close()
+        assert not thread._thread.is_alive()
+        return spend
+
+    assert await asyncio.to_thread(work) == 2 * DIME
+    assert said(caplog, "the guard's thread goes on")
 
 
 async def test_the_kill_switch_is_looked_at_again_after_a_fault(
