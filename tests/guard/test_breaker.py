@@ -19,6 +19,9 @@ from respan_guard.backends.base import Backend, Entry, Record, RecordQuery
 from respan_guard.breaker import Notices
 from respan_guard.errors import BackendError, ConfigurationError, StorageFull, StorageReadOnly
 from respan_guard.home import Home
+from respan_guard.homes import Homes
+from respan_guard.journal import JournalFile
+from respan_guard.testing import FakeClock
 from respan_guard.threads import in_thread
 
 from .faulty import FaultyBackend, faulty_guard, live_holds
@@ -284,6 +287,55 @@ async def test_a_journal_write_that_runs_out_of_memory_loses_nothing(
         await guard.flush()
         assert home_of(guard)._came_back
         assert (await guard.status("c1")).total_spend == Decimal("0.005")
+
+
+async def test_who_finds_out_what_is_stored_may_get_lost(
+    store: FaultyBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It went with its home before it began: half a minute later somebody else is sent."""
+    clock = FakeClock()
+    async with faulty_guard(tmp_path, clock=clock, budget_failure="local", **LIMITS) as guard:
+        assert await admits(guard)
+        store.error = DOWN
+        async with guard.admit("c1", estimate=DIME) as admission:
+            admission.record_soon(Usage(cost=DIME))
+        account = guard.failover._accounts["c1"]
+        store.error = None
+        with monkeypatch.context() as lost:
+            lost.setattr(Homes, "settled", False)
+            lost.setattr(home_of(guard), "post_call", lambda work, delay=0.0: None)
+            assert await admits(guard)
+        await guard.flush()
+        monkeypatch.setattr(Homes, "settled", False)  # it is never at rest
+        assert await admits(guard)
+        await asyncio.sleep(0.1)
+        assert not account.stored
+        clock.advance(31)
+        assert await admits(guard)
+        await until(lambda: account.stored)
+
+
+async def test_a_journal_that_can_not_be_read_is_said_and_left(
+    store: FaultyBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What an earlier process left stays for the next one, and the guard goes on."""
+    async with faulty_guard(tmp_path) as guard:
+        store.error = DOWN
+        guard.record_soon(Usage(cost=DIME), "c1")
+    store.error = None
+
+    def fail(file: JournalFile) -> object:
+        raise OSError("a bad disk")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(JournalFile, "entries", fail)
+        async with faulty_guard(tmp_path) as guard:
+            await until(lambda: said(caplog, "left to the next process"))
+            assert await admits(guard)
+    async with faulty_guard(tmp_path) as guard:
+        async with asyncio.timeout(10):
+            while (await guard.status("c1")).total_spend != DIME:
+                await asyncio.sleep(0.02)
 
 
 async def test_a_hold_that_can_not_be_renewed_holds_up_no_other(
