@@ -1,20 +1,25 @@
 """A circuit breaker for one home's storage: whether asking it makes sense at the moment.
 
 Closed, requests ask. After failures in a row it opens: requests are told at once that storage is down and the drain
-alone probes, ever less often, with an operation that changes nothing. The first answer closes it. So a dead store
-costs requests nothing but for the first few, and none of them is the guinea pig.
+alone probes, ever less often, with a write that nobody sees: storage that is full or read-only still answers what only
+reads. The first write that is taken closes it. So a dead store costs requests nothing but for the first few, and none
+of them is the guinea pig.
 """
 
 from __future__ import annotations
 
+import logging
 import random
 
-__all__ = ["Breaker"]
+__all__ = ["LOG_EVERY", "Breaker", "Notices"]
 
 _FAILURES = 3
 """Failures in a row that open it; a hang counts one for each deadline that passes without any answer."""
 _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 1.0
+LOG_EVERY = 10.0
+"""Seconds in which the log is told of an outage once."""
+logger = logging.getLogger("respan_guard")
 
 
 class Breaker:
@@ -46,14 +51,39 @@ class Breaker:
             self.is_open = True
             self.cause = cause
 
-    def worked(self) -> bool:
-        """Storage answered. Returns whether it was taken for dead."""
-        was_open = self.is_open
+    def worked(self) -> None:
+        """Storage took a write."""
         self.is_open, self.failures = False, 0
-        return was_open
 
     @property
     def pause(self) -> float:
         """Seconds until the next try: doubled with each failure, and spread, as all processes lost it together."""
         longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * (1 << min(self.failures, 10)))
         return longest * (0.5 + random.random() / 2)
+
+
+class Notices:
+    """What the log says of one storage: that it is unavailable, once in ten seconds, and then once that it is back.
+
+    What it says last is so: an outage that it did not tell of has no end that it tells of.
+
+    Args:
+        what: What is unavailable.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._told_at = float("-inf")
+        self._is_told = False
+
+    def failed(self, cause: object, now: float, fault: Exception | None = None) -> None:
+        """It failed at `now`, in seconds; a fault of ours has its traceback."""
+        if now - self._told_at >= LOG_EVERY:
+            self._told_at, self._is_told = now, True
+            logger.warning("%s is unavailable: %s", self._what, cause, exc_info=fault)
+
+    def worked(self) -> None:
+        """It works again."""
+        if self._is_told:
+            self._is_told = False
+            logger.warning("%s is available again", self._what)

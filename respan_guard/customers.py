@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from respan_guard.errors import GuardError, InvalidInput, RevisionConflict
 from respan_guard.markups import MARKUP, mark, mark_of, unmark
 from respan_guard.money import to_nano
 from respan_guard.policy import Today, assign_customer, customer_at, fix_period_start, merge_params, update_params
+from respan_guard.threads import in_thread
 from respan_guard.usage import Usage
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ class Customers:
         if lane.home is None:  # then this may run without an event loop, and must not wait for a thread
             self._guard.journal.erase(identifier)
         else:
-            await asyncio.to_thread(self._guard.journal.erase, identifier)
+            await in_thread(lambda: self._guard.journal.erase(identifier))
         return done
 
     async def adjust(self, customer_identifier: str | int, amount: Decimal, reason: str, *, actor: str = "") -> None:

@@ -15,13 +15,14 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 
 from respan_guard.backends.base import Admit, Backend, Outcome, Record, Release, Renew, TooLate
-from respan_guard.breaker import Breaker
+from respan_guard.breaker import LOG_EVERY, Breaker, Notices
 from respan_guard.clock import Clock
-from respan_guard.errors import BackendError, CounterOverflow, StorageUnavailable
+from respan_guard.errors import BackendError, ConfigurationError, CounterOverflow, StorageUnavailable
 from respan_guard.items import Item, Part, Unstorable
 from respan_guard.journal import PRUNED, Journal
 from respan_guard.observing import observe_entry
 from respan_guard.telemetry import telemetry
+from respan_guard.threads import in_thread
 
 __all__ = ["BATCH", "Drain"]
 
@@ -29,10 +30,10 @@ BATCH = 512
 """The most ops that travel together."""
 _LEAST = 8  # ops that are not worth parting
 _BACKLOG = 10_000
-_LOG_EVERY = 10.0
 _STUCK = 8  # deadlines after which a batch without an answer is sent again: ids make that safe
 _LEAST_STUCK = 2.0  # seconds
 _PROBE = Release("", "respan-guard-probe")  # nobody's: every store answers that it is gone, and changes nothing
+_PROBED = ("probe", "written")  # space and key of a fact that nobody reads
 _POISON = (CounterOverflow, TypeError, ValueError, OverflowError, AttributeError)  # of one op: trying again won't help
 logger = logging.getLogger("respan_guard")
 
@@ -67,8 +68,9 @@ class Drain(ABC):
         self._opened = False
         self._gone = False
         self.breaker = Breaker()
+        self._notices = Notices("storage")
+        self._unkept_at = float("-inf")  # when the log last told that the journal takes nothing
         self._sent_at = 0.0
-        self._logged_at = float("-inf")
 
     @abstractmethod
     async def open(self) -> None:
@@ -110,34 +112,46 @@ class Drain(ABC):
             self._wake.set()
 
     async def _drain(self) -> None:
-        while not self._gone:
-            if self.breaker.failures:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), self.breaker.pause)
-                self._wake.clear()
-            if self.breaker.is_open:
-                await self._secure()
-                await self._probe()
-                continue
-            self._take()
-            if not self._parts:
-                # Tell posters first, look again after: a poster appends first and looks at the flag after.
-                self._draining = False
-                if not self._inbox:
-                    return
-                self._draining = True
-                continue
-            try:
-                await self._try(self._advance, max(_STUCK * self.timeout, _LEAST_STUCK))
-                if self._parts:
-                    await asyncio.sleep(0)  # those who were answered ask again, to travel beside what is under way
-            except BaseException as end:
-                # The loop is ending under us. Whoever adopts this inbox sends the batch again; ids make that safe.
-                if not isinstance(end, GeneratorExit):  # else it has ended, and nothing can be awaited any more
+        try:
+            while not self._gone:
+                try:
+                    if not await self._turn():
+                        return
+                except Exception as fault:  # of ours; without a drain nothing would ever be sent again
                     await self._recall()
-                self._unsend()
-                self._draining = False
-                raise
+                    self._unsend()
+                    self.breaker.failed(f"a fault of the guard: {fault!r}")
+                    self._notices.failed(self.breaker.cause, self._clock.monotonic(), fault)
+        except BaseException as end:
+            # The loop is ending under us. Whoever adopts this inbox sends the batch again; ids make that safe.
+            if not isinstance(end, GeneratorExit):  # else it has ended, and nothing can be awaited any more
+                await self._recall()
+            self._unsend()
+            self._draining = False
+            raise
+
+    async def _turn(self) -> bool:
+        """Send what waits, or see whether storage is back; whether to go on."""
+        if self.breaker.failures:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), self.breaker.pause)
+            self._wake.clear()
+        if self.breaker.is_open:
+            await self._secure()
+            await self._probe()
+            return True
+        self._take()
+        if not self._parts:
+            # Tell posters first, look again after: a poster appends first and looks at the flag after.
+            self._draining = False
+            if not self._inbox:
+                return False
+            self._draining = True
+            return True
+        await self._try(self._advance, max(_STUCK * self.timeout, _LEAST_STUCK))
+        if self._parts:
+            await asyncio.sleep(0)  # those who were answered ask again, to travel beside what is under way
+        return True
 
     def _take(self) -> None:
         """Take what waits, in as many parts as may be under way at a time; they get alike in size.
@@ -186,7 +200,7 @@ class Drain(ABC):
             await asyncio.wait(tasks)
 
     async def _probe(self) -> None:
-        """Find out whether storage is back, at nobody's expense."""
+        """Find out whether storage is back, and takes writes, at nobody's expense."""
         await self._try(lambda: self._alone(Item(_PROBE, None)), self.timeout)
 
     async def _secure(self) -> None:
@@ -202,11 +216,11 @@ class Drain(ABC):
         for item in waited:  # nobody withdraws what is being written
             item.taken = True
         try:
-            await asyncio.to_thread(self._journal.write, entries)
-        except OSError as disk:
+            await in_thread(lambda: self._journal.write(entries))
+        except Exception as disk:
             for item in waited:
                 item.taken = False
-            logger.error("neither storage nor the journal takes usage records: %s", disk)
+            self._unkept(disk)
         else:
             for item in fresh:
                 item.on_disk = True
@@ -219,17 +233,23 @@ class Drain(ABC):
                 await self.open()
             async with asyncio.timeout(patience):
                 await work()
-        except BackendError as error:
+                if self.breaker.failures or self.breaker.is_open:
+                    # Storage that is full or read-only answers what only reads. A write that changes nothing tells.
+                    await self.backend.set_fact(*_PROBED, str(self._clock.now_ms()))
+        except Exception as error:  # also a fault of ours or of the driver must not end the drain
             fault = error
             await self._recall()
-            await self._failed(error)
-        except Exception as error:  # a fault of ours or of the driver must not end the drain
-            fault = error
-            await self._recall()
-            await self._failed(StorageUnavailable(f"the storage backend failed: {error!r}"), error)
+            if isinstance(error, BackendError):
+                await self._failed(error)
+            elif isinstance(error, TimeoutError):
+                await self._failed(StorageUnavailable(f"storage gave no answer within {patience:g} s"))
+            elif isinstance(error, ConfigurationError):
+                await self._failed(StorageUnavailable(str(error)))
+            else:
+                await self._failed(StorageUnavailable(f"the storage backend failed: {error!r}"), error)
         else:
-            if self.breaker.worked():
-                logger.warning("storage is available again")
+            self.breaker.worked()
+            self._notices.worked()
             self._works()
         if telemetry.on:
             telemetry.stored("apply", self.loop.time() - self._sent_at, fault)
@@ -303,10 +323,7 @@ class Drain(ABC):
         """Answer those who wait, and keep what must not be lost."""
         was_open = self.breaker.is_open
         self.breaker.failed(str(error))
-        now = self._clock.monotonic()
-        if now - self._logged_at >= _LOG_EVERY:
-            self._logged_at = now
-            logger.warning("storage is unavailable: %s", error, exc_info=fault)
+        self._notices.failed(error, self._clock.monotonic(), fault)
         kept: list[Item] = []
         batch, self._batch = self._batch, []
         if self.breaker.is_open and not was_open:  # nobody else waits for what is taken for dead
@@ -323,6 +340,13 @@ class Drain(ABC):
         self._inbox.extendleft(reversed(kept))
         if len(self._inbox) > _BACKLOG:
             try:
-                await asyncio.to_thread(self.spill)
-            except OSError as disk:
-                logger.error("neither storage nor the journal takes usage records: %s", disk)
+                await in_thread(self.spill)
+            except Exception as disk:
+                self._unkept(disk)
+
+    def _unkept(self, disk: Exception) -> None:
+        """The journal takes nothing, either."""
+        now = self._clock.monotonic()
+        if now - self._unkept_at >= LOG_EVERY:
+            self._unkept_at = now
+            logger.error("neither storage nor the journal takes usage records: %s", disk)

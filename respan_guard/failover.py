@@ -44,6 +44,7 @@ logger = logging.getLogger("respan_guard")
 T = TypeVar("T")
 _LOG_EVERY = 10.0
 _PARTS = 1_000_000
+_SETTLING = 30.0  # seconds: who was to find out what is stored may have gone with its home
 _NOBODY = Allowed(now=0)
 
 
@@ -77,7 +78,7 @@ class Failover:
         self._lock = threading.Lock()
         self._accounts: dict[str, Account] = {}
         self._windows = MemoryBackend(max_customers=self._size)  # above it only those whose windows still count
-        self._settling = False
+        self._settling_until = 0.0
         self._logged_at = float("-inf")
         self.closed = "closed" in (self._budgets, self._rates)
         self.remember: Callable[[Decision, int, int], None] | None = None
@@ -87,7 +88,7 @@ class Failover:
     def forget(self) -> None:
         """After a fork: another thread's lock would be held for ever in the child."""
         self._lock = threading.Lock()
-        self._settling = False
+        self._settling_until = 0.0
         self._windows.abandon()
 
     def unusable(self, error: BackendError | ConfigurationError) -> StorageUnavailable:
@@ -205,8 +206,8 @@ class Failover:
         guard = self._guard
         if not account.sending and self._homes.settled:
             account.stored = account.total
-        elif not self._settling:
-            self._settling = True
+        elif (now := guard.clock.monotonic()) >= self._settling_until:
+            self._settling_until = now + _SETTLING
             guard.lane().post_call(lambda _: self._settle())
         return account.stored
 
@@ -220,7 +221,7 @@ class Failover:
                 for account, total in recorded:
                     account.stored = max(account.stored, total)
         finally:
-            self._settling = False
+            self._settling_until = 0.0
 
     def _remember(self, decision: Decision, hold: int, stored: int) -> None:
         customer = decision.customer_identifier

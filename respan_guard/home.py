@@ -13,14 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TypeVar
 
-from respan_guard.backends.base import (
-    Admit,
-    Backend,
-    Limit,
-    Op,
-    Outcome,
-    Record,
-)
+from respan_guard.backends.base import Admit, Backend, Limit, Op, Outcome, Record
 from respan_guard.clock import Clock
 from respan_guard.errors import BackendError, GuardError, StorageUnavailable
 from respan_guard.home_rates import Counted
@@ -35,6 +28,7 @@ __all__ = ["Home"]
 T = TypeVar("T")
 _OPENING = 30.0  # seconds that opening may take: it may migrate
 _CLOSE_TIMEOUT = 6.0
+_OPEN_AGAIN = 5.0  # seconds until work that found storage closed asks again
 logger = logging.getLogger("respan_guard")
 
 
@@ -143,7 +137,10 @@ class Home(Overflowing):
         return len(self._inbox) + len(self._batch) + len(self._aside)
 
     def repeat(self, every: float, work: Callable[[], Awaitable[bool]]) -> None:
-        """Do `work` every so many seconds until it says False or the home closes; from any thread."""
+        """Do `work` every so many seconds until it says False or the home closes; from any thread.
+
+        Whatever it raises is logged, and it is done again.
+        """
 
         # A timer, not a task that sleeps: a loop that is closed under us has nothing to complain about.
         def due() -> None:
@@ -151,7 +148,12 @@ class Home(Overflowing):
                 self._keep(once())
 
         async def once() -> None:
-            if await work():
+            try:
+                again = await work()
+            except Exception:
+                logger.exception("background work failed, and is done again")
+                again = True
+            if again:
                 self.loop.call_later(every, due)
 
         self._call_threadsafe(lambda: self.loop.call_later(every, due))
@@ -173,7 +175,10 @@ class Home(Overflowing):
         return await self.rates.look(customer, rates)
 
     def post_call(self, work: Callable[[Backend], Awaitable[object]], delay: float = 0.0) -> None:
-        """Run `work` after `delay` seconds, from any thread; its failure is logged, not raised."""
+        """Run `work` after `delay` seconds, from any thread; its failure is logged, not raised.
+
+        Where storage was never opened, as it is down, the work waits until it is.
+        """
         self._call_threadsafe(lambda: self.loop.call_later(delay, self._spawn, work))
 
     async def flush(self) -> None:
@@ -229,7 +234,7 @@ class Home(Overflowing):
         if self.backend.identity is not None:
             self._journal.met(self.backend.identity)
         for file in self._journal.orphans():
-            self._keep(self._replay(file))
+            self._keep(self._adopted(file))
 
     async def close(self) -> None:
         """Store what is in the inbox, or journal what storage won't take, and let go of the backend.
@@ -275,7 +280,7 @@ class Home(Overflowing):
                 item.future.exception()  # whoever waited may be gone, too
         try:
             self.spill()
-        except OSError as disk:
+        except Exception as disk:
             lost = sum(isinstance(item.op, Record) for item in self._inbox)
             logger.error("%d usage records are lost: neither storage nor the journal took them: %s", lost, disk)
             self._inbox.clear()
@@ -309,7 +314,9 @@ class Home(Overflowing):
             self._make_room()
 
     def _spawn(self, work: Callable[[Backend], Awaitable[object]]) -> None:
-        if not self._closed:  # a timer may come due while the loop of a home that was closed is ended
+        if (
+            not self._closed and not self._gone
+        ):  # a timer may come due while the loop of a home that was closed is ended
             self._keep(self._guarded(work))
 
     def _share(self, work: Coroutine[object, object, T]) -> asyncio.Task[T]:
@@ -324,7 +331,13 @@ class Home(Overflowing):
 
     async def _guarded(self, work: Callable[[Backend], Awaitable[object]]) -> None:
         try:
-            await self._opened_for(work)
+            await self.open()
+        except Exception as error:
+            logger.debug("background work waits for storage: %r", error)
+            self.post_call(work, _OPEN_AGAIN)
+            return
+        try:
+            await work(self.backend)
         except GuardError as error:
             logger.warning("background work on storage failed: %s", error)
         except Exception:

@@ -15,7 +15,7 @@ from limits.aio.storage import SlidingWindowCounterSupport
 from limits.aio.strategies import STRATEGIES
 from limits.strategies import STRATEGIES as BLOCKING_STRATEGIES
 
-from respan_guard.breaker import Breaker
+from respan_guard.breaker import Breaker, Notices
 from respan_guard.clock import SystemClock
 from respan_guard.errors import ConfigurationError, StorageUnavailable
 
@@ -30,6 +30,7 @@ T = TypeVar("T")
 _FOR_GOOD: Final = {"AuthenticationError", "AuthorizationError", "NoPermissionError"}  # of redis
 _AT_ONCE = 20
 """The most that ask at the same time: `limits` opens a connection for each, and a pool that is full is an error."""
+_AMPLE = 1_000_000  # probes a second
 _clock = SystemClock()  # the time of `limits`, which knows no other
 
 
@@ -71,6 +72,7 @@ class HomeRates:
         self._turns = asyncio.Semaphore(_AT_ONCE)
         self._probe_at = 0.0
         self.breaker = Breaker()
+        self._notices = Notices("the storage of rates")
 
     async def count(self, customer: str, rates: Sequence[Limit], requests: int) -> list[Counted]:
         """Count requests against rates, in their order, until one refuses. What came before it stays counted.
@@ -78,7 +80,12 @@ class HomeRates:
         Raises:
             StorageUnavailable: No answer in time; whether they were counted is unknown.
         """
-        return await self._ask(self._count_all(customer, rates, requests))
+        found = await self._ask(self._count_all(customer, rates, requests))
+        if any(
+            answer.allowed for answer in found
+        ):  # a refusal may only have been read: what takes no writes says it, too
+            self._worked()
+        return found
 
     async def look(self, customer: str, rates: Sequence[Limit]) -> list[Counted]:
         """Where the rates stand; counts nothing.
@@ -185,7 +192,6 @@ class HomeRates:
             said = f"{type(error).__name__}: {error}"
             self._failed(said)
             raise StorageUnavailable(f"the storage of rates failed: {said}") from error
-        self.breaker.worked()
         return found
 
     def _check_breaker(self) -> None:
@@ -194,13 +200,16 @@ class HomeRates:
             raise StorageUnavailable(f"the storage of rates is down: {self.breaker.cause}")
 
     def _failed(self, cause: str) -> None:
-        if not self.breaker.failures:
-            logger.warning("the storage of rates is unavailable: %s", cause)
+        self._notices.failed(cause, _clock.monotonic())
         self.breaker.failed(cause)
         self._probe_at = asyncio.get_running_loop().time() + self.breaker.pause
 
+    def _worked(self) -> None:
+        self.breaker.worked()
+        self._notices.worked()
+
     def _probe_soon(self) -> None:
-        """Find out in the background whether it is back; no request waits for that."""
+        """Find out in the background whether it is back and counts; no request waits for that."""
         now = asyncio.get_running_loop().time()
         if now >= self._probe_at:
             self._probe_at = now + self._timeout + self.breaker.pause
@@ -209,12 +218,16 @@ class HomeRates:
     async def _probe(self) -> None:
         try:
             async with asyncio.timeout(self._timeout):
-                await asyncio.shield(self._keep(self._check()))
+                await asyncio.shield(self._keep(self._hit()))
         except Exception as error:
-            self.breaker.failed(str(error) or "no answer in time")
+            self._failed(f"{type(error).__name__}: {error}" if str(error) else "no answer in time")
         else:
-            self.breaker.worked()
-            logger.warning("the storage of rates is available again")
+            self._worked()
+
+    async def _hit(self) -> None:
+        """Count what is nobody's, for a second: a full or read-only storage answers whatever only reads."""
+        item = _Item(_AMPLE, 1, f"respan-guard/{self._config.namespace}")
+        await _settled(self._limiter.hit(item, "probe"))
 
     def _keep(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
         task = asyncio.ensure_future(work)

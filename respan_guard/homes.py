@@ -15,12 +15,13 @@ from typing import Any, TypeVar
 from respan_guard.backends.base import Backend, Limit, Op, Record
 from respan_guard.backends.registry import backend_factory
 from respan_guard.clock import Clock, store_counts
-from respan_guard.errors import ConfigurationError, StorageUnavailable
+from respan_guard.errors import ConfigurationError, StorageFull, StorageReadOnly, StorageUnavailable
 from respan_guard.home import Home
 from respan_guard.journal import Journal
 from respan_guard.lanes import GuardThread, Lane, RemoteLane, SharedLane, run_inline
 from respan_guard.rate_storage import RateStorage, rate_storage
 from respan_guard.settings import Settings
+from respan_guard.threads import in_thread
 
 __all__ = ["Homes", "make_homes"]
 
@@ -137,7 +138,7 @@ class Homes:
     async def _begin(self, app: Home) -> None:
         try:
             await app.open()
-        except StorageUnavailable as error:
+        except (StorageUnavailable, StorageReadOnly, StorageFull) as error:  # what passes; the rest is wrong for good
             if self._needed:
                 raise
             logger.warning("storage is down, the guard starts without it: %s", error)
@@ -161,7 +162,7 @@ class Homes:
         finally:
             thread, self._thread, self._remote = self._thread, None, None
             if thread is not None:
-                await asyncio.to_thread(thread.stop)
+                await in_thread(thread.stop)
             self._journal.close()
 
     def open_homes(self) -> list[Home]:

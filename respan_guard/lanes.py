@@ -16,18 +16,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
-from respan_guard.backends.base import (
-    Admit,
-    Backend,
-    Entry,
-    Limit,
-    Op,
-    Outcome,
-    Record,
-    Recorded,
-    Release,
-    TooLate,
-)
+from respan_guard.backends.base import Admit, Backend, Entry, Limit, Op, Outcome, Record, Recorded, Release, TooLate
 from respan_guard.clock import Clock
 from respan_guard.errors import BackendError, CounterOverflow, GuardError, StorageUnavailable
 from respan_guard.home import Home
@@ -201,6 +190,7 @@ class GuardThread:
         self._make_home = make_home
         self._home: Home | None = None
         self._failure: BaseException | None = None
+        self._stopping = False
         self._thread = threading.Thread(target=self._run, name="respan-guard", daemon=True)
         try:
             self._thread.start()
@@ -249,6 +239,7 @@ class GuardThread:
         except TimeoutError:
             logger.warning("storage did not take all usage records within %g s", timeout)
         finally:
+            self._stopping = True
             with contextlib.suppress(RuntimeError):
                 self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join(timeout)
@@ -267,7 +258,11 @@ class GuardThread:
 
         try:
             self.loop.run_until_complete(begin())
-            self.loop.run_forever()
+            while not self._stopping:
+                try:
+                    self.loop.run_forever()
+                except (SystemExit, KeyboardInterrupt):  # of an exporter, say; there would be no other thread
+                    logger.exception("the guard's thread goes on")
             self._cancel_all()
         finally:
             with self.gate:  # what came until now is answered, what comes later finds the loop closed

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Self
 
 from respan_guard.errors import GuardError
+from respan_guard.threads import in_thread
 
 if TYPE_CHECKING:
     from respan_guard.homes import Homes
@@ -49,7 +49,7 @@ class Opening:
         self.outbox.enter()
         try:
             await self.switch.wake(self.lane())
-            await asyncio.to_thread(self.prices.load)  # a fifth of a second that no request should wait for
+            await in_thread(self.prices.load)  # a fifth of a second that no request should wait for
         except BaseException:
             await self.aclose()
             raise

@@ -72,7 +72,7 @@ class Overflowing(Submitting):
         self._aside = alone
         try:
             await asyncio.to_thread(self._journal.write, entries)
-        except (OSError, RuntimeError) as fault:  # RuntimeError: the interpreter exits, and has no threads to give
+        except Exception as fault:  # the disk's, or RuntimeError: there are no threads to be had
             logger.error("%d usage records wait in memory, as the journal can't be written: %s", len(alone), fault)
             aside, self._aside = self._aside, []
             self._inbox.extendleft(reversed(aside))
@@ -84,10 +84,14 @@ class Overflowing(Submitting):
                 self._catching_up = self._keep(self._catch_up())
 
     async def _catch_up(self) -> None:
+        while (file := self._journal.rotate(wait=False)) is not None:
+            await self._adopted(file)
+            self._files += 1
+
+    async def _adopted(self, file: JournalFile) -> None:
+        """Store what an earlier process left."""
         try:
-            while (file := self._journal.rotate(wait=False)) is not None:
-                await self._replay(file)
-                self._files += 1
+            await self._replay(file)
         except Exception:
             logger.exception("a journal could not be stored; it is left to the next process")
 

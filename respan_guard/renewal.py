@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING
 
 from respan_guard.clock import Clock
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from respan_guard.admission import Admission
 
 __all__ = ["Renewer"]
+
+logger = logging.getLogger("respan_guard")
 
 
 class Renewer:
@@ -68,4 +71,7 @@ class Renewer:
     def _renew(self) -> None:
         self._due = self._clock.monotonic() + self._every
         for admission in list(self._live.values()):
-            admission.renew(self._ttl_ms)
+            try:
+                admission.renew(self._ttl_ms)
+            except Exception:  # those behind it live on
+                logger.exception("a hold could not be renewed")

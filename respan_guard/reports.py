@@ -291,6 +291,7 @@ class RefusalLog:
     async def flush(self) -> None:
         """Write what is counted."""
         if self._counts:
+            self._waiting = False  # what was posted may have gone with its home
             await self._lane().call(self._write)
 
     async def _write(self, backend: Backend) -> None:

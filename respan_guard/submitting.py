@@ -9,6 +9,7 @@ from respan_guard.backends.base import Admit, Entry, Op, Outcome, Record, Record
 from respan_guard.drain import Drain
 from respan_guard.errors import BackendError, CounterOverflow, StorageUnavailable
 from respan_guard.items import Item, Unstorable, Waits
+from respan_guard.threads import in_thread
 
 __all__ = ["Submitting"]
 
@@ -88,7 +89,7 @@ class Submitting(Drain):
             raise
         except BackendError as error:
             try:
-                await asyncio.to_thread(self._journal.write, [op.entry])
+                await in_thread(lambda: self._journal.write([op.entry]))
             except OSError as disk:
                 raise StorageUnavailable(f"{error}; the journal can't be written either: {disk}") from error
             return None

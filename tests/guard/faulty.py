@@ -8,7 +8,19 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from respan_guard import Guard
-from respan_guard.backends.base import AuditRow, Conflict, CustomerRow, Op, Outcome, Params, Put
+from respan_guard.backends.base import (
+    ANY,
+    Admit,
+    AuditRow,
+    Conflict,
+    CustomerRow,
+    Expected,
+    Op,
+    Outcome,
+    Params,
+    Put,
+    Record,
+)
 from respan_guard.backends.memory import MemoryBackend
 from respan_guard.errors import BackendError
 from respan_guard.testing import FakeClock
@@ -19,6 +31,7 @@ class FaultyBackend(MemoryBackend):
 
     Attributes:
         error: Raised by every `apply` while it is set; `applied_anyway` applies the batch before.
+        write_error: Raised by `set_fact` and by every `apply` that writes while it is set, as by a server that is full.
         other_error: Raised by `open`, `get`, `facts` and `put` while it is set.
         audit_error: Raised by `add_audit` while it is set; `applied_anyway` writes before.
         gate: `apply` waits for it, as for a server that hangs.
@@ -30,11 +43,13 @@ class FaultyBackend(MemoryBackend):
     stores: ClassVar[dict[str, FaultyBackend]] = {}
 
     error: BackendError | Exception | None
+    write_error: BackendError | None
     other_error: BackendError | Exception | None
     audit_error: BackendError | None
     applied_anyway: bool
     gate: asyncio.Event | None
     batches: list[int]
+    refused: int
     delay: float
 
     def __new__(cls, url: str, **options: object) -> FaultyBackend:
@@ -44,6 +59,7 @@ class FaultyBackend(MemoryBackend):
             MemoryBackend.__init__(store, "memory://")
             store.error, store.applied_anyway, store.gate, store.batches = None, False, None, []
             store.other_error, store.audit_error, store.delay = None, None, 0.0
+            store.write_error, store.refused = None, 0
             cls.stores[url] = store
         return cls.stores[url]
 
@@ -76,6 +92,12 @@ class FaultyBackend(MemoryBackend):
             raise self.other_error
         return await super().put(customer, params, if_revision=if_revision, actor=actor, now=now)
 
+    async def set_fact(self, space: str, key: str, value: str | None, *, expected: Expected = ANY) -> bool:
+        """Write, or fail as told."""
+        if self.write_error is not None:
+            raise self.write_error
+        return await super().set_fact(space, key, value, expected=expected)
+
     async def add_audit(self, row: AuditRow) -> None:
         """Write, or fail as told."""
         if self.audit_error is None or self.applied_anyway:
@@ -93,6 +115,9 @@ class FaultyBackend(MemoryBackend):
             if self.applied_anyway:
                 await super().apply(ops, now)
             raise self.error
+        if self.write_error is not None and any(isinstance(op, (Admit, Record)) for op in ops):
+            self.refused += 1
+            raise self.write_error
         self.batches.append(len(ops))
         await asyncio.sleep(0)
         return await super().apply(ops, now)

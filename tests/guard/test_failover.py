@@ -346,6 +346,43 @@ async def test_a_busy_home_learns_what_is_stored_all_the_same(store: FaultyBacke
         assert guard.failover._accounts["c1"].spent == 0
 
 
+async def test_a_budget_is_passed_by_no_more_than_shares_that_are_still_on_their_way(
+    store: FaultyBackend, tmp_path: Path
+) -> None:
+    """One process has storage back and uses up the budget before another's records have come.
+
+    What comes late is the other's share, and once storage has said so neither has one any more.
+    """
+    options = LOCAL | {"local_share": 0.5}
+    async with faulty_guard(tmp_path, **options) as one, faulty_guard(tmp_path, **options) as other:
+        for guard in (one, other):
+            async with guard.admit("c1"):
+                pass
+        await one.flush()
+        home = one._homes._app
+        assert home is not None
+        store.error = DOWN
+        spent = 0
+        while await spend(one):
+            spent += 1
+        assert spent == 50
+        send = home._send
+        home._send = home._probe = refuse  # type: ignore[method-assign, assignment]  # its connection stays down
+        store.error = None
+        while await other.try_admit("c1"):
+            await other.record(Usage(cost=DIME), "c1")
+        home._send = send  # type: ignore[method-assign]
+        del home._probe
+        await stored(one)
+        assert (await one.status("c1")).total_spend == 15  # the budget, and the other's share
+        for guard in (one, other):
+            assert not await guard.try_admit("c1")
+        await one.flush()
+        store.error = DOWN
+        for guard in (one, other):
+            assert not await spend(guard)
+
+
 async def test_several_limits_and_a_refused_rate_take_nothing_of_the_budget(
     store: FaultyBackend, tmp_path: Path
 ) -> None:

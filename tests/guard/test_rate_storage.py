@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import sys
 from collections.abc import Iterator
 from decimal import Decimal
@@ -360,11 +362,11 @@ async def test_rates_that_are_down_stop_no_start(tmp_path: Path, caplog: pytest.
 # -- when it is down ---------------------------------------------------------------------------------
 
 
-async def works(guard: Guard) -> bool:
+async def works(guard: Guard, rate: int = 10) -> bool:
     """Whether a request that is within its rate is let in by the rates' own word."""
     try:
         async with guard.admit("c1") as admission:
-            return any(limit.limit == 10 for limit in admission.decision.limits)
+            return any(limit.limit == rate for limit in admission.decision.limits)
     except (StorageUnavailable, RateLimitExceeded):
         return False
 
@@ -411,6 +413,59 @@ async def test_rates_without_an_answer_do_as_configured(
                 await asyncio.sleep(0.05)
         await guard.flush()
         assert (await guard.status("c1")).total_spend == Decimal("0.01") * expected
+
+
+def command(port: int, *words: str) -> None:
+    """Tell a Redis something."""
+    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        connection.sendall(" ".join(words).encode() + b"\r\n")
+        assert connection.recv(100).startswith(b"+")
+
+
+@pytest.mark.parametrize("strategy", ["sliding-window-counter", "moving-window", "fixed-window"])
+@pytest.mark.parametrize(
+    ("fault", "mending"),
+    [
+        ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE"),
+        ("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0"),
+    ],
+)
+async def test_rates_that_take_no_writes_are_down(
+    fault: str, mending: str, strategy: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A demoted primary, or a full one, answers what only reads: the breaker stays open, and the log says it once."""
+    with redis() as port:
+        limits = {"rate_limit": "1000/hour"}
+        async with make(
+            tmp_path,
+            f"redis://127.0.0.1:{port}",
+            rate_limit_strategy=strategy,
+            rate_limit_failure="closed",
+            default_limits=limits,
+        ) as guard:
+            assert await admitted(guard) == 1
+            home = guard._homes._app
+            assert home is not None
+            assert home.rates is not None
+            command(port, *fault.split())
+            opened = 0
+            for _ in range(60):
+                with pytest.raises(StorageUnavailable):
+                    await guard.admit("c1")
+                with contextlib.suppress(StorageUnavailable):
+                    await guard.status("c1")  # only reads
+                opened += home.rates.breaker.is_open
+                await asyncio.sleep(0.02)
+            assert opened >= 50
+            told = [record.getMessage() for record in caplog.records if "storage of rates" in record.getMessage()]
+            assert len(told) == 1
+            assert "unavailable" in told[0]
+            command(port, *mending.split())
+            async with asyncio.timeout(20):
+                while not await works(guard, 1000):
+                    await asyncio.sleep(0.05)
+            assert caplog.records[-1].getMessage() == "the storage of rates is available again"
+            assert not home.rates.breaker.failures
 
 
 async def test_a_budget_is_kept_while_the_rates_are_down(redis_port: int, tmp_path: Path) -> None:
