@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import reprlib
 import tomllib
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from respan_guard.clock import Clock, SystemClock
 from respan_guard.errors import ConfigurationError
 from respan_guard.option_values import DEFAULT_LIMIT_FIELDS, nearest
 from respan_guard.options import FailureMode, GuardOptions, Mode, RateLimitStrategy
+from respan_guard.urls import UNSHOWN, mask_url
 
 __all__ = ["CONFIG_FILE", "CONFIG_VARIABLE", "DEFAULT_LIMIT_FIELDS", "GuardOptions", "Settings", "mask_url", "nearest"]
 
@@ -34,18 +34,6 @@ CONFIG_VARIABLE: Final = "RESPAN_GUARD_CONFIG"
 _PREFIX = "RESPAN_GUARD_"
 _TEST_PREFIX = "RESPAN_GUARD_TEST_"  # where our own tests find servers
 _KEYWORD_ONLY = frozenset({"clock"})  # objects that no text can name
-
-# From the first colon behind the scheme to the last @, so that a password with any character in it goes, and also
-# where the URL is not a proper one (a lost slash, no scheme): that is when it ends up in an error message.
-_PASSWORD = re.compile(r"^([a-z][a-z0-9+.-]*:/+[^:@/]*|[^:@/]*(?!:/)):.*@", re.DOTALL | re.IGNORECASE)
-_SECRET_PARAMETER = re.compile(r"([?&][^=&]*(?:pass|secret|token|key)[^=&]*=)[^&]*", re.IGNORECASE)
-
-
-def mask_url(url: str) -> str:
-    """A storage URL without its passwords, fit for logs and messages."""
-    masked = _PASSWORD.sub(r"\1:***@", url)
-    return _SECRET_PARAMETER.sub(r"\1***", masked)
-
 
 _Count = Annotated[int, BeforeValidator(checked.number)]
 _Seconds = Annotated[float, BeforeValidator(checked.number)]
@@ -255,7 +243,9 @@ class Settings(BaseSettings):
 
 
 def _masked(name: str, value: Any) -> Any:
-    return mask_url(value) if name.endswith("storage") and isinstance(value, str) else value
+    if not name.endswith("storage") or value is None:
+        return value
+    return mask_url(value) if isinstance(value, str) else UNSHOWN
 
 
 def _expected(name: str) -> str:

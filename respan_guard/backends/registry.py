@@ -9,6 +9,7 @@ from typing import Any
 
 from respan_guard.backends.base import Backend
 from respan_guard.errors import ConfigurationError
+from respan_guard.urls import mask_url
 
 __all__ = ["backend_factory"]
 
@@ -29,7 +30,7 @@ def backend_factory(url: str, *, namespace: str = "default", **options: Any) -> 
     """
     scheme, separator, _ = url.partition("://")
     if not separator:
-        raise ConfigurationError(f"storage must be a URL like sqlite:///guard.db, got {url!r}")
+        raise ConfigurationError(f"storage must be a URL like sqlite:///guard.db, got {mask_url(url)}")
     cls = _backend_class(scheme)
     first = cls(url, namespace=namespace, **options)
     if first.shared:
