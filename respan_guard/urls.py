@@ -14,23 +14,47 @@ from urllib.parse import SplitResult, urlsplit
 
 from respan_guard.errors import ConfigurationError
 
-__all__ = ["ENCODED", "UNSHOWN", "mask_url", "split_url", "unknown_option"]
+__all__ = ["ENCODED", "SCHEME", "UNSHOWN", "mask_url", "split_url", "unknown_option"]
 
 ENCODED: Final = (
-    "a port is a number, and user and password must be percent-encoded: @ as %40, / as %2F, : as %3A, ? as %3F, # as %23,"
-    " [ as %5B, ] as %5D, % as %25"
+    "a port is a number, and user and password must be percent-encoded: @ as %40, / as %2F, : as %3A, ? as %3F,"
+    " # as %23, [ as %5B, ] as %5D, % as %25"
 )
 """What is wrong with most URLs that can't be read."""
 UNSHOWN: Final = "\u2026"
-_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+SCHEME: Final = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+"""What a URL begins with."""
 _FILE = re.compile(r"[\w./-]*\.(?:db|sqlite3?)")
 _HOST = re.compile(r"(?:(?:[\w.-]|%[0-9a-f]{2})*|\[[0-9a-z:.%_-]+\])(?::(\d{1,5})?)?", re.IGNORECASE)
 _VALUE = re.compile(r"[\w./:,*-]*")
 _SECRET = frozenset({"password", "sslpassword"})
 _PLAIN = frozenset(
-    "application_name channel_binding connect_timeout dbname gssencmode host hostaddr load_balance_hosts port schema"
-    " service ssl_ca_certs ssl_cert_reqs ssl_certfile ssl_check_hostname ssl_keyfile sslcert sslkey sslmode sslrootcert"
-    " synchronous target_session_attrs timeout user".split()
+    {
+        "application_name",
+        "channel_binding",
+        "connect_timeout",
+        "dbname",
+        "gssencmode",
+        "host",
+        "hostaddr",
+        "load_balance_hosts",
+        "port",
+        "schema",
+        "service",
+        "ssl_ca_certs",
+        "ssl_cert_reqs",
+        "ssl_certfile",
+        "ssl_check_hostname",
+        "ssl_keyfile",
+        "sslcert",
+        "sslkey",
+        "sslmode",
+        "sslrootcert",
+        "synchronous",
+        "target_session_attrs",
+        "timeout",
+        "user",
+    }
 )
 
 
@@ -39,7 +63,7 @@ def mask_url(url: str) -> str:
 
     Only the scheme is left where it is in doubt what is what.
     """
-    found = _SCHEME.match(url)
+    found = SCHEME.match(url)
     if found is None:
         return url if _FILE.fullmatch(url) else UNSHOWN
     hidden = f"{found[0]}{UNSHOWN}"
@@ -47,7 +71,7 @@ def mask_url(url: str) -> str:
     if parts is None or not url.isprintable():
         return hidden
     login, at, hosts = parts.netloc.rpartition("@")
-    if not _are_hosts(hosts) or (hosts.startswith(":") and not at):
+    if not _are_hosts(hosts) or (not at and (hosts.startswith(":") or hosts.endswith(":"))):
         return hidden
     if "@" in parts.query + parts.fragment or ("@" in parts.path and (":" in parts.path or not _is_file(parts))):
         return hidden
@@ -123,5 +147,7 @@ def _masked(pairs: list[str]) -> list[str]:
     names = [pair.partition("=")[0] for pair in pairs]
     if secret := _SECRET.intersection(names):
         return [f"{name}=***" if name in secret else UNSHOWN for name in names]
-    plain = [name in _PLAIN and _VALUE.fullmatch(pair.partition("=")[2]) for name, pair in zip(names, pairs, strict=True)]
+    plain = [
+        name in _PLAIN and _VALUE.fullmatch(pair.partition("=")[2]) for name, pair in zip(names, pairs, strict=True)
+    ]
     return [pair if shown else UNSHOWN for pair, shown in zip(pairs, plain, strict=True)]

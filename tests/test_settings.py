@@ -299,7 +299,10 @@ def test_all_bad_options_are_told_at_once() -> None:
         ("host=h password=s3cret", "…"),
         ("guard.db", "guard.db"),
         ("redis+unix:///run/a@b.sock", "redis+unix:///run/a@b.sock"),
-        ("postgresql://h1,h2:5433/db?target_session_attrs=any&x=s3cret", "postgresql://h1,h2:5433/db?target_session_attrs=any&…"),
+        (
+            "postgresql://h1,h2:5433/db?target_session_attrs=any&x=s3cret",
+            "postgresql://h1,h2:5433/db?target_session_attrs=any&…",
+        ),
         ("postgresql://user@host/db?password=s3cret&sslmode=require", None),
         ("postgresql://user@host/db", "postgresql://user@host/db"),
         ("sqlite:////var/lib/a@b.db", "sqlite:////var/lib/a@b.db"),

@@ -78,7 +78,9 @@ class MemoryBackend(Backend):
         max_entries: int | None = None,
     ) -> None:
         if url not in ("memory://", "memory:///"):
-            raise ConfigurationError(f"a store in memory has no name or options; write memory:// instead of {mask_url(url)}")
+            raise ConfigurationError(
+                f"a store in memory has no name or options; write memory:// instead of {mask_url(url)}"
+            )
         for name, value in (("max_customers", max_customers), ("max_entries", max_entries)):
             if value is not None and value < 1:
                 raise ConfigurationError(f"{name} must be at least 1, got {value}")

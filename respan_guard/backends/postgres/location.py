@@ -56,7 +56,9 @@ def locate(url: str, namespace: str, options: dict[str, Any]) -> Location:
     query = parse_qsl(parts.query, keep_blank_values=True)
     given = {**{name: value for name, value in query if name in _OURS}, **options}
     bare = [pair for pair in query if pair[0] not in _OURS]
-    unknown = sorted({name for name, _ in bare} - {str(option.keyword, "utf-8") for option in pq.Conninfo.get_defaults()})
+    unknown = sorted(
+        {name for name, _ in bare} - {str(option.keyword, "utf-8") for option in pq.Conninfo.get_defaults()}
+    )
     if unknown:
         raise ConfigurationError(f"{unknown_option(unknown, url)} of PostgreSQL's client, and it is none of ours")
     rest = urlencode(bare, safe="/", quote_via=quote)
