@@ -24,6 +24,7 @@ from respan_guard.clock import Clock
 from respan_guard.customer import Customer, normalise_identifier
 from respan_guard.decision import Decision, Status, as_datetime, limit_statuses
 from respan_guard.errors import InvalidInput
+from respan_guard.identifiers import check_text
 from respan_guard.markups import costs_with_markup, with_markup
 from respan_guard.money import from_nano
 from respan_guard.option_values import LEAST_RETENTION
@@ -107,6 +108,7 @@ class Reports:
         """A page of customers."""
         if sort not in _SORTS:
             raise InvalidInput(f"sort must be one of {', '.join(_SORTS)}, got {sort!r}", field="sort")
+        check_text(search, "search")
         key = None if after is None else (_SORTS[sort](after), after.customer.customer_identifier)
         query = CustomerQuery(search, sort, descending, key, limit)
         rows = await self._guard.lane().call(lambda backend: backend.customers(query))
@@ -163,6 +165,9 @@ class Reports:
         if unknown:
             raise InvalidInput(f"unknown filter {sorted(unknown)[0]!r}; known: {', '.join(sorted(_FILTERS))}")
         customer = None if customer_identifier is None else normalise_identifier(customer_identifier)
+        for name, value in filters.items():
+            if isinstance(value, str):
+                check_text(value, name)
         query = RecordQuery(
             customer=customer,
             since_ms=_instant(since, "since"),
@@ -193,6 +198,8 @@ class Reports:
         for name in by:
             if name not in ("customer", "model", "day"):
                 raise InvalidInput(f"usage can be summed by customer, model and day, not by {name!r}", field="by")
+        if model is not None:
+            check_text(model, "model")
         query = UsageQuery(
             first_day=0 if since is None else since.toordinal(),
             end_day=1 << 40 if until is None else until.toordinal(),

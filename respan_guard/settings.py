@@ -72,7 +72,8 @@ class Settings(BaseSettings):
         trust_customer_params: Whether limits in a request's `customer_params` are obeyed.
         missing_usage: What a call whose reply has no usage is booked as: its "hold", an "estimate", or none ("flag").
         store_content: Whether the text of calls that are reported to the API is kept.
-        journal_dir: Where records wait that storage can't take; None for beside the store.
+        journal_dir: Where records wait that storage can't take; None for `respan-guard-UID` in the system's temporary
+            directory, which containers and some hosts empty.
         max_cached_customers: How many customers' limits are kept in memory.
         clock: Where time comes from.
     """

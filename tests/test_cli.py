@@ -427,6 +427,17 @@ def test_the_kill_switch_is_thrown_shown_and_taken_back() -> None:
     assert answer("switch", "configured") == {"switch": None}
 
 
+def test_bytes_that_are_no_text_are_asked_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reason or a filter that no store can keep is misuse, and switches nothing; a user's name is made to fit."""
+    answer("customers", "set", "c1", "--name", "n")
+    assert "reason must not hold" in run("switch", "off", "--reason", "\udcff", code=2).stderr
+    assert answer("switch") == {"switch": None}
+    assert "model must not hold" in run("usage", "--model", "\udcff", code=2).stderr
+    monkeypatch.setenv("LOGNAME", "\udcff")
+    assert answer("switch", "off")["switch"]["actor"] == "cli:?"
+    assert answer("switch", "configured") == {"switch": None}
+
+
 def keys(value: Any) -> set[str]:
     """The names of all members of a JSON value, but for those that are data."""
     if isinstance(value, list):
