@@ -6,6 +6,7 @@ Names load on first use, so that `import respan_guard` costs nothing and needs n
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ __all__ = [
     "UsageRecord",
 ]
 
+_NAMES = tuple(__all__)
 _MODULES = {
     "Admission": "admission",
     "Customer": "customer",
@@ -59,14 +61,24 @@ _MODULES = {
 
 
 if not TYPE_CHECKING:  # a type checker that saw it would take any name for one of ours
+    del __all__  # asked for, it is what can be had: a star import without an extra takes the rest
 
     def __getattr__(name: str) -> object:
-        if name not in __all__:
+        if name == "__all__":
+            return [name for name in _NAMES if hasattr(sys.modules[__name__], name)]
+        if name not in _NAMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value: object = getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
+        try:
+            value: object = getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
+        except ImportError as error:
+            from respan_guard.errors import MissingExtra, MissingName
+
+            if not isinstance(error, MissingExtra) or sys._getframe(1).f_code.co_name == "_handle_fromlist":
+                raise  # `from respan_guard import` would say that there is no such name, not what to install
+            raise MissingName(str(error)) from error
         globals()[name] = value  # found once, looked up as any other name from then on
         return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), "__all__", *_NAMES})

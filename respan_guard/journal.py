@@ -286,17 +286,12 @@ class Journal:
 
     def look(self) -> None:
         """Warn, once, of a directory that can't take records: before an outage in which it would have to."""
-        if self._looked:
-            return
-        self._looked = True
+        looked, self._looked = self._looked, True
         try:
-            self.check()
+            if not looked:
+                self.check()
         except OSError as error:
-            logger.warning(
-                "usage records that storage can't take would be lost, nothing can be written in %s: %s; set journal_dir",
-                self.directory,
-                error.strerror or error,
-            )
+            logger.warning("no usage records could wait for storage in %s: %s; set journal_dir", self.directory, error)
 
     def _make_directory(self) -> None:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -108,9 +108,8 @@ class Reports:
         """A page of customers."""
         if sort not in _SORTS:
             raise InvalidInput(f"sort must be one of {', '.join(_SORTS)}, got {sort!r}", field="sort")
-        check_text(search, "search")
         key = None if after is None else (_SORTS[sort](after), after.customer.customer_identifier)
-        query = CustomerQuery(search, sort, descending, key, limit)
+        query = CustomerQuery(check_text(search, "search"), sort, descending, key, limit)
         rows = await self._guard.lane().call(lambda backend: backend.customers(query))
         return [_customer_report(row, self._guard.policies.markup(row.params)) for row in rows]
 
@@ -165,15 +164,12 @@ class Reports:
         if unknown:
             raise InvalidInput(f"unknown filter {sorted(unknown)[0]!r}; known: {', '.join(sorted(_FILTERS))}")
         customer = None if customer_identifier is None else normalise_identifier(customer_identifier)
-        for name, value in filters.items():
-            if isinstance(value, str):
-                check_text(value, name)
         query = RecordQuery(
             customer=customer,
             since_ms=_instant(since, "since"),
             until_ms=_instant(until, "until"),
             limit=_PAGE,
-            **filters,
+            **{name: check_text(value, name) if isinstance(value, str) else value for name, value in filters.items()},
         )
         while True:
             page = await self._page(query)
@@ -198,13 +194,11 @@ class Reports:
         for name in by:
             if name not in ("customer", "model", "day"):
                 raise InvalidInput(f"usage can be summed by customer, model and day, not by {name!r}", field="by")
-        if model is not None:
-            check_text(model, "model")
         query = UsageQuery(
             first_day=0 if since is None else since.toordinal(),
             end_day=1 << 40 if until is None else until.toordinal(),
             customer=None if customer_identifier is None else normalise_identifier(customer_identifier),
-            model=model,
+            model=None if model is None else check_text(model, "model"),
             by=by,
             limit=_MAX_GROUPS,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import reprlib
 import tomllib
 from collections.abc import Mapping
@@ -33,6 +34,10 @@ CONFIG_VARIABLE: Final = "RESPAN_GUARD_CONFIG"
 """The environment variable that names another file to read instead."""
 _PREFIX = "RESPAN_GUARD_"
 _TEST_PREFIX = "RESPAN_GUARD_TEST_"  # where our own tests find servers
+# What Kubernetes puts into every pod beside a Service that is named respan-guard: its address, by two conventions.
+_OF_A_SERVICE = re.compile(
+    r"RESPAN_GUARD_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
 _KEYWORD_ONLY = frozenset({"clock"})  # objects that no text can name
 
 _Count = Annotated[int, BeforeValidator(checked.number)]
@@ -203,6 +208,8 @@ class Settings(BaseSettings):
         for variable, text in os.environ.items():
             upper = variable.upper()
             if not upper.startswith(_PREFIX) or upper.startswith(_TEST_PREFIX) or upper == CONFIG_VARIABLE:
+                continue
+            if _OF_A_SERVICE.fullmatch(variable):
                 continue
             if upper not in known:
                 raise ConfigurationError(

@@ -200,6 +200,19 @@ def test_check_finds_storage_that_does_not_work(tmp_path: Path) -> None:
     assert found["settings"]["mode"]["value"] == "enforce"
 
 
+def test_check_finds_a_journal_that_can_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where records wait in an outage is shown and tried before there is one, and nothing is left there."""
+    monkeypatch.setenv("RESPAN_GUARD_JOURNAL_DIR", str(tmp_path / "journal"))
+    assert answer("check")["journal"] == str(tmp_path / "journal")
+    assert "journal" in run("check").stdout
+    assert list((tmp_path / "journal").glob("*.probe")) == []
+    monkeypatch.setenv("RESPAN_GUARD_JOURNAL_DIR", "/dev/null")
+    found = answer("check", code=1)
+    assert found["ok"] is False
+    assert found["error"].startswith("no usage records can wait in /dev/null")
+    assert "set journal_dir" in found["error"]
+
+
 def test_check_shows_no_password() -> None:
     """The storage URL's password is in no output, not even where the URL can't work."""
     result = run("check", "--storage", "nosuch://user:s3cret@host/db", code=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import textwrap
 import tomllib
 import zipfile
 from pathlib import Path
@@ -93,6 +94,39 @@ def test_public_names() -> None:
     for name in respan_guard.__all__:
         assert getattr(respan_guard, name).__name__ == name
     assert set(respan_guard.__all__) <= set(dir(respan_guard))
+
+
+def test_without_an_extra_its_name_is_not_there() -> None:
+    """A star import takes the other names, `hasattr` says no, and who imports the name is told what to install."""
+    code = """
+    import sys
+    sys.modules["opentelemetry.sdk"] = None
+    import respan_guard
+    from respan_guard import *
+    assert Guard.__name__ == "Guard"
+    assert "GuardSpanProcessor" not in globals()
+    assert "GuardSpanProcessor" not in respan_guard.__all__
+    assert not hasattr(respan_guard, "GuardSpanProcessor")
+    says = "pip install 'respan-guard[otel]'"
+    try:
+        respan_guard.GuardSpanProcessor
+    except AttributeError as error:
+        assert says in str(error)
+        assert isinstance(error, respan_guard.GuardError)
+    for statement in ("from respan_guard import GuardSpanProcessor", "import respan_guard.otel"):
+        try:
+            exec(statement)
+        except ImportError as error:
+            assert says in str(error)
+            assert isinstance(error, respan_guard.GuardError)
+        else:
+            raise AssertionError(statement)
+    print("done")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.stdout == "done\n", done.stderr
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

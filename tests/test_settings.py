@@ -328,6 +328,32 @@ def test_no_password_in_anything_shown(url: str) -> None:
     assert "***" in shown or "…" in shown
 
 
+OF_A_SERVICE = [
+    "RESPAN_GUARD_SERVICE_HOST",
+    "RESPAN_GUARD_SERVICE_PORT",
+    "RESPAN_GUARD_SERVICE_PORT_HTTP",
+    "RESPAN_GUARD_SERVICE_PORT_HTTP_METRICS",
+    "RESPAN_GUARD_PORT",
+    "RESPAN_GUARD_PORT_8080_TCP",
+    "RESPAN_GUARD_PORT_8080_TCP_PROTO",
+    "RESPAN_GUARD_PORT_8080_TCP_PORT",
+    "RESPAN_GUARD_PORT_8080_TCP_ADDR",
+    "RESPAN_GUARD_PORT_53_UDP_ADDR",
+]
+
+
+def test_what_kubernetes_puts_into_the_environment_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Service named respan-guard makes variables with our prefix in every pod beside it; exactly those are let be."""
+    for name in OF_A_SERVICE:
+        monkeypatch.setenv(name, "tcp://10.0.0.1:8080")
+    Settings.load()
+    for name in ("RESPAN_GUARD_PORTS", "RESPAN_GUARD_PORT_TCP", "RESPAN_GUARD_SERVICE", "RESPAN_GUARD_SERVICE_HOSTS"):
+        with monkeypatch.context() as with_one:
+            with_one.setenv(name, "x")
+            with pytest.raises(ConfigurationError, match="is no setting"):
+                Settings.load()
+
+
 def test_default_limits_take_exactly_the_limits() -> None:
     """`default_limits` accepts what limits a customer, not what tells who one is."""
     given = {

@@ -85,7 +85,7 @@ def check(storage: str | None, *, as_json: bool) -> bool:
     if info is not None:
         facts = {"storage": info.url, "schema": info.schema, "durable": "yes" if info.durable else "no", **info.facts}
         if journal is not None:
-            facts["journal"] = journal
+            facts["journal"] = str(journal)
         print_table(columns("storage", "is"), list(facts.items()), "")
         for warning in info.warnings:
             say(f"warning: {warning}")
