@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Mapping
 from datetime import date
 from typing import Final
 
 from respan_guard.errors import InvalidIdentifier, InvalidInput
 
-__all__ = ["MAX_IDENTIFIER_BYTES", "MAX_TEXT_BYTES", "check_identifier", "check_text", "normalise_identifier", "shown"]
+__all__ = [
+    "MAX_IDENTIFIER_BYTES",
+    "MAX_TEXT_BYTES",
+    "check_identifier",
+    "check_text",
+    "check_texts",
+    "normalise_identifier",
+    "shown",
+]
 
 MAX_IDENTIFIER_BYTES: Final = 254
 MAX_TEXT_BYTES: Final = 4096
@@ -90,6 +99,13 @@ def check_text(value: object, field: str) -> str:
     if size > MAX_TEXT_BYTES:
         raise InvalidInput(f"{field} must be at most {MAX_TEXT_BYTES} bytes of UTF-8, got {size}", field=field)
     return value
+
+
+def check_texts(values: Mapping[str, object]) -> None:
+    """Apply `check_text` to those of several values, by name, that are strings."""
+    for field, value in values.items():
+        if isinstance(value, str):
+            check_text(value, field)
 
 
 def shown(value: object) -> str:

@@ -24,7 +24,7 @@ from respan_guard.clock import Clock
 from respan_guard.customer import Customer, normalise_identifier
 from respan_guard.decision import Decision, Status, as_datetime, limit_statuses
 from respan_guard.errors import InvalidInput
-from respan_guard.identifiers import check_text
+from respan_guard.identifiers import check_text, check_texts
 from respan_guard.markups import costs_with_markup, with_markup
 from respan_guard.money import from_nano
 from respan_guard.option_values import LEAST_RETENTION
@@ -160,16 +160,16 @@ class Reports:
         filters: Mapping[str, Any],
     ) -> AsyncIterator[UsageRecord]:
         """Usage records, page by page, oldest first."""
-        unknown = set(filters) - _FILTERS
-        if unknown:
+        if unknown := set(filters) - _FILTERS:
             raise InvalidInput(f"unknown filter {sorted(unknown)[0]!r}; known: {', '.join(sorted(_FILTERS))}")
         customer = None if customer_identifier is None else normalise_identifier(customer_identifier)
+        check_texts(filters)
         query = RecordQuery(
             customer=customer,
             since_ms=_instant(since, "since"),
             until_ms=_instant(until, "until"),
             limit=_PAGE,
-            **{name: check_text(value, name) if isinstance(value, str) else value for name, value in filters.items()},
+            **filters,
         )
         while True:
             page = await self._page(query)
