@@ -28,7 +28,7 @@ class Location:
     """Where the store is.
 
     Attributes:
-        url: As it was given, without the password.
+        url: As it was given, without the password and the options.
         address: As redis-py wants it.
         nodes: Host and port of nodes to ask about a cluster; empty for a single server.
         prefix: What all keys begin with; `{}` is the part of the store, and with it the hash slot.
@@ -74,7 +74,7 @@ def locate(url: str, namespace: str, options: dict[str, Any]) -> Location:
         raise ConfigurationError(f"{unknown_option(unknown, url)} of a Redis store; known: {', '.join(known)}")
     timeout = _seconds(given.pop("timeout", 5.0))
     _check_tls(given)
-    shown = mask_url(url)
+    shown = mask_url(url).partition("?")[0]
     name = quote(namespace, safe="")
     if form == "unix":
         if not parts.path.strip("/"):
