@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from respan_guard.backends.base import AuditRow, Conflict, CustomerRow, Entry, Put
 from respan_guard.customer import Customer, normalise_identifier
 from respan_guard.errors import GuardError, InvalidInput, RevisionConflict
+from respan_guard.identifiers import check_text
 from respan_guard.markups import MARKUP, mark, mark_of, unmark
 from respan_guard.money import to_nano
 from respan_guard.policy import Today, assign_customer, customer_at, fix_period_start, merge_params, update_params
@@ -174,6 +175,7 @@ class Customers:
         exporters have handed on.
         """
         identifier = normalise_identifier(customer_identifier)
+        check_text(actor, "actor")
         await self._guard.refusals.flush()  # what is counted here moves along; what others count goes to the label
         marked = await mark_of(self._guard, identifier, _PATIENCE)
         guard, lane = self._guard, self._guard.lane()
@@ -201,6 +203,8 @@ class Customers:
         """
         guard = self._guard
         identifier = normalise_identifier(customer_identifier)
+        check_text(reason, "reason")
+        check_text(actor, "actor")
         nano = to_nano(amount, "amount", signed=True)
         if nano == 0:
             raise InvalidInput("amount must not be 0: negative gives budget back, positive takes it", field="amount")
@@ -265,6 +269,7 @@ class Customers:
         new: bool = False,
     ) -> Customer:
         """Read, change, and write if nobody else wrote in between."""
+        check_text(actor, "actor")
         guard = self._guard
         row = await self._row(identifier, patience)
         revision, stored = ("", None) if row is None else (row.revision, row.params)

@@ -2,6 +2,7 @@
 
 GuardError
 ├── ConfigurationError(ValueError)     the app is set up wrongly: option, URL, extra, middleware order
+│   └── MissingExtra(ImportError)      a package is not installed that a part of the library needs
 ├── InvalidInput(ValueError)           a value is unusable: id, money, date, body; nothing was written
 │   ├── InvalidIdentifier              a customer id that breaks the rules of ids
 │   ├── BodyTooLarge                   a request body that must be read is beyond the cap
@@ -42,6 +43,7 @@ __all__ = [
     "InvalidIdentifier",
     "InvalidInput",
     "LimitExceeded",
+    "MissingExtra",
     "RateLimitExceeded",
     "RevisionConflict",
     "SchemaMismatch",
@@ -61,6 +63,10 @@ class GuardError(Exception):
 
 class ConfigurationError(GuardError, ValueError):
     """The app is set up wrongly; the message says what would be right."""
+
+
+class MissingExtra(ConfigurationError, ImportError):
+    """A part of the library needs a package that is not installed."""
 
 
 class InvalidInput(GuardError, ValueError):

@@ -225,6 +225,7 @@ class Home(Overflowing):
 
     async def _open(self) -> None:
         self.backend.check_limits(self._limits)
+        self._journal.look()
         try:
             async with asyncio.timeout(_OPENING):
                 await self.backend.open()

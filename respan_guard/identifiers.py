@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Mapping
 from datetime import date
 from typing import Final
 
-from respan_guard.errors import InvalidIdentifier
+from respan_guard.errors import InvalidIdentifier, InvalidInput
 
-__all__ = ["MAX_IDENTIFIER_BYTES", "check_identifier", "normalise_identifier", "shown"]
+__all__ = [
+    "MAX_IDENTIFIER_BYTES",
+    "MAX_TEXT_BYTES",
+    "check_identifier",
+    "check_text",
+    "check_texts",
+    "normalise_identifier",
+    "shown",
+]
 
 MAX_IDENTIFIER_BYTES: Final = 254
+MAX_TEXT_BYTES: Final = 4096
+"""Of what people write for others to read: why, and who."""
 
 _UNPRINTABLE = {
     "Cc": "a control character",
@@ -69,6 +80,32 @@ def check_identifier(value: object, field: str) -> str:
 
 def _too_long(field: str) -> InvalidIdentifier:
     return InvalidIdentifier(f"{field} must be at most {MAX_IDENTIFIER_BYTES} bytes of UTF-8", field=field)
+
+
+def check_text(value: object, field: str) -> str:
+    """A text that every store keeps, else an error before anything is written or asked.
+
+    Raises:
+        InvalidInput: No string, longer than 4096 bytes of UTF-8, or with U+0000 or half of a surrogate pair in it.
+    """
+    if not isinstance(value, str):
+        raise InvalidInput(f"{field} must be a string, got {shown(value)}", field=field)
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        raise InvalidInput(f"{field} must not hold half of a surrogate pair: {shown(value)}", field=field) from None
+    if "\0" in value:
+        raise InvalidInput(f"{field} must not hold U+0000: {shown(value)}", field=field)
+    if size > MAX_TEXT_BYTES:
+        raise InvalidInput(f"{field} must be at most {MAX_TEXT_BYTES} bytes of UTF-8, got {size}", field=field)
+    return value
+
+
+def check_texts(values: Mapping[str, object]) -> None:
+    """Apply `check_text` to those of several values, by name, that are strings."""
+    for field, value in values.items():
+        if isinstance(value, str):
+            check_text(value, field)
 
 
 def shown(value: object) -> str:

@@ -117,6 +117,7 @@ class Journal:
         self._torn = False
         self._written = 0
         self._replayed = 0
+        self._looked = False
 
     @property
     def pending(self) -> int:
@@ -267,6 +268,30 @@ class Journal:
                 "storage is not what this machine used last here: it was wiped or replaced, and what was spent"
                 " before is not counted here; restore it, or go on if that was meant"
             )
+
+    def check(self) -> None:
+        """Make a file where journals lie, and delete it. No process takes it for a journal.
+
+        Raises:
+            OSError: None can be made there, or nothing written to it.
+        """
+        self._make_directory()
+        path = self.directory / f"{self._stem}-{os.getpid()}-{os.urandom(4).hex()}.probe"
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.write(descriptor, b"\n")
+        finally:
+            os.close(descriptor)
+            path.unlink(missing_ok=True)
+
+    def look(self) -> None:
+        """Warn, once, of a directory that can't take records: before an outage in which it would have to."""
+        looked, self._looked = self._looked, True
+        try:
+            if not looked:
+                self.check()
+        except OSError as error:
+            logger.warning("no usage records could wait for storage in %s: %s; set journal_dir", self.directory, error)
 
     def _make_directory(self) -> None:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)

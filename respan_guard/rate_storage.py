@@ -17,7 +17,8 @@ from limits.storage import StorageTypes, storage_from_string
 
 from respan_guard.errors import ConfigurationError
 from respan_guard.home_rates import HomeRates
-from respan_guard.settings import Settings, mask_url
+from respan_guard.settings import Settings
+from respan_guard.urls import ENCODED, mask_url, split_url
 
 __all__ = ["RateStorage", "rate_storage"]
 
@@ -27,6 +28,8 @@ _PACKAGES: Final = {  # not the extras of `limits`: they pin clients to versions
     "memcached": "'respan-guard[memcached]'",
     "mongodb": "motor",
 }
+_KNOWN: Final = "the storage URLs of limits, like redis://host:6379, memcached://host:11211 or memory://"
+_MISSING: Final = ("could not be found", "prerequisite not available")  # what limits says of a package
 _WINDOW_SUPPORT: Final = {
     "sliding-window-counter": (SlidingWindowCounterSupport, BlockingSlidingWindowCounterSupport),
     "moving-window": (MovingWindowSupport, BlockingMovingWindowSupport),
@@ -54,6 +57,7 @@ class RateStorage:
         self.namespace = namespace
         self._url = f"{'' if scheme == 'memory' else 'async+'}{scheme}://{rest}"
         self.shown = mask_url(url)
+        split_url(url.removeprefix("async+"), _KNOWN, named="rate_limit_storage ")
         self.memory: StorageTypes | None = None
         storage = self.make(1.0)
         wanted = _WINDOW_SUPPORT.get(strategy)
@@ -86,16 +90,14 @@ class RateStorage:
                 renewing(cast(Any, storage).bridge.storage)
             return storage
         except (ImportError, LimitsConfigurationError) as error:
-            if kind and (isinstance(error, ImportError) or "could not be found" in str(error)):
-                raise ConfigurationError(
-                    f"rate_limit_storage {self.shown} needs a package that is missing; pip install {_PACKAGES[kind]}"
-                ) from error
-            raise ConfigurationError(
-                f"rate_limit_storage {self.shown} can't be used; known are the storage URLs of limits,"
-                " like redis://host:6379, memcached://host:11211 or memory://"
-            ) from None  # its text may hold the URL with the password
-        except (ValueError, TypeError) as error:
-            raise ConfigurationError(f"rate_limit_storage {self.shown} can't be used: {error}") from None
+            missing = isinstance(error, ImportError) or any(words in str(error) for words in _MISSING)
+            why = f"can't be used; known are {_KNOWN}"
+            if kind and missing:
+                why = f"needs a package that is missing; pip install {_PACKAGES[kind]}"
+        except Exception as error:  # of a client that can't read its URL
+            why = f"can't be used ({type(error).__name__}): {ENCODED}; known are {_KNOWN}"
+        # Their texts may hold the URL with the password, so that none of them goes on, not even as the cause.
+        raise ConfigurationError(f"rate_limit_storage {self.shown} {why}")
 
     def open(self, timeout: float) -> HomeRates:
         """What the home on the running loop counts with."""

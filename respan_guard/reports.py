@@ -24,6 +24,7 @@ from respan_guard.clock import Clock
 from respan_guard.customer import Customer, normalise_identifier
 from respan_guard.decision import Decision, Status, as_datetime, limit_statuses
 from respan_guard.errors import InvalidInput
+from respan_guard.identifiers import check_text, check_texts
 from respan_guard.markups import costs_with_markup, with_markup
 from respan_guard.money import from_nano
 from respan_guard.option_values import LEAST_RETENTION
@@ -108,7 +109,7 @@ class Reports:
         if sort not in _SORTS:
             raise InvalidInput(f"sort must be one of {', '.join(_SORTS)}, got {sort!r}", field="sort")
         key = None if after is None else (_SORTS[sort](after), after.customer.customer_identifier)
-        query = CustomerQuery(search, sort, descending, key, limit)
+        query = CustomerQuery(check_text(search, "search"), sort, descending, key, limit)
         rows = await self._guard.lane().call(lambda backend: backend.customers(query))
         return [_customer_report(row, self._guard.policies.markup(row.params)) for row in rows]
 
@@ -159,10 +160,10 @@ class Reports:
         filters: Mapping[str, Any],
     ) -> AsyncIterator[UsageRecord]:
         """Usage records, page by page, oldest first."""
-        unknown = set(filters) - _FILTERS
-        if unknown:
+        if unknown := set(filters) - _FILTERS:
             raise InvalidInput(f"unknown filter {sorted(unknown)[0]!r}; known: {', '.join(sorted(_FILTERS))}")
         customer = None if customer_identifier is None else normalise_identifier(customer_identifier)
+        check_texts(filters)
         query = RecordQuery(
             customer=customer,
             since_ms=_instant(since, "since"),
@@ -197,7 +198,7 @@ class Reports:
             first_day=0 if since is None else since.toordinal(),
             end_day=1 << 40 if until is None else until.toordinal(),
             customer=None if customer_identifier is None else normalise_identifier(customer_identifier),
-            model=model,
+            model=None if model is None else check_text(model, "model"),
             by=by,
             limit=_MAX_GROUPS,
         )

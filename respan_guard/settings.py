@@ -24,6 +24,7 @@ from respan_guard.clock import Clock, SystemClock
 from respan_guard.errors import ConfigurationError
 from respan_guard.option_values import DEFAULT_LIMIT_FIELDS, nearest
 from respan_guard.options import FailureMode, GuardOptions, Mode, RateLimitStrategy
+from respan_guard.urls import UNSHOWN, mask_url
 
 __all__ = ["CONFIG_FILE", "CONFIG_VARIABLE", "DEFAULT_LIMIT_FIELDS", "GuardOptions", "Settings", "mask_url", "nearest"]
 
@@ -33,19 +34,11 @@ CONFIG_VARIABLE: Final = "RESPAN_GUARD_CONFIG"
 """The environment variable that names another file to read instead."""
 _PREFIX = "RESPAN_GUARD_"
 _TEST_PREFIX = "RESPAN_GUARD_TEST_"  # where our own tests find servers
+# What Kubernetes puts into every pod beside a Service that is named respan-guard: its address, by two conventions.
+_OF_A_SERVICE = re.compile(
+    r"RESPAN_GUARD_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
 _KEYWORD_ONLY = frozenset({"clock"})  # objects that no text can name
-
-# From the first colon behind the scheme to the last @, so that a password with any character in it goes, and also
-# where the URL is not a proper one (a lost slash, no scheme): that is when it ends up in an error message.
-_PASSWORD = re.compile(r"^([a-z][a-z0-9+.-]*:/+[^:@/]*|[^:@/]*(?!:/)):.*@", re.DOTALL | re.IGNORECASE)
-_SECRET_PARAMETER = re.compile(r"([?&][^=&]*(?:pass|secret|token|key)[^=&]*=)[^&]*", re.IGNORECASE)
-
-
-def mask_url(url: str) -> str:
-    """A storage URL without its passwords, fit for logs and messages."""
-    masked = _PASSWORD.sub(r"\1:***@", url)
-    return _SECRET_PARAMETER.sub(r"\1***", masked)
-
 
 _Count = Annotated[int, BeforeValidator(checked.number)]
 _Seconds = Annotated[float, BeforeValidator(checked.number)]
@@ -84,7 +77,8 @@ class Settings(BaseSettings):
         trust_customer_params: Whether limits in a request's `customer_params` are obeyed.
         missing_usage: What a call whose reply has no usage is booked as: its "hold", an "estimate", or none ("flag").
         store_content: Whether the text of calls that are reported to the API is kept.
-        journal_dir: Where records wait that storage can't take; None for beside the store.
+        journal_dir: Where records wait that storage can't take; None for `respan-guard-UID` in the system's temporary
+            directory, which containers and some hosts empty.
         max_cached_customers: How many customers' limits are kept in memory.
         clock: Where time comes from.
     """
@@ -215,6 +209,8 @@ class Settings(BaseSettings):
             upper = variable.upper()
             if not upper.startswith(_PREFIX) or upper.startswith(_TEST_PREFIX) or upper == CONFIG_VARIABLE:
                 continue
+            if _OF_A_SERVICE.fullmatch(variable):
+                continue
             if upper not in known:
                 raise ConfigurationError(
                     f"environment variable {variable} is no setting; {nearest(upper, [*known, CONFIG_VARIABLE])}"
@@ -255,7 +251,9 @@ class Settings(BaseSettings):
 
 
 def _masked(name: str, value: Any) -> Any:
-    return mask_url(value) if name.endswith("storage") and isinstance(value, str) else value
+    if not name.endswith("storage") or value is None:
+        return value
+    return mask_url(value) if isinstance(value, str) else UNSHOWN
 
 
 def _expected(name: str) -> str:

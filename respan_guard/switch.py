@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from respan_guard.backends.base import AuditRow
 from respan_guard.decision import as_datetime
 from respan_guard.errors import GuardError, InvalidInput
+from respan_guard.identifiers import MAX_TEXT_BYTES, check_text
 from respan_guard.policies import has_limits
 from respan_guard.telemetry import telemetry
 
@@ -152,11 +153,14 @@ class Switch:
             actor: Who does it.
 
         Raises:
-            InvalidInput: There is no such mode.
+            InvalidInput: There is no such mode, or `reason` or `actor` is no text that can be kept.
+                Nothing was switched.
             StorageUnavailable: Storage gave no answer; it may have been switched.
         """
         if mode is not None and mode not in MODES:
             raise InvalidInput(f"mode must be one of {', '.join(MODES)}, got {mode!r}", field="mode")
+        check_text(reason, "reason")
+        check_text(actor, "actor")
         guard = self._guard
         now = guard.now_ms()
         switched = None if mode is None else Switched(mode, now, actor, reason)
@@ -189,13 +193,18 @@ def _read(text: str | None) -> Switched | None:
         return None
     try:
         found = json.loads(text)
-        switched = Switched(found["mode"], int(found["at_ms"]), str(found["actor"]), str(found["reason"]))
+        switched = Switched(found["mode"], int(found["at_ms"]), _kept(found["actor"]), _kept(found["reason"]))
     except (ValueError, KeyError, TypeError):
         switched = None
     if switched is None or switched.mode not in MODES:
         logger.error("the kill switch can't be read, and is left aside: %r", text[:200])
         return None
     return switched
+
+
+def _kept(text: object) -> str:
+    """A text as every store keeps it: a fact holds any, as JSON, and the audit has to take what stood there before."""
+    return str(text)[:MAX_TEXT_BYTES].encode("utf-8", "replace").decode().replace("\0", "?")
 
 
 def _shown(switched: Switched | None) -> dict[str, Any]:

@@ -200,6 +200,19 @@ def test_check_finds_storage_that_does_not_work(tmp_path: Path) -> None:
     assert found["settings"]["mode"]["value"] == "enforce"
 
 
+def test_check_finds_a_journal_that_can_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where records wait in an outage is shown and tried before there is one, and nothing is left there."""
+    monkeypatch.setenv("RESPAN_GUARD_JOURNAL_DIR", str(tmp_path / "journal"))
+    assert answer("check")["journal"] == str(tmp_path / "journal")
+    assert "journal" in run("check").stdout
+    assert list((tmp_path / "journal").glob("*.probe")) == []
+    monkeypatch.setenv("RESPAN_GUARD_JOURNAL_DIR", "/dev/null")
+    found = answer("check", code=1)
+    assert found["ok"] is False
+    assert found["error"].startswith("no usage records can wait in /dev/null")
+    assert "set journal_dir" in found["error"]
+
+
 def test_check_shows_no_password() -> None:
     """The storage URL's password is in no output, not even where the URL can't work."""
     result = run("check", "--storage", "nosuch://user:s3cret@host/db", code=1)
@@ -424,6 +437,17 @@ def test_the_kill_switch_is_thrown_shown_and_taken_back() -> None:
     assert "switched to off since" in told
     assert "everything is refused" in told
     assert "mode must be one of enforce, shadow, off or configured" in run("switch", "on", code=2).stderr
+    assert answer("switch", "configured") == {"switch": None}
+
+
+def test_bytes_that_are_no_text_are_asked_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reason or a filter that no store can keep is misuse, and switches nothing; a user's name is made to fit."""
+    answer("customers", "set", "c1", "--name", "n")
+    assert "reason must not hold" in run("switch", "off", "--reason", "\udcff", code=2).stderr
+    assert answer("switch") == {"switch": None}
+    assert "model must not hold" in run("usage", "--model", "\udcff", code=2).stderr
+    monkeypatch.setenv("LOGNAME", "\udcff")
+    assert answer("switch", "off")["switch"]["actor"] == "cli:?"
     assert answer("switch", "configured") == {"switch": None}
 
 

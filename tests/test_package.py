@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import textwrap
 import tomllib
 import zipfile
 from pathlib import Path
@@ -93,6 +94,28 @@ def test_public_names() -> None:
     for name in respan_guard.__all__:
         assert getattr(respan_guard, name).__name__ == name
     assert set(respan_guard.__all__) <= set(dir(respan_guard))
+
+
+def test_without_an_extra_its_name_says_what_to_install() -> None:
+    """Who imports it meets an `ImportError`, which code that can do without it expects; all else is there."""
+    code = """
+    import sys
+    sys.modules["opentelemetry.sdk"] = None
+    from respan_guard import Guard, GuardError
+    for statement in ("from respan_guard import GuardSpanProcessor", "import respan_guard.otel"):
+        try:
+            exec(statement)
+        except ImportError as error:
+            assert "pip install 'respan-guard[otel]'" in str(error)
+            assert isinstance(error, GuardError)
+        else:
+            raise AssertionError(statement)
+    print("done")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.stdout == "done\n", done.stderr
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -288,10 +288,21 @@ def test_all_bad_options_are_told_at_once() -> None:
     [
         ("redis://:s3cret@host/0", "redis://:***@host/0"),
         ("redis://user:s3cret@host/0", "redis://user:***@host/0"),
-        ("postgresql://user:s3/c:re@t@host/db", "postgresql://user:***@host/db"),
-        ("redis://user:/s3cret@host", "redis://user:***@host"),
-        ("postgresql:/user:s3cret@host/db", "postgresql:/user:***@host/db"),
-        ("user:s3cret@host/db", "user:***@host/db"),
+        ("redis://user:s3:cre@t@host/0", "redis://user:***@host/0"),
+        ("redis://s3cret@host/0", "redis://***@host/0"),
+        ("postgresql://user:s3/c:re@t@host/db", "postgresql://…"),
+        ("redis://user:/s3cret@host", "redis://…"),
+        ("redis://:s3cret", "redis://…"),
+        ("mongodb+srv://user:s3cret@h1,h2/db", "mongodb+srv://user:***@h1,h2/db"),
+        ("postgresql:/user:s3cret@host/db", "…"),
+        ("user:s3cret@host/db", "…"),
+        ("host=h password=s3cret", "…"),
+        ("guard.db", "guard.db"),
+        ("redis+unix:///run/a@b.sock", "redis+unix:///run/a@b.sock"),
+        (
+            "postgresql://h1,h2:5433/db?target_session_attrs=any&x=s3cret",
+            "postgresql://h1,h2:5433/db?target_session_attrs=any&…",
+        ),
         ("postgresql://user@host/db?password=s3cret&sslmode=require", None),
         ("postgresql://user@host/db", "postgresql://user@host/db"),
         ("sqlite:////var/lib/a@b.db", "sqlite:////var/lib/a@b.db"),
@@ -299,9 +310,9 @@ def test_all_bad_options_are_told_at_once() -> None:
     ],
 )
 def test_passwords_are_masked(url: str, masked: str | None) -> None:
-    """A URL is shown without its password, however odd, and otherwise unchanged."""
+    """A URL is shown without its password, and as its scheme alone where it is in doubt what the password is."""
     shown = mask_url(url)
-    assert shown == (masked or "postgresql://user@host/db?password=***&sslmode=require")
+    assert shown == (masked or "postgresql://user@host/db?password=***&…")
     assert "s3" not in shown
 
 
@@ -314,7 +325,33 @@ def test_no_password_in_anything_shown(url: str) -> None:
     except ConfigurationError:
         shown = traceback.format_exc()
     assert "s3cret" not in shown
-    assert "***" in shown
+    assert "***" in shown or "…" in shown
+
+
+OF_A_SERVICE = [
+    "RESPAN_GUARD_SERVICE_HOST",
+    "RESPAN_GUARD_SERVICE_PORT",
+    "RESPAN_GUARD_SERVICE_PORT_HTTP",
+    "RESPAN_GUARD_SERVICE_PORT_HTTP_METRICS",
+    "RESPAN_GUARD_PORT",
+    "RESPAN_GUARD_PORT_8080_TCP",
+    "RESPAN_GUARD_PORT_8080_TCP_PROTO",
+    "RESPAN_GUARD_PORT_8080_TCP_PORT",
+    "RESPAN_GUARD_PORT_8080_TCP_ADDR",
+    "RESPAN_GUARD_PORT_53_UDP_ADDR",
+]
+
+
+def test_what_kubernetes_puts_into_the_environment_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Service named respan-guard makes variables with our prefix in every pod beside it; exactly those are let be."""
+    for name in OF_A_SERVICE:
+        monkeypatch.setenv(name, "tcp://10.0.0.1:8080")
+    Settings.load()
+    for name in ("RESPAN_GUARD_PORTS", "RESPAN_GUARD_PORT_TCP", "RESPAN_GUARD_SERVICE", "RESPAN_GUARD_SERVICE_HOSTS"):
+        with monkeypatch.context() as with_one:
+            with_one.setenv(name, "x")
+            with pytest.raises(ConfigurationError, match="is no setting"):
+                Settings.load()
 
 
 def test_default_limits_take_exactly_the_limits() -> None:

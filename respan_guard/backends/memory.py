@@ -41,6 +41,7 @@ from respan_guard.backends.memory_facts import Facts
 from respan_guard.backends.memory_store import MemoryStore
 from respan_guard.backends.memory_turns import Turns
 from respan_guard.errors import ConfigurationError, CounterOverflow
+from respan_guard.urls import mask_url
 
 __all__ = ["MemoryBackend"]
 
@@ -77,7 +78,9 @@ class MemoryBackend(Backend):
         max_entries: int | None = None,
     ) -> None:
         if url not in ("memory://", "memory:///"):
-            raise ConfigurationError(f"a store in memory has no name or options; write memory:// instead of {url}")
+            raise ConfigurationError(
+                f"a store in memory has no name or options; write memory:// instead of {mask_url(url)}"
+            )
         for name, value in (("max_customers", max_customers), ("max_entries", max_entries)):
             if value is not None and value < 1:
                 raise ConfigurationError(f"{name} must be at least 1, got {value}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from respan_guard.backends.base import Backend
 from respan_guard.errors import ConfigurationError
+from respan_guard.urls import SCHEME, mask_url
 
 __all__ = ["backend_factory"]
 
@@ -27,9 +28,9 @@ def backend_factory(url: str, *, namespace: str = "default", **options: Any) -> 
     Raises:
         ConfigurationError: The URL has no or an unknown scheme, or can't work.
     """
-    scheme, separator, _ = url.partition("://")
-    if not separator:
-        raise ConfigurationError(f"storage must be a URL like sqlite:///guard.db, got {url!r}")
+    scheme = url.partition("://")[0]
+    if not SCHEME.match(url):
+        raise ConfigurationError(f"storage must be a URL like sqlite:///guard.db, got {mask_url(url)}")
     cls = _backend_class(scheme)
     first = cls(url, namespace=namespace, **options)
     if first.shared:

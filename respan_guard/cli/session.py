@@ -18,6 +18,7 @@ from respan_guard.settings import Settings
 __all__ = ["JSON", "Storage", "actor", "opened", "with_guard"]
 
 T = TypeVar("T")
+_LONGEST_NAME = 64
 
 Storage = Annotated[
     str | None,
@@ -64,6 +65,7 @@ def with_guard(work: Callable[[Guard], Awaitable[T]], storage: str | None, *, cr
 def actor() -> str:
     """Who changes something, for the audit."""
     try:
-        return f"cli:{getpass.getuser()}"
+        name = getpass.getuser()[:_LONGEST_NAME]  # from the environment, if it has one: it may be any bytes
     except (KeyError, OSError):  # a user without a name, as in some containers
         return "cli"
+    return f"cli:{name.encode('utf-8', 'replace').decode()}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
@@ -31,21 +32,31 @@ def check(storage: str | None, *, as_json: bool) -> bool:
     info: StoreInfo | None = None
     switched: Switched | None = None
     error: str | None = None
+    journal: Path | None = None
+    refused: str | None = None
     try:
         settings = Settings.load(storage=storage).sources()
         settings.pop("clock")
 
         async def ask(guard: Guard) -> StoreInfo:
-            nonlocal switched
+            nonlocal switched, journal, refused
             lane = guard.lane()
             switched = await guard.switch.look(lane)
             if lane.home is not None and lane.home.rates is not None:
                 await lane.home.rates.check()
-            return await guard.info()
+            found = await guard.info()
+            if lane.home is not None:
+                journal = guard.journal.directory
+                try:
+                    guard.journal.check()
+                except OSError as disk:
+                    refused = f"no usage records can wait in {journal} ({disk.strerror or disk}); set journal_dir"
+            return found
 
         info = opened(ask, storage, create=True)
         if info.problems:
             error = f"no budget can rest on this storage: {info.problems[0]}"
+        error = error or refused
     except GuardError as problem:
         error = str(problem)
     if as_json:
@@ -54,6 +65,7 @@ def check(storage: str | None, *, as_json: bool) -> bool:
                 "ok": error is None,
                 "error": error,
                 "switch": as_json_switch(switched),
+                "journal": None if journal is None else str(journal),
                 "settings": {name: {"value": value, "source": source} for name, (value, source) in settings.items()},
                 "storage": None
                 if info is None
@@ -72,6 +84,8 @@ def check(storage: str | None, *, as_json: bool) -> bool:
         print_table(columns("setting", "value", "source"), rows, "")
     if info is not None:
         facts = {"storage": info.url, "schema": info.schema, "durable": "yes" if info.durable else "no", **info.facts}
+        if journal is not None:
+            facts["journal"] = str(journal)
         print_table(columns("storage", "is"), list(facts.items()), "")
         for warning in info.warnings:
             say(f"warning: {warning}")

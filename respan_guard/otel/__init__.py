@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-from respan_guard.errors import ConfigurationError
+from respan_guard.errors import MissingExtra
 
 try:
     import opentelemetry.sdk.trace  # noqa: F401
 except ModuleNotFoundError as _missing:
-    raise ConfigurationError(
-        "GuardSpanProcessor needs OpenTelemetry's SDK: pip install 'respan-guard[otel]'"
-    ) from _missing
+    raise MissingExtra("GuardSpanProcessor needs OpenTelemetry's SDK: pip install 'respan-guard[otel]'") from _missing
 
 from respan_guard.otel.attribution import CUSTOMER_SOURCES
 from respan_guard.otel.processor import GuardSpanProcessor

@@ -79,7 +79,7 @@ async def refused(url: str, **options: Any) -> GuardError:
         ("redis://localhost?colour=red", "unknown option 'colour'"),
         ("redis://localhost?timeout=soon", "timeout must be seconds"),
         ("redis://localhost?timeout=0", "timeout must be seconds"),
-        ("redis://localhost#x", "#x"),
+        ("redis://localhost#x", "# as %23"),
         ("redis+cluster://localhost:7000/3", "no databases"),
         ("redis+cluster://localhost:7000,", "HOST:PORT"),
         ("redis+unix://", "socket"),

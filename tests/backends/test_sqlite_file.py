@@ -85,6 +85,41 @@ async def test_only_the_owner_can_read_the_files(tmp_path: Path) -> None:
     assert modes == dict.fromkeys(("x.db", "x.db-wal", "x.db-shm", "x.db-checkpoint"), 384)
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
+async def test_what_root_opens_first_stays_the_apps(tmp_path: Path) -> None:
+    """A lock that root makes beside an app's database belongs to the app, with the database's mode, as the log does."""
+    async with opened(tmp_path / "x.db"):
+        pass
+    lock = tmp_path / "x.db-checkpoint"
+    lock.unlink()
+    os.chown(tmp_path / "x.db", 65534, 65533)
+    (tmp_path / "x.db").chmod(0o660)
+    async with opened(tmp_path / "x.db"):
+        found = lock.stat()
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (65534, 65533, 0o660)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
+async def test_root_gives_away_no_file_that_a_link_names(tmp_path: Path) -> None:
+    """An app that may write beside its database must not become the owner of root's files by it."""
+    async with opened(tmp_path / "x.db"):
+        pass
+    os.chown(tmp_path / "x.db", 65534, 65534)
+    (tmp_path / "x.db-checkpoint").unlink()
+    (tmp_path / "roots").touch(0o600)
+    (tmp_path / "x.db-checkpoint").symlink_to(tmp_path / "roots")
+    async with opened(tmp_path / "x.db"):
+        pass
+    assert (tmp_path / "roots").stat().st_uid == 0
+
+
+async def test_a_lock_that_can_not_be_opened_is_named(tmp_path: Path) -> None:
+    """The error names the lock, not the database, which is all right."""
+    (tmp_path / "x.db-checkpoint").mkdir()
+    with pytest.raises(StorageUnavailable, match=r"x\.db-checkpoint can't be used"):
+        await SQLiteBackend(f"sqlite:///{tmp_path / 'x.db'}").open()
+
+
 async def test_durable_by_default(tmp_path: Path) -> None:
     """Synchronous is FULL unless asked otherwise, and then the check says what that can cost."""
     async with opened(tmp_path / "x.db") as backend:

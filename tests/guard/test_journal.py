@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from respan_guard import Usage
+from respan_guard import Guard, Usage
 from respan_guard.backends.base import Entry
 from respan_guard.journal import Journal, JournalFile, entry_from_dict, entry_to_dict
 
@@ -185,3 +185,37 @@ def test_a_file_that_was_adopted_and_deleted_before_the_lock_is_not_written_to(
     journal.close()
     [found] = Journal(tmp_path, "store").orphans()
     assert [e.id for e in found.entries()] == ["e1"]
+
+
+def test_a_look_leaves_nothing_that_could_be_taken_for_a_journal(tmp_path: Path) -> None:
+    """It makes a file and deletes it: nobody adopts it, and none is left."""
+    journal, other = Journal(tmp_path / "j", "store"), Journal(tmp_path / "j", "store")
+    journal.check()
+    assert list(journal.directory.iterdir()) == []
+    assert other.orphans() == []
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root writes anywhere")
+def test_a_directory_that_is_not_ours_to_write(tmp_path: Path) -> None:
+    """It is found by looking."""
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError):
+        Journal(tmp_path, "store").check()
+    tmp_path.chmod(0o700)
+
+
+async def test_a_guard_that_can_journal_nothing_says_so_when_it_opens(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, before there is an outage: a warning that names the directory and the setting. It goes on."""
+    (tmp_path / "file").touch()
+    async with Guard(f"sqlite:///{tmp_path}/guard.db", journal_dir=tmp_path / "file") as guard:
+        await guard.record(Usage(cost=1), "c1")
+        told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert len(told) == 1
+        assert str(tmp_path / "file") in told[0]
+        assert "set journal_dir" in told[0]
+    caplog.clear()
+    async with Guard(f"sqlite:///{tmp_path}/guard.db", journal_dir=tmp_path / "new"):
+        assert [record for record in caplog.records if record.levelname == "WARNING"] == []
+        assert [path.suffix for path in (tmp_path / "new").iterdir()] == [".store"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from limits.util import MissingModule
 
 from respan_guard import (
     BudgetExceeded,
@@ -476,3 +477,11 @@ async def test_a_budget_is_kept_while_the_rates_are_down(redis_port: int, tmp_pa
             await guard.record(Usage(cost=1), "c1")
             with pytest.raises(BudgetExceeded):
                 await guard.admit("c1")
+
+
+def test_a_package_that_limits_does_not_find_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where it is this library that doesn't: limits has words of its own for a client that is not installed."""
+    monkeypatch.setattr("limits.util.get_dependency", lambda name: (MissingModule, None))
+    for url, extra in (("memcached://x:1", "memcached"), ("redis://x", "redis")):
+        with pytest.raises(ConfigurationError, match=rf"pip install 'respan-guard\[{extra}\]'"):
+            RateStorage(url, "fixed-window", "default")

@@ -337,3 +337,51 @@ async def test_a_fresh_process_knows_that_there_are_limits_it_has_not_met(store:
         store.error = StorageUnavailable("down")
         with pytest.raises(StorageUnavailable):
             await guard.admit("paid")
+
+
+UNSTORABLE = ["half \udcff of a pair", "a \0", "x" * 5000]
+
+
+@pytest.mark.parametrize("text", UNSTORABLE)
+async def test_a_text_that_no_store_takes_switches_nothing(make_guard: MakeGuard, text: str) -> None:
+    """It is said before anything is written, so that no switch takes effect that reports a failure."""
+    async with make_guard() as guard:
+        for given in ({"reason": text}, {"actor": text}):
+            with pytest.raises(InvalidInput, match=next(iter(given))):
+                await guard.switch.set("off", **given)
+        assert await guard.switch.look(guard.lane()) is None
+        assert guard.switch.mode == "enforce"
+
+
+async def test_what_stands_there_stops_no_later_switch(make_guard: MakeGuard) -> None:
+    """A store may hold a reason, escaped as JSON, that its audit can't: the next switch is made and audited."""
+    async with make_guard() as guard:
+        stood = '{"mode": "off", "at_ms": 1, "actor": "cli:\\udcff", "reason": "\\u0000 \\udcff"}'
+        await guard.lane().call(lambda backend: backend.set_fact(SPACE, "mode", stood))
+        switched = await guard.switch.look(guard.lane())
+        assert switched is not None
+        assert (switched.actor, switched.reason) == ("cli:?", "? ?")
+        await guard.switch.set(None, reason="again")
+        assert await guard.switch.look(guard.lane()) is None
+        rows = await guard.lane().call(lambda backend: backend.audit())
+        assert [row.before for row in rows if row.action == "switch"] == [{"mode": "off", "reason": "? ?"}]
+
+
+async def test_no_change_and_no_read_begins_with_such_a_text(make_guard: MakeGuard) -> None:
+    """Who adjusts, changes or deletes, why, and what is asked for: it is wrong input, not a failure of storage."""
+    bad = "\udcff"
+    async with make_guard() as guard:
+        for doing in (
+            guard.adjust("c1", Decimal(1), bad),
+            guard.adjust("c1", Decimal(1), "why", actor=bad),
+            guard.put_customer(Customer(customer_identifier="c1"), actor=bad),
+            guard.update_customer("c1", actor=bad, name="n"),
+            guard.delete_customer("c1", actor=bad),
+            guard.usage(model=bad),
+            guard.list_customers(search=bad),
+            anext(guard.records(model=bad)),
+        ):
+            with pytest.raises(InvalidInput, match="half of a surrogate pair"):
+                await doing
+        assert await guard.get_customer("c1") is None
+        assert [record async for record in guard.records("c1")] == []

@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode
 
 import psycopg
 from psycopg import conninfo, pq
 
 from respan_guard.errors import ConfigurationError
+from respan_guard.urls import ENCODED, mask_url, split_url, unknown_option
 
 __all__ = ["Location", "locate"]
 
@@ -34,7 +35,7 @@ class Location:
     """
 
     shown: str
-    conninfo: str
+    conninfo: str = field(repr=False)
     schema: str
     place: str
     timeout: float
@@ -46,23 +47,28 @@ def locate(url: str, namespace: str, options: dict[str, Any]) -> Location:
     Raises:
         ConfigurationError: It is no URL of PostgreSQL, or an option isn't known or can't be.
     """
-    parts = urlsplit(url)
+    parts = split_url(url, _FORM)
     if parts.scheme not in ("postgresql", "postgres"):
-        raise ConfigurationError(f"a PostgreSQL store is {_FORM}; got {_masked(url)!r}")
+        raise ConfigurationError(f"a PostgreSQL store is {_FORM}; got {mask_url(url)}")
     unknown = sorted(set(options) - _OURS)
     if unknown:
-        raise ConfigurationError(f"unknown option {unknown[0]!r} of a PostgreSQL store; known: schema, timeout")
+        raise ConfigurationError(f"{unknown_option(unknown, url)} of a PostgreSQL store; known: schema, timeout")
     query = parse_qsl(parts.query, keep_blank_values=True)
     given = {**{name: value for name, value in query if name in _OURS}, **options}
-    rest = urlencode([pair for pair in query if pair[0] not in _OURS], quote_via=quote)
-    bare = _joined(parts, parts.netloc, rest)
-    ports = [host.rpartition("]")[2].partition(":")[2] for host in parts.netloc.rpartition("@")[2].split(",")]
-    if any(port and not port.isdigit() for port in ports):
-        raise ConfigurationError(f"{_masked(url)!r} has a port that is no number; it is {_FORM}")
-    try:
-        place = _place(conninfo.conninfo_to_dict(bare))
-    except psycopg.ProgrammingError as error:
-        raise ConfigurationError(f"{_masked(url)!r} can't be used: {str(error).strip()}; it is {_FORM}") from None
+    bare = [pair for pair in query if pair[0] not in _OURS]
+    unknown = sorted(
+        {name for name, _ in bare} - {str(option.keyword, "utf-8") for option in pq.Conninfo.get_defaults()}
+    )
+    if unknown:
+        raise ConfigurationError(f"{unknown_option(unknown, url)} of PostgreSQL's client, and it is none of ours")
+    rest = urlencode(bare, safe="/", quote_via=quote)
+    # Without a host, as for a socket, it keeps its `//`; `urlunsplit` would take them away.
+    address = f"{parts.scheme}://{parts.netloc}{parts.path}{f'?{rest}' if rest else ''}"
+    # libpq's user ends at the first @, Python's at the last.
+    driver = _parsed(address) if parts.netloc.count("@") < 2 else None
+    if driver is None:
+        raise ConfigurationError(f"{mask_url(url)} can't be used: {ENCODED}; it is {_FORM}")
+    place = _place(driver)
     try:
         timeout = float(given.get("timeout", 5.0))
     except (TypeError, ValueError):
@@ -76,7 +82,7 @@ def locate(url: str, namespace: str, options: dict[str, Any]) -> Location:
         raise ConfigurationError(
             f"{schema!r} can't name a schema: 1 to 63 letters, digits, dots, dashes and underscores, not pg_..."
         )
-    return Location(_masked(bare), bare, schema, f"{place}#{schema}", timeout)
+    return Location(mask_url(address), address, schema, f"{place}#{schema}", timeout)
 
 
 def _place(given: dict[str, Any]) -> str:
@@ -91,18 +97,8 @@ def _place(given: dict[str, Any]) -> str:
     return f"postgresql:{sorted(itertools.zip_longest(hosts, ports, fillvalue=''))}/{database}/{filled.get('service')}"
 
 
-def _masked(url: str) -> str:
-    """The URL without its password, wherever that stands."""
-    parts = urlsplit(url)
-    netloc = parts.netloc
-    if "@" in netloc:
-        user, _, host = netloc.rpartition("@")
-        netloc = f"{user.partition(':')[0]}:***@{host}" if ":" in user else netloc
-    query = [(name, "***" if "password" in name else value) for name, value in parse_qsl(parts.query)]
-    return _joined(parts, netloc, urlencode(query, safe="*/"))
-
-
-def _joined(parts: SplitResult, netloc: str, query: str) -> str:
-    """The URL again. Without a host, as for a socket, it keeps its `//`; `urlunsplit` would take them away."""
-    behind = (f"?{query}" if query else "") + (f"#{parts.fragment}" if parts.fragment else "")
-    return f"{parts.scheme}://{netloc}{parts.path}{behind}"
+def _parsed(address: str) -> dict[str, Any] | None:
+    try:
+        return conninfo.conninfo_to_dict(address)
+    except (psycopg.Error, ValueError):  # its text quotes what it could not read
+        return None

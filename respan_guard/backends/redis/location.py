@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
 from respan_guard.errors import ConfigurationError
+from respan_guard.urls import mask_url, split_url, unknown_option
 
 __all__ = ["SHARDS", "Location", "locate"]
 
@@ -27,7 +28,7 @@ class Location:
     """Where the store is.
 
     Attributes:
-        url: As it was given, without the password.
+        url: As it was given, without the password and the options.
         address: As redis-py wants it.
         nodes: Host and port of nodes to ask about a cluster; empty for a single server.
         prefix: What all keys begin with; `{}` is the part of the store, and with it the hash slot.
@@ -36,7 +37,7 @@ class Location:
     """
 
     url: str
-    address: str
+    address: str = field(repr=False)
     nodes: tuple[tuple[str, int], ...]
     prefix: str
     place: str
@@ -63,20 +64,17 @@ def locate(url: str, namespace: str, options: dict[str, Any]) -> Location:
     Raises:
         ConfigurationError: It names no server, or has an option that isn't known.
     """
-    scheme, _, rest = url.partition("://")
-    kind, _, form = scheme.partition("+")
+    kind, _, form = url.partition("://")[0].partition("+")
     tls = kind in ("rediss", "valkeys")
-    parts = urlsplit(f"{'rediss' if tls else 'redis'}://{rest}")
+    parts = split_url(url, _FORM)._replace(scheme="rediss" if tls else "redis")
     given = {**dict(parse_qsl(parts.query, keep_blank_values=True)), **options}
     known = _OWN + (_TLS if tls else ())
     unknown = sorted(set(given) - set(known))
     if unknown:
-        raise ConfigurationError(f"unknown option {unknown[0]!r} of a Redis store; known: {', '.join(known)}")
+        raise ConfigurationError(f"{unknown_option(unknown, url)} of a Redis store; known: {', '.join(known)}")
     timeout = _seconds(given.pop("timeout", 5.0))
     _check_tls(given)
-    shown = f"{scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-    if parts.fragment:
-        raise ConfigurationError(f"a Redis store is {_FORM}; got {shown}#{parts.fragment}")
+    shown = mask_url(url).partition("?")[0]
     name = quote(namespace, safe="")
     if form == "unix":
         if not parts.path.strip("/"):
@@ -122,7 +120,7 @@ def _node(host: str, shown: str) -> tuple[str, int]:
             return parts.hostname, parts.port or 6379
     except ValueError:
         pass
-    raise ConfigurationError(f"{host!r} is no HOST:PORT; a Redis store is {_FORM}; got {shown}")
+    raise ConfigurationError(f"a Redis store is {_FORM}; got {shown}, in which a HOST:PORT is none")
 
 
 def _seconds(value: object) -> float:

@@ -6,9 +6,12 @@ so all but one connection leave checkpoints alone. When the holder goes, the nex
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from pathlib import Path
+
+from respan_guard.backends.sqlite.failures import translating
 
 try:
     import fcntl
@@ -27,6 +30,7 @@ class Checkpointer:
     """The lock `FILE-checkpoint`, held or not."""
 
     def __init__(self, path: Path) -> None:
+        self._database = path
         self._path = Path(f"{path}-checkpoint")
         self._fd: int | None = None
         self._pid = os.getpid()
@@ -37,11 +41,31 @@ class Checkpointer:
         """Take the lock if it is free. The file stays when the lock goes: a deleted one could be locked twice.
 
         Raises:
-            OSError: The file can't be made.
+            BackendError: The file can't be made, or can't be opened.
         """
         if self._fd is None:
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            with translating(self._path):
+                self._fd = self._made_or_opened()
         self._take(db)
+
+    def _made_or_opened(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        try:
+            fd = os.open(self._path, flags | os.O_EXCL, 0o600)
+        except FileExistsError:  # a link, maybe, that somebody put there: what it names is given to nobody
+            return os.open(self._path, flags, 0o600)
+        self._share(fd)
+        return fd
+
+    def _share(self, fd: int) -> None:
+        """Give a new lock to whom the database belongs, as SQLite does with its log.
+
+        Else a command that root runs first would keep the app out.
+        """
+        with contextlib.suppress(OSError, AttributeError):  # only root may; or this is Windows
+            database = self._database.stat()
+            os.fchmod(fd, 0o600 | (database.st_mode & 0o666))
+            os.fchown(fd, database.st_uid, database.st_gid)
 
     def after_batch(self, db: sqlite3.Connection) -> None:
         """Now and then, see whether the holder is gone."""
