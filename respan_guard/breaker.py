@@ -73,7 +73,7 @@ class Notices:
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._told_at = float("-inf")
+        self._told_at = self._unkept_at = float("-inf")
         self._is_told = False
 
     def failed(self, cause: object, now: float, fault: Exception | None = None) -> None:
@@ -81,6 +81,12 @@ class Notices:
         if now - self._told_at >= LOG_EVERY:
             self._told_at, self._is_told = now, True
             logger.warning("%s is unavailable: %s", self._what, cause, exc_info=fault)
+
+    def unkept(self, disk: Exception, now: float) -> None:
+        """The journal takes nothing, either."""
+        if now - self._unkept_at >= LOG_EVERY:
+            self._unkept_at = now
+            logger.error("neither %s nor the journal takes usage records: %s", self._what, disk)
 
     def worked(self) -> None:
         """It works again."""

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 
 from respan_guard.backends.base import Admit, Backend, Outcome, Record, Release, Renew, TooLate
-from respan_guard.breaker import LOG_EVERY, Breaker, Notices
+from respan_guard.breaker import Breaker, Notices
 from respan_guard.clock import Clock
 from respan_guard.errors import BackendError, ConfigurationError, CounterOverflow, StorageUnavailable
 from respan_guard.items import Item, Part, Unstorable
@@ -69,7 +69,6 @@ class Drain(ABC):
         self._gone = False
         self.breaker = Breaker()
         self._notices = Notices("storage")
-        self._unkept_at = float("-inf")  # when the log last told that the journal takes nothing
         self._sent_at = 0.0
 
     @abstractmethod
@@ -220,7 +219,7 @@ class Drain(ABC):
         except Exception as disk:
             for item in waited:
                 item.taken = False
-            self._unkept(disk)
+            self._notices.unkept(disk, self._clock.monotonic())
         else:
             for item in fresh:
                 item.on_disk = True
@@ -342,11 +341,4 @@ class Drain(ABC):
             try:
                 await in_thread(self.spill)
             except Exception as disk:
-                self._unkept(disk)
-
-    def _unkept(self, disk: Exception) -> None:
-        """The journal takes nothing, either."""
-        now = self._clock.monotonic()
-        if now - self._unkept_at >= LOG_EVERY:
-            self._unkept_at = now
-            logger.error("neither storage nor the journal takes usage records: %s", disk)
+                self._notices.unkept(disk, self._clock.monotonic())

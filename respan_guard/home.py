@@ -175,10 +175,7 @@ class Home(Overflowing):
         return await self.rates.look(customer, rates)
 
     def post_call(self, work: Callable[[Backend], Awaitable[object]], delay: float = 0.0) -> None:
-        """Run `work` after `delay` seconds, from any thread; its failure is logged, not raised.
-
-        Where storage was never opened, as it is down, the work waits until it is.
-        """
+        """Run `work` after `delay` seconds, once storage is open, from any thread; its failure is logged, not raised."""
         self._call_threadsafe(lambda: self.loop.call_later(delay, self._spawn, work))
 
     async def flush(self) -> None:
@@ -315,9 +312,8 @@ class Home(Overflowing):
             self._make_room()
 
     def _spawn(self, work: Callable[[Backend], Awaitable[object]]) -> None:
-        if (
-            not self._closed and not self._gone
-        ):  # a timer may come due while the loop of a home that was closed is ended
+        # A timer may come due while the loop of a home that was closed is ended.
+        if not self._closed and not self._gone:
             self._keep(self._guarded(work))
 
     def _share(self, work: Coroutine[object, object, T]) -> asyncio.Task[T]:

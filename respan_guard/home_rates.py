@@ -81,10 +81,8 @@ class HomeRates:
             StorageUnavailable: No answer in time; whether they were counted is unknown.
         """
         found = await self._ask(self._count_all(customer, rates, requests))
-        if any(
-            answer.allowed for answer in found
-        ):  # a refusal may only have been read: what takes no writes says it, too
-            self._worked()
+        if any(answer.allowed for answer in found):
+            self._worked()  # a refusal may only have been read: what takes no writes says it, too
         return found
 
     async def look(self, customer: str, rates: Sequence[Limit]) -> list[Counted]:

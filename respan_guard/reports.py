@@ -168,9 +168,8 @@ class Reports:
             customer=customer,
             since_ms=_instant(since, "since"),
             until_ms=_instant(until, "until"),
-            limit=_PAGE,
-            **filters,
-        )
+            limit=_PAGE, **filters,
+        )  # fmt: skip
         while True:
             page = await self._page(query)
             for stored in page:

@@ -19,7 +19,7 @@ from respan_guard.middleware.answers import can_respond, refusal_in, send_http, 
 from respan_guard.middleware.faults import Faults
 from respan_guard.middleware.gate import Gate
 from respan_guard.middleware.headers import RateLimitFields, is_preflight, without_body
-from respan_guard.middleware.heard import Heard
+from respan_guard.middleware.heard import Heard, unheard
 from respan_guard.middleware.identity import Identify, describe
 from respan_guard.middleware.lifespan import run_lifespan
 from respan_guard.middleware.passage import Gone, Passage, RefusedHere
@@ -192,7 +192,7 @@ class GuardMiddleware:
 
         def answer(error: GuardError) -> Awaitable[None]:
             held_back.clear()
-            again = _unheard(passage, receive) if heard is None else heard.replay()
+            again = unheard(passage, receive) if heard is None else heard.replay()
             return self._refuse(error, passage, scope, again, guarded_send)
 
         try:
@@ -272,7 +272,7 @@ class GuardMiddleware:
                 return
             except RefusedHere as here:
                 # Answered here: on its way out it could meet a handler that makes a 500 of it.
-                await self._refuse(here.error, passage, scope, _unheard(passage, receive), send)
+                await self._refuse(here.error, passage, scope, unheard(passage, receive), send)
                 return
             if passage.capture is not None:
                 receive = Heard(passage, receive, 0).receive
@@ -343,11 +343,6 @@ class GuardMiddleware:
             "by the app" if self._identify is None else describe(self._identify),
             settings.default_limits or "none",
         )
-
-
-def _unheard(passage: Passage, receive: Receive) -> Receive:
-    """The body from its beginning, of which the app was given nothing yet."""
-    return receive if passage.body is None else passage.body.replay()
 
 
 async def _nothing() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from respan_guard.middleware.passage import Passage
 
-__all__ = ["Heard"]
+__all__ = ["Heard", "unheard"]
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -74,3 +74,8 @@ class Heard:
             return {"type": "http.disconnect"} if self._gone else await self._receive()
 
         return replayed
+
+
+def unheard(passage: Passage, receive: Receive) -> Receive:
+    """The body from its beginning, of which the app was given nothing yet."""
+    return receive if passage.body is None else passage.body.replay()
