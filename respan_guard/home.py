@@ -175,7 +175,7 @@ class Home(Overflowing):
         return await self.rates.look(customer, rates)
 
     def post_call(self, work: Callable[[Backend], Awaitable[object]], delay: float = 0.0) -> None:
-        """Run `work` after `delay` seconds, once storage is open, from any thread; its failure is logged, not raised."""
+        """Run `work` after `delay` seconds, once storage is open, from any thread; a failure is logged, not raised."""
         self._call_threadsafe(lambda: self.loop.call_later(delay, self._spawn, work))
 
     async def flush(self) -> None:
