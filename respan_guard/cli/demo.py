@@ -57,7 +57,12 @@ class Visitor:
         """The limits for people."""
         if not self.limits:
             return "none of its own: the default limits"
-        return ", ".join(f"{name}={value}" for name, value in self.limits.items())
+        period = f" {self.limits.get('budget_duration', '')}".rstrip()
+        return ", ".join(
+            f"{name}={value}{period if name == 'period_budget' else ''}"
+            for name, value in self.limits.items()
+            if name != "budget_duration"
+        )
 
 
 def run_demo(*, serve: bool = False, seeded: bool = False) -> int:
@@ -213,7 +218,7 @@ def _visit(visitor: Visitor, base_url: str, settle: Callable[[], object]) -> Non
 def _report(visitors: list[Visitor], guard: Guard, provider: StandInProvider, began: datetime) -> bool:
     """Print how everyone fared, and compare the ledger with the provider's own books, call by call."""
     records = _settled(guard, len(provider.meter.charged), began)
-    table = columns("customer", "limits in its requests", ">answered", ">streamed", ">spent (USD)", "then")
+    table = columns("customer", "~limits in its requests", ">answered", ">streamed", ">spent (USD)", "~then")
     rows = []
     for visitor in visitors:
         spent = sum((r.cost or Decimal(0) for r in records if r.customer_identifier == visitor.identifier), Decimal(0))

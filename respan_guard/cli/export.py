@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, TextIO
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from respan_guard.backends.base import Backend, RecordQuery, StoredEntry
-from respan_guard.cli.output import FAILED, MISUSED, columns, fail, print_json, print_table, say
+from respan_guard.cli.output import FAILED, MISUSED, columns, fail, print_json, print_table, progress, say
 from respan_guard.cli.session import JSON, Storage, with_guard
 from respan_guard.customer import normalise_identifier
 from respan_guard.dead_letters import DeadLetters
@@ -141,7 +140,7 @@ def status(storage: Storage = None, as_json: JSON = False) -> None:
         (row.name, row.behind, f"{row.lag_seconds:.0f}", row.dead_letters, row.leader or "-", row.error or "")
         for row in found
     ]
-    print_table(columns("exporter", ">behind", ">lag s", ">dead letters", "leader", "error"), rows, "no exporters yet")
+    print_table(columns("exporter", ">behind", ">lag s", ">dead letters", "leader", "~error"), rows, "no exporters yet")
 
 
 @app.command()
@@ -186,7 +185,7 @@ def list_letters(name: str, storage: Storage = None, as_json: JSON = False) -> N
             (row["sequence"], f"{row['at']:%Y-%m-%d %H:%M:%S}", row["id"], row["customer_identifier"], row["reason"])
             for row in found
         ]
-        print_table(columns(">sequence", "since (UTC)", "id", "customer", "reason"), rows, "no dead letters")
+        print_table(columns(">sequence", "since (UTC)", "id", "customer", "~reason"), rows, "no dead letters")
 
 
 @letters.command("replay")
@@ -214,12 +213,5 @@ def _instant(moment: datetime | None) -> int | None:
 
 
 def _progress() -> Progress:
-    """A bar on standard error, by place in the log; gone when done, nothing where nobody looks."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
+    """A bar by place in the log."""
+    return progress(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())

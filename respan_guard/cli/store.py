@@ -5,11 +5,10 @@ from __future__ import annotations
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from respan_guard.backends.base import Discrepancy, StoreInfo
-from respan_guard.cli.output import MISUSED, columns, fail, print_json, print_table, say
+from respan_guard.cli.output import MISUSED, columns, fail, print_json, print_table, progress, say
 from respan_guard.cli.session import actor, opened, with_guard
 from respan_guard.clock import SystemClock
 from respan_guard.decision import as_datetime
@@ -69,7 +68,7 @@ def check(storage: str | None, *, as_json: bool) -> bool:
         return error is None
     if settings:
         rows = [(name, "not set" if value is None else value, source) for name, (value, source) in settings.items()]
-        print_table(columns("setting", "value", "source"), rows, "")
+        print_table(columns("setting", "~value", "~source"), rows, "")
     if info is not None:
         facts = {"storage": info.url, "schema": info.schema, "durable": "yes" if info.durable else "no", **info.facts}
         print_table(columns("storage", "is"), list(facts.items()), "")
@@ -122,7 +121,7 @@ def verify(storage: str | None, *, as_json: bool) -> bool:
     """Compare sums with records; whether they agree."""
 
     async def ask(guard: Guard) -> list[Discrepancy]:
-        with progress() as bar:
+        with _progress() as bar:
             bar.add_task("recomputing every sum", total=None)
             return await guard.verify()
 
@@ -158,7 +157,7 @@ def prune(storage: str | None, before: date | None, older_than: str | None, *, a
     day = before
 
     async def work(guard: Guard) -> int:
-        with progress() as bar:
+        with _progress() as bar:
             task = bar.add_task(f"deleting records before {day}", total=None)
             return await guard.prune(day, lambda gone: bar.update(task, completed=gone))
 
@@ -169,14 +168,11 @@ def prune(storage: str | None, before: date | None, older_than: str | None, *, a
         say(f"{gone} records booked before {day} deleted; sums stay")
 
 
-def progress() -> Progress:
-    """A bar on standard error, gone when done; nothing where nobody looks."""
-    return Progress(
+def _progress() -> Progress:
+    return progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed:.0f}"),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
     )
