@@ -30,8 +30,10 @@ WIDTHS = pytest.mark.parametrize("width", [40, 80, 120, 200])
 def url(tmp_path: Path) -> str:
     """A store with numbers as wide as they get."""
 
+    storage = f"sqlite:///{tmp_path / 'x.db'}"
+
     async def fill() -> None:
-        async with Guard(url) as guard:
+        async with Guard(storage) as guard:
             await guard.put_customer(
                 Customer(customer_identifier=LONG_NAME, name="Müller & Söhne", rate_limit="1000/minute; 20000/hour",
                          budget_duration="monthly", period_budget="8999999.123456789", total_budget=9_000_000,
@@ -41,9 +43,8 @@ def url(tmp_path: Path) -> str:
                 usage = Usage("claude-sonnet-4-5-20250929", 123456789, 98765432, cost=Decimal("1234.123456789"))
                 await guard.record(usage, customer)
 
-    url = f"sqlite:///{tmp_path / 'x.db'}"
     asyncio.run(fill())
-    return url
+    return storage
 
 
 def on_screen(width: int, place: Path, *arguments: str) -> str:
