@@ -29,7 +29,6 @@ WIDTHS = pytest.mark.parametrize("width", [40, 80, 120, 200])
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     """A store with numbers as wide as they get."""
-
     storage = f"sqlite:///{tmp_path / 'x.db'}"
 
     async def fill() -> None:

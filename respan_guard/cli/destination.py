@@ -14,7 +14,7 @@ from typing import Final, TextIO
 
 from respan_guard.cli.output import FAILED, MISUSED, fail
 
-__all__ = ["begin_writing", "refuse_store"]
+__all__ = ["begin_writing", "is_special", "refuse_store"]
 
 _LINKS: Final = 40
 
@@ -42,7 +42,7 @@ def begin_writing(output: Path | None, *, growing: bool) -> Iterator[Callable[[]
     straight = False
     if output is not None:
         with _telling(output):
-            straight = _is_special(output)
+            straight = is_special(output)
             if straight:  # now, since a pipe waits here for its reader
                 opened.append(output.open("a", encoding="utf-8", newline=""))
 
@@ -94,7 +94,7 @@ def _new_file(target: Path, beside: list[Path]) -> TextIO:
     return out
 
 
-def _is_special(output: Path) -> bool:
+def is_special(output: Path) -> bool:
     """Whether there is something at a path that must not be replaced: a device, a pipe, an open file's other name."""
     path = output
     for _ in range(_LINKS):

@@ -13,7 +13,7 @@ import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from respan_guard.backends.base import Backend, RecordQuery, StoredEntry
-from respan_guard.cli.destination import begin_writing, refuse_store
+from respan_guard.cli.destination import begin_writing, is_special, refuse_store
 from respan_guard.cli.output import MISUSED, columns, fail, print_json, print_table, progress, say
 from respan_guard.cli.session import JSON, Storage, store_file, told, with_guard
 from respan_guard.customer import normalise_identifier
@@ -78,7 +78,7 @@ def export(
         if follow:  # that is how it ends
             return
         raise
-    if output is not None:
+    if output is not None and not is_special(output):  # which may be where this would be said
         say(f"{count} records written to {output}")
 
 
