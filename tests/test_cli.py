@@ -162,6 +162,7 @@ def test_a_misspelt_path_is_no_empty_store(command: tuple[str, ...], tmp_path: P
 # -- check ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("filled")
 def test_check_shows_settings_with_their_source(tmp_path: Path) -> None:
     """Every setting is shown with its value and where that is from, and what the store says of itself."""
     Path("respan_guard.toml").write_text('time_zone = "Asia/Tokyo"\n')

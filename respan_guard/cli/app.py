@@ -10,8 +10,7 @@ import typer
 
 from respan_guard.cli import customers, export, reports, store
 from respan_guard.cli.output import FAILED, MISUSED, as_day, fail
-from respan_guard.cli.session import JSON, Storage
-from respan_guard.errors import ConfigurationError
+from respan_guard.cli.session import JSON, Storage, told
 
 __all__ = ["app"]
 
@@ -80,9 +79,10 @@ def serve(
             raise
         fail(f"serve needs {error.name}: pip install 'respan-guard[cli]'", MISUSED)
     try:
-        run_serve(storage, host, port)
-    except ConfigurationError as error:
-        fail(str(error), MISUSED)
+        with told():
+            run_serve(storage, host, port)
+    except OSError as error:
+        fail(f"{host}:{port} can't be served: {error.strerror or error}", FAILED)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from datetime import datetime
 from enum import StrEnum
@@ -23,6 +24,7 @@ __all__ = ["app"]
 
 app = typer.Typer(help="Show customers and change their limits.", no_args_is_help=True)
 
+_LONGEST_COUNT = 18
 _PAGE = 500
 _NOBODY = "(nobody)"
 _LIST = ("customer", "name", "rate limit", ">budget", ">total", ">requests", ">cost USD", ">with markup", ">last seen")
@@ -150,7 +152,7 @@ def set_(
         "email": email,
         "metadata": None if metadata is None else _object(metadata),
         "group_identifier": group_identifier,
-        "rate_limit": int(rate_limit) if rate_limit is not None and rate_limit.isdecimal() else rate_limit,
+        "rate_limit": int(rate_limit) if rate_limit is not None and _is_count(rate_limit) else rate_limit,
         "budget_duration": budget_duration,
         "period_budget": period_budget,
         "total_budget": total_budget,
@@ -190,6 +192,8 @@ def delete(
 ) -> None:
     """Erase who a customer was; its sums and records stay, under a random label."""
     if not yes:
+        if sys.stdin is None:
+            fail("there is nobody to ask; --yes erases without asking", MISUSED)
         typer.confirm(f"Erase customer {customer_identifier!r}? There is no way back", abort=True, err=True)
 
     async def work(guard: Guard) -> bool:
@@ -201,6 +205,11 @@ def delete(
         print_json({"customer_identifier": customer_identifier, "deleted": True})
     else:
         say(f"customer {customer_identifier!r} is erased")
+
+
+def _is_count(text: str) -> bool:
+    """Whether it is a number of requests per minute; a number of thousands of digits is none."""
+    return text.isdecimal() and len(text) <= _LONGEST_COUNT
 
 
 def _object(text: str) -> dict[str, Any]:

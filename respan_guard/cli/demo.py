@@ -21,10 +21,13 @@ from typing import Any
 
 import openai
 
+from respan_guard.backends.base import RecordQuery
 from respan_guard.cli.output import FAILED, columns, print_table, say, usd
 from respan_guard.cli.seed import seed
+from respan_guard.cli.session import opened, told
 from respan_guard.clock import SystemClock
 from respan_guard.console import Console
+from respan_guard.errors import InvalidInput
 from respan_guard.guard import Guard
 from respan_guard.settings import mask_url
 from respan_guard.testing.provider import MeteredCall, StandInProvider
@@ -57,7 +60,12 @@ class Visitor:
         """The limits for people."""
         if not self.limits:
             return "none of its own: the default limits"
-        return ", ".join(f"{name}={value}" for name, value in self.limits.items())
+        period = f" {self.limits.get('budget_duration', '')}".rstrip()
+        return ", ".join(
+            f"{name}={value}{period if name == 'period_budget' else ''}"
+            for name, value in self.limits.items()
+            if name != "budget_duration"
+        )
 
 
 def run_demo(*, serve: bool = False, seeded: bool = False) -> int:
@@ -102,9 +110,27 @@ def run_seed(storage: str | None) -> int:
 
 
 def _fill(url: str) -> None:
+    with told():
+        opened(_must_be_empty, url, create=True)
     say("Making 60 days of traffic of 200 customers; this takes half a minute.")
-    say(f"{asyncio.run(seed(url, until=_now() - timedelta(minutes=1))):,} calls are in {mask_url(url)}.")
+    with told():
+        calls = asyncio.run(seed(url, until=_now() - timedelta(minutes=1)))
+    say(f"{calls:,} calls are in {mask_url(url)}.")
     say("")
+
+
+async def _must_be_empty(guard: Guard) -> None:
+    """Refuse a store that somebody uses: its customers' limits would be overwritten.
+
+    Raises:
+        InvalidInput: There is a customer or a record in it.
+    """
+    lane = guard.lane()
+    customers = await lane.call(lambda backend: backend.count_customers())
+    records = await lane.call(lambda backend: backend.entries(RecordQuery(limit=1)))
+    if customers or records:
+        url = guard.settings.sources()["storage"][0]
+        raise InvalidInput(f"{url} is not empty ({customers} customers): --seed fills a store that nobody uses yet")
 
 
 def _now() -> datetime:
@@ -213,7 +239,7 @@ def _visit(visitor: Visitor, base_url: str, settle: Callable[[], object]) -> Non
 def _report(visitors: list[Visitor], guard: Guard, provider: StandInProvider, began: datetime) -> bool:
     """Print how everyone fared, and compare the ledger with the provider's own books, call by call."""
     records = _settled(guard, len(provider.meter.charged), began)
-    table = columns("customer", "limits in its requests", ">answered", ">streamed", ">spent (USD)", "then")
+    table = columns("customer", "~limits in its requests", ">answered", ">streamed", ">spent (USD)", "~then")
     rows = []
     for visitor in visitors:
         spent = sum((r.cost or Decimal(0) for r in records if r.customer_identifier == visitor.identifier), Decimal(0))

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, TextIO
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from respan_guard.backends.base import Backend, RecordQuery, StoredEntry
-from respan_guard.cli.output import FAILED, MISUSED, columns, fail, print_json, print_table, say
-from respan_guard.cli.session import JSON, Storage, with_guard
+from respan_guard.cli.destination import begin_writing, is_special, refuse_store
+from respan_guard.cli.output import MISUSED, columns, fail, print_json, print_table, progress, say
+from respan_guard.cli.session import JSON, Storage, store_file, told, with_guard
 from respan_guard.customer import normalise_identifier
 from respan_guard.dead_letters import DeadLetters
-from respan_guard.errors import InvalidInput
 from respan_guard.exporters.rows import csv_header, csv_lines, json_line
 from respan_guard.markups import markups_of
 from respan_guard.recorder import record_from_entry
+from respan_guard.settings import Settings
 from respan_guard.usage import UsageRecord
 
 if TYPE_CHECKING:
@@ -64,32 +62,29 @@ def export(
         return
     if form not in _WRITERS:
         fail(f"--format must be jsonl or csv, got {form!r}", MISUSED)
-    try:
+    with told():
         query = RecordQuery(
             customer=None if customer is None else normalise_identifier(customer),
             since_ms=_instant(since),
             until_ms=_instant(until),
             limit=_PAGE,
         )
-        out = sys.stdout if output is None else output.open("a", encoding="utf-8", newline="")
-    except OSError as error:
-        fail(f"{output} can't be written: {error.strerror}", FAILED)
-    except InvalidInput as error:
-        fail(str(error), MISUSED)
-    with suppress(KeyboardInterrupt):  # how --follow ends
-        try:
-            count = with_guard(lambda guard: _write(guard, query, form, out, follow=follow), storage)
-        finally:
-            if output is not None:
-                out.close()
         if output is not None:
-            say(f"{count} records written to {output}")
+            refuse_store(output, store_file(Settings.load(storage=storage).storage))
+    try:
+        with begin_writing(output, growing=follow) as begin:
+            count = with_guard(lambda guard: _write(guard, query, form, begin, follow=follow), storage)
+    except KeyboardInterrupt:
+        if follow:  # that is how it ends
+            return
+        raise
+    if output is not None and not is_special(output):  # which may be where this would be said
+        say(f"{count} records written to {output}")
 
 
-async def _write(guard: Guard, query: RecordQuery, form: str, out: TextIO, *, follow: bool) -> int:
+async def _write(guard: Guard, query: RecordQuery, form: str, begin: Callable[[], TextIO], *, follow: bool) -> int:
     newest = await guard.lane().call(lambda backend: backend.entries(RecordQuery(descending=True, limit=1)))
-    if out is not sys.stdout and out.seekable():  # not before storage answers: else the file is as it was
-        out.truncate(0)
+    out = begin()  # not before storage answers: else all is as it was
     count = 0
     if form == "csv":
         out.write(csv_header())
@@ -100,6 +95,7 @@ async def _write(guard: Guard, query: RecordQuery, form: str, out: TextIO, *, fo
             out.flush()
             count += len(batch)
             bar.update(task, completed=batch[-1].sequence)
+    out.flush()
     return count
 
 
@@ -141,7 +137,7 @@ def status(storage: Storage = None, as_json: JSON = False) -> None:
         (row.name, row.behind, f"{row.lag_seconds:.0f}", row.dead_letters, row.leader or "-", row.error or "")
         for row in found
     ]
-    print_table(columns("exporter", ">behind", ">lag s", ">dead letters", "leader", "error"), rows, "no exporters yet")
+    print_table(columns("exporter", ">behind", ">lag s", ">dead letters", "leader", "~error"), rows, "no exporters yet")
 
 
 @app.command()
@@ -186,7 +182,7 @@ def list_letters(name: str, storage: Storage = None, as_json: JSON = False) -> N
             (row["sequence"], f"{row['at']:%Y-%m-%d %H:%M:%S}", row["id"], row["customer_identifier"], row["reason"])
             for row in found
         ]
-        print_table(columns(">sequence", "since (UTC)", "id", "customer", "reason"), rows, "no dead letters")
+        print_table(columns(">sequence", "since (UTC)", "id", "customer", "~reason"), rows, "no dead letters")
 
 
 @letters.command("replay")
@@ -214,12 +210,5 @@ def _instant(moment: datetime | None) -> int | None:
 
 
 def _progress() -> Progress:
-    """A bar on standard error, by place in the log; gone when done, nothing where nobody looks."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
+    """A bar by place in the log."""
+    return progress(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())

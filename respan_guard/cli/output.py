@@ -8,19 +8,33 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import typer
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.measure import Measurement, measure_renderables
+from rich.progress import Progress, ProgressColumn
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["FAILED", "MISUSED", "as_day", "columns", "fail", "plain", "print_json", "print_table", "say", "usd"]
+__all__ = [
+    "FAILED",
+    "MISUSED",
+    "as_day",
+    "columns",
+    "fail",
+    "plain",
+    "print_json",
+    "print_table",
+    "progress",
+    "say",
+    "usd",
+]
 
 FAILED = 1
 MISUSED = 2
-_WIDE = 300  # where nobody's screen sets the width, a row is a line
+_WIDEST = 1_000_000  # what a table is measured in, and how wide it may be where there is no screen
 
 
 def plain(value: object) -> Text:
@@ -49,25 +63,75 @@ def as_day(moment: datetime | None) -> date | None:
 
 
 def columns(*names: str) -> Table:
-    """A table with these columns; those that start with ">" are numbers."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    """A table with these columns; those that start with ">" are numbers, those that start with "~" prose.
+
+    Prose may go on in the next line. What is no prose is never cut nor broken.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in names:
-        number = name.startswith(">")
-        table.add_column(name.lstrip(">"), justify="right" if number else "left", no_wrap=number, overflow="fold")
+        justify: Literal["left", "right"] = "right" if name.startswith(">") else "left"
+        table.add_column(name.lstrip(">~"), justify=justify, no_wrap=not name.startswith("~"), overflow="fold")
     return table
 
 
 def print_table(table: Table, rows: Iterable[Sequence[object]], empty: str) -> None:
-    """Print a table, or a line that says there is nothing to show."""
+    """Print a table, or a line that says there is nothing to show.
+
+    On a screen that is too narrow for it, each row is a block of lines "column: value". Where nobody's screen sets
+    the width, a row is a line however long.
+    """
     for row in rows:
         table.add_row(*(plain(value) for value in row))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _WIDE
-    if table.row_count:
-        console.print(table)
-    else:
+    console = Console(highlight=False, soft_wrap=True)
+    if not table.row_count:
         console.print(plain(empty))
+        return
+    whole = _measured(console, table).maximum
+    if not console.file.isatty():
+        console.width = whole
+    prose = [
+        (_measured(console, column.header, *column.cells), column) for column in table.columns if not column.no_wrap
+    ]
+    spare = console.width - whole + sum(width.maximum - width.minimum for width, _ in prose)
+    if spare < 0:
+        _print_blocks(console, table)
+        return
+    prose.sort(key=lambda item: item[0].maximum - item[0].minimum)
+    for left, (width, column) in zip(range(len(prose), 0, -1), prose, strict=True):
+        more = min(width.maximum - width.minimum, spare // left)
+        column.width = width.minimum + more  # never narrower than its longest word
+        spare -= more
+    console.print(table, soft_wrap=False)
+
+
+def _measured(console: Console, *shown: RenderableType) -> Measurement:
+    """How wide the widest word and the widest line of these are."""
+    return measure_renderables(console, console.options.update(max_width=_WIDEST), shown)
+
+
+def _print_blocks(console: Console, table: Table) -> None:
+    rows = list(zip(*(column.cells for column in table.columns), strict=True))
+    if table.show_footer:
+        rows.append(tuple(column.footer for column in table.columns))
+    names = [column.header for column in table.columns]
+    for row in rows:
+        if len(row) == 2:  # a name and its value as they are
+            console.print(_line(*row))
+            continue
+        for name, value in zip(names, row, strict=True):
+            console.print(_line(name, value))
+        console.print()
+
+
+def _line(name: RenderableType, value: RenderableType) -> Text:
+    parts = [part if isinstance(part, Text) else plain(part) for part in (name, value)]
+    return Text(": ").join(parts)
+
+
+def progress(*shown: ProgressColumn) -> Progress:
+    """A bar on standard error, gone when done; nothing where nobody looks."""
+    console = Console(stderr=True)
+    return Progress(*shown, console=console, transient=True, disable=not console.file.isatty())
 
 
 def say(text: str) -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from datetime import date, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from respan_guard.backends.base import Discrepancy, StoreInfo
-from respan_guard.cli.output import MISUSED, columns, fail, print_json, print_table, say
-from respan_guard.cli.session import actor, opened, with_guard
+from respan_guard.cli.discrepancies import as_row
+from respan_guard.cli.output import MISUSED, columns, fail, print_json, print_table, progress, say
+from respan_guard.cli.session import absent, actor, opened, store_file, with_guard
 from respan_guard.clock import SystemClock
 from respan_guard.decision import as_datetime
-from respan_guard.errors import ConfigurationError, GuardError
+from respan_guard.errors import ConfigurationError, GuardError, StorageUnavailable
 from respan_guard.option_values import LEAST_RETENTION
 from respan_guard.settings import Settings
 from respan_guard.switch import MODES, Switched
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["check", "prune", "switch", "verify"]
 
+_ELSEWHERE: Final = "memory://"
+"""Where all but a store that is not there yet can be looked at."""
+
 
 def check(storage: str | None, *, as_json: bool) -> bool:
     """Show settings and storage; whether both are all right."""
@@ -34,9 +38,15 @@ def check(storage: str | None, *, as_json: bool) -> bool:
     error: str | None = None
     journal: Path | None = None
     refused: str | None = None
+    note: str | None = None
     try:
-        settings = Settings.load(storage=storage).sources()
+        loaded = Settings.load(storage=storage)
+        settings = loaded.sources()
         settings.pop("clock")
+        path = store_file(loaded.storage)
+        if path is not None and absent(path):
+            _can_be_made(path)
+            note = f"there is no store yet at {path}; the app makes it at its first start"
 
         async def ask(guard: Guard) -> StoreInfo:
             nonlocal switched, journal, refused
@@ -53,8 +63,10 @@ def check(storage: str | None, *, as_json: bool) -> bool:
                     refused = f"no usage records can wait in {journal} ({disk.strerror or disk}); set journal_dir"
             return found
 
-        info = opened(ask, storage, create=True)
-        if info.problems:
+        info = opened(ask, storage if note is None else _ELSEWHERE)
+        if note is not None:  # all but the store was looked at
+            info = None
+        elif info.problems:
             error = f"no budget can rest on this storage: {info.problems[0]}"
         error = error or refused
     except GuardError as problem:
@@ -64,6 +76,7 @@ def check(storage: str | None, *, as_json: bool) -> bool:
             {
                 "ok": error is None,
                 "error": error,
+                "note": note,
                 "switch": as_json_switch(switched),
                 "journal": None if journal is None else str(journal),
                 "settings": {name: {"value": value, "source": source} for name, (value, source) in settings.items()},
@@ -81,7 +94,7 @@ def check(storage: str | None, *, as_json: bool) -> bool:
         return error is None
     if settings:
         rows = [(name, "not set" if value is None else value, source) for name, (value, source) in settings.items()]
-        print_table(columns("setting", "value", "source"), rows, "")
+        print_table(columns("setting", "~value", "~source"), rows, "")
     if info is not None:
         facts = {"storage": info.url, "schema": info.schema, "durable": "yes" if info.durable else "no", **info.facts}
         if journal is not None:
@@ -90,9 +103,24 @@ def check(storage: str | None, *, as_json: bool) -> bool:
         for warning in info.warnings:
             say(f"warning: {warning}")
         if switched is not None:
-            say(f"warning: {told(switched)}")
+            say(f"warning: {in_words(switched)}")
+    if note is not None:
+        say(note)
     say("all right" if error is None else f"wrong: {error}")
     return error is None
+
+
+def _can_be_made(path: Path) -> None:
+    """See whether the app can make a store.
+
+    Raises:
+        ConfigurationError: There is no directory for it.
+        StorageUnavailable: The directory takes no new file.
+    """
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"the directory {path.parent} does not exist; create it: mkdir -p {path.parent}")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise StorageUnavailable(f"there is no store yet at {path}, and {path.parent} is read-only for this process")
 
 
 def switch(storage: str | None, mode: str | None, reason: str, *, as_json: bool) -> None:
@@ -110,10 +138,10 @@ def switch(storage: str | None, mode: str | None, reason: str, *, as_json: bool)
     if as_json:
         print_json({"switch": as_json_switch(switched)})
     else:
-        say("every process goes by its own setting" if switched is None else told(switched))
+        say("every process goes by its own setting" if switched is None else in_words(switched))
 
 
-def told(switched: Switched) -> str:
+def in_words(switched: Switched) -> str:
     """Where the kill switch stands, in words."""
     because = f": {switched.reason}" if switched.reason else ""
     by = f" by {switched.actor}" if switched.actor else ""
@@ -136,18 +164,17 @@ def verify(storage: str | None, *, as_json: bool) -> bool:
     """Compare sums with records; whether they agree."""
 
     async def ask(guard: Guard) -> list[Discrepancy]:
-        with progress() as bar:
+        with _progress() as bar:
             bar.add_task("recomputing every sum", total=None)
             return await guard.verify()
 
     found = with_guard(ask, storage)
     if as_json:
-        rows = [{"what": d.what, "where": d.where, "stored": d.stored, "recomputed": d.recomputed} for d in found]
-        print_json({"ok": not found, "discrepancies": rows})
+        print_json({"ok": not found, "discrepancies": [as_row(row) for row in found]})
     else:
         print_table(
             columns("what", "where", ">stored", ">recomputed"),
-            [(d.what, d.where, d.stored, d.recomputed) for d in found],
+            [tuple(as_row(row).values()) for row in found],
             "every sum is what its records add up to",
         )
     return not found
@@ -162,7 +189,7 @@ def prune(storage: str | None, before: date | None, older_than: str | None, *, a
         try:
             settings = Settings.load(storage=storage, **({} if older_than is None else {"retention": older_than}))
         except ConfigurationError as error:
-            fail(str(error).replace("retention", "--older-than" if older_than is not None else "retention"), MISUSED)
+            fail(_of_option(str(error)) if older_than is not None else str(error), MISUSED)
         if settings.retention is None:
             fail("give --before YYYY-MM-DD or --older-than DAYS, or set retention", MISUSED)
         before = today - timedelta(days=settings.retention)
@@ -172,7 +199,7 @@ def prune(storage: str | None, before: date | None, older_than: str | None, *, a
     day = before
 
     async def work(guard: Guard) -> int:
-        with progress() as bar:
+        with _progress() as bar:
             task = bar.add_task(f"deleting records before {day}", total=None)
             return await guard.prune(day, lambda gone: bar.update(task, completed=gone))
 
@@ -183,14 +210,17 @@ def prune(storage: str | None, before: date | None, older_than: str | None, *, a
         say(f"{gone} records booked before {day} deleted; sums stay")
 
 
-def progress() -> Progress:
-    """A bar on standard error, gone when done; nothing where nobody looks."""
-    return Progress(
+def _of_option(problem: str) -> str:
+    """What is wrong with the setting, said of the option that takes its place here."""
+    upper = f"from {LEAST_RETENTION} to 100000 like"
+    return problem.replace("retention", "--older-than").replace(f"from {LEAST_RETENTION} like", upper)
+
+
+def _progress() -> Progress:
+    return progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed:.0f}"),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
     )
