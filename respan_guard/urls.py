@@ -94,8 +94,11 @@ def split_url(url: str, form: str, *, named: str = "") -> SplitResult:
     Raises:
         ConfigurationError: It can't be read; most often, because of a character in the password.
     """
+    # What urlsplit takes out of the middle of a URL without a word, and what can't be sent to a server.
+    if re.search("[\\x00-\\x1f\\x7f\ud800-\udfff]", url):
+        raise ConfigurationError(f"{named}{mask_url(url)} can't be used: it holds control characters or is not UTF-8")
     parts = _parts(url)
-    if parts is None or not _is_whole(parts, url):
+    if parts is None or not _is_whole(parts):
         raise ConfigurationError(f"{named}{mask_url(url)} can't be used: {ENCODED}; it is {form}")
     return parts
 
@@ -134,12 +137,11 @@ def _is_file(parts: SplitResult) -> bool:
     return parts.scheme == "sqlite" or (parts.scheme.endswith("+unix") and ":" not in parts.path)
 
 
-def _is_whole(parts: SplitResult, url: str) -> bool:
+def _is_whole(parts: SplitResult) -> bool:
     hosts = parts.netloc.rpartition("@")[2]
-    if not _are_hosts(hosts) or parts.fragment or "@" in parts.query or ("@" in parts.path and not _is_file(parts)):
+    if not _are_hosts(hosts) or parts.fragment or "@" in parts.query:
         return False
-    # What urlsplit takes out of the middle of a URL without a word, and what can't be sent to a server.
-    return not re.search("[\\x00-\\x1f\\x7f\ud800-\udfff]", url)
+    return "@" not in parts.path or _is_file(parts)
 
 
 def _masked(pairs: list[str]) -> list[str]:

@@ -55,7 +55,7 @@ def check(storage: str | None, *, as_json: bool) -> bool:
             if lane.home is not None and lane.home.rates is not None:
                 await lane.home.rates.check()
             found = await guard.info()
-            if lane.home is not None:
+            if lane.home is not None or note is not None:
                 journal = guard.journal.directory
                 try:
                     guard.journal.check()
