@@ -103,7 +103,7 @@ def test_the_boundary_is_said_once(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "filename", ["a.png", "b\u00e4r.png", 'quo"te.png', "C:\\a\\b.png", "; name=x", "a;b=c.png", "\u4e2d.png"]
+    "filename", ["a.png", "b\u00e4r.png", 'a"quoted".png', "C:\\a\\b.png", "; name=x", "a;b=c.png", "\u4e2d.png"]
 )
 def test_forms_of_real_clients_are_read(filename: str) -> None:
     """Of two HTTP libraries, whatever the file is called."""
