@@ -77,6 +77,7 @@ class Switch:
         self._guard = guard
         self._configured: Mode = guard.settings.mode
         self._announced = False
+        self._switched = 0  # how often, here
         self._looking: set[asyncio.Task[Switched | None]] = set()
         self.stands: Switched | None = None
         self.off = self._configured == "off"
@@ -126,7 +127,7 @@ class Switch:
         """Read the store's word, if it can be had, and go by it."""
         telemetry.look()
         policies, clock = self._guard.policies, self._guard.clock
-        began = clock.monotonic()
+        began, switched = clock.monotonic(), self._switched
         try:
             facts = dict(await lane.call(lambda backend: backend.facts(SPACE), self._guard.storage_timeout))
         except GuardError:
@@ -135,7 +136,8 @@ class Switch:
         policies.heard(began)
         if _OWN_LIMITS in facts:
             self._announced = policies.any_own = True
-        self._obey(_read(facts.get(_MODE)))
+        if switched == self._switched:  # else it was asked before this process switched it, and says what was before
+            self._obey(_read(facts.get(_MODE)))
         return self.stands
 
     async def _again(self, home: Home) -> bool:
@@ -169,6 +171,7 @@ class Switch:
         before = _read(await lane.call(lambda backend: backend.fact(SPACE, _MODE)))
         row = AuditRow(now, "", "switch", actor, _shown(before), _shown(switched))
         await lane.call(lambda backend: backend.set_fact(SPACE, _MODE, text))
+        self._switched += 1
         self._obey(switched)
         await lane.call(lambda backend: backend.add_audit(row))
 

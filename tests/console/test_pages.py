@@ -23,7 +23,7 @@ from respan_guard import Customer, Guard, Usage, UsageRecord
 from respan_guard import console as package
 from respan_guard.backends.base import RefusalRow
 from respan_guard.console import Console, Panel
-from respan_guard.errors import StorageUnavailable
+from respan_guard.errors import InvalidInput, StorageUnavailable
 from respan_guard.exporters import ExportResult
 
 from .support import PASSWORD, SAME, client_of, fill, make_guard, signed_in, token_in
@@ -179,8 +179,10 @@ async def test_no_place_in_a_link_is_trouble_for_storage(tmp_path: Path) -> None
 async def test_no_text_makes_a_page_fail(guard: Guard) -> None:
     """Half of a surrogate pair, wherever one can be put."""
     await guard.record(Usage(model="a\ud800", provider="b\ud800", cost=1, metadata={"\ud800": "\ud800"}), "ann")
-    await guard.put_customer(Customer(customer_identifier="ann"), actor="\ud800")
-    await guard.adjust("ann", Decimal(1), "why \ud800", actor="\ud800")
+    await guard.put_customer(Customer(customer_identifier="ann"))
+    with pytest.raises(InvalidInput, match="reason"):
+        await guard.adjust("ann", Decimal(1), "why \ud800")
+    await guard.adjust("ann", Decimal(1), "why")
     client = client_of(guard, open_to_all=True)
     for path in ("/", "/users", "/user?id=ann", "/logs", "/record?seq=1", "/record?seq=2", "/logs.csv", "/users.json"):
         assert client.get(path).status_code == 200, path

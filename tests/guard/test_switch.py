@@ -385,3 +385,22 @@ async def test_no_change_and_no_read_begins_with_such_a_text(make_guard: MakeGua
                 await doing
         assert await guard.get_customer("c1") is None
         assert [record async for record in guard.records("c1")] == []
+
+
+async def test_a_look_under_way_does_not_take_a_switch_back(make_guard: MakeGuard) -> None:
+    """What it reads was so before this process threw the switch; the next look sees that."""
+    async with make_guard() as guard:
+        lane = guard.lane()
+
+        class Late:
+            """Answers after the switch was thrown, with what was there before."""
+
+            async def call(self, work: Any, *patience: Any) -> Any:
+                found = await lane.call(work, *patience)
+                await guard.switch.set("shadow")
+                return found
+
+        await guard.switch.look(Late())  # type: ignore[arg-type]
+        assert guard.switch.mode == "shadow"
+        await guard.switch.look(lane)
+        assert guard.switch.mode == "shadow"
