@@ -13,10 +13,14 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import AsyncIterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from respan_guard.backends.redis import RedisBackend
 
 URL = os.environ.get("RESPAN_GUARD_TEST_REDIS_URL")
 """A server to use instead of an own one, by tests that don't stop or reconfigure it."""
@@ -270,6 +274,17 @@ def shared_server(path: str | None = None) -> RedisServer:
 def shared_url() -> str:
     """The URL that tests run on which need nothing but a namespace."""
     return URL or shared_server().url
+
+
+@contextlib.asynccontextmanager
+async def opened(url: str, **options: Any) -> AsyncIterator[RedisBackend]:
+    """A store that is open inside the block."""
+    backend = RedisBackend(url, **options)
+    await backend.open()
+    try:
+        yield backend
+    finally:
+        await backend.close()
 
 
 def _told(port: int, *words: str) -> bytes:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 
@@ -18,19 +17,8 @@ from respan_guard.backends.redis import RedisBackend
 from respan_guard.backends.redis.recent import Recent
 from respan_guard.errors import StorageReadOnly, StorageUnavailable
 from respan_guard.testing.contract_support import DAY, NOW, record, recorded, total
-from tests.backends.redis_server import Cluster, RedisServer, free_port
+from tests.backends.redis_server import Cluster, RedisServer, free_port, opened
 from tests.faulty_proxy import FaultyProxy
-
-
-@asynccontextmanager
-async def opened(url: str) -> AsyncIterator[RedisBackend]:
-    """A store that is open inside the block."""
-    backend = RedisBackend(url)
-    await backend.open()
-    try:
-        yield backend
-    finally:
-        await backend.close()
 
 
 @pytest.fixture

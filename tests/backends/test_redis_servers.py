@@ -9,8 +9,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +32,9 @@ from respan_guard.errors import (
 )
 from respan_guard.testing.contract_support import DAY, NOW, admit, budget, one, record, recorded, total
 from tests.backends import redis_server
-from tests.backends.redis_server import RedisServer
+from tests.backends.redis_server import RedisServer, opened
 
 SAFE = ("appendonly yes", "appendfsync always")
-
-
-@asynccontextmanager
-async def opened(url: str, **options: Any) -> AsyncIterator[RedisBackend]:
-    """A store that is open inside the block."""
-    backend = RedisBackend(url, **options)
-    await backend.open()
-    try:
-        yield backend
-    finally:
-        await backend.close()
 
 
 @pytest.fixture
